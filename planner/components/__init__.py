@@ -1,0 +1,36 @@
+"""The building blocks of a layer. A component is registered by being in one of these unions."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from planner.components.attention import Attention
+from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor
+from planner.components.latent_attention import LatentAttention
+from planner.components.mamba1 import Mamba1
+from planner.components.mamba2 import Mamba2
+from planner.components.mlp import MLP
+from planner.components.moe import MoE
+from planner.components.norms import LayerNorm, Norm, RMSNorm
+
+SequenceMixer = Annotated[Attention | LatentAttention | Mamba1 | Mamba2, Field(discriminator="kind")]
+ChannelMixer = Annotated[MLP | MoE, Field(discriminator="kind")]
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "CacheEntry",
+    "ChannelMixer",
+    "Component",
+    "LatentAttention",
+    "LayerNorm",
+    "Mamba1",
+    "Mamba2",
+    "MoE",
+    "Norm",
+    "Operation",
+    "RMSNorm",
+    "SavedTensor",
+    "SequenceMixer",
+    "Tensor",
+]

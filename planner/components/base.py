@@ -1,0 +1,127 @@
+"""What a building block must answer, and the small records it answers with.
+
+A component is a frozen pydantic model. Its integer fields may be replaced by arrays or symbols with
+``model_construct`` (see :mod:`planner.symbolic`), so every formula here must be free of branches on their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
+
+from planner.quantities import Quantity, product
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a model."""
+
+    name: str
+    shape: tuple[Quantity, ...]
+    component: str
+    """What it is counted under: ``attention``, ``mlp``, ``norm`` …"""
+    active_share: tuple[Quantity, Quantity] = (1, 1)
+    """Fraction of the tensor that one token touches, as numerator and denominator (experts: chosen, all)."""
+    dtype_class: str = "weight"
+    """``weight`` follows the precision of the model; ``float32`` is kept in full precision by convention."""
+
+    @property
+    def count(self) -> Quantity:
+        """Number of elements."""
+        return product(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Matrix multiplications of the forward pass under one name."""
+
+    name: str
+    component: str
+    flops: Quantity
+    """As executed and counted by PyTorch's FlopCounterMode: masks save nothing, padding to chunks is paid."""
+    needed_flops: Quantity
+    """Without what a causal or windowed mask makes unnecessary."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """One tensor kept per layer and sequence between generated tokens."""
+
+    name: str
+    shape: tuple[Quantity, ...]
+    grows: bool
+    """Whether it grows with the context (KV) or stays (state, convolution)."""
+
+    @property
+    def elements(self) -> Quantity:
+        """Number of elements for one sequence."""
+        return product(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTensor:
+    """What the forward pass keeps for the backward pass under autograd."""
+
+    name: str
+    elements: Quantity
+    dtype_class: str = "compute"
+    """``compute`` (the autocast type), ``float32``, ``int64`` or ``bool``."""
+
+
+class Component(BaseModel):
+    """A building block of a layer: its fields, its checks and its arithmetic.
+
+    ``hidden_size`` is the width of the residual stream, ``sequence_length`` and ``batch_size`` count tokens and
+    sequences; tensors are counted in elements, operations in FLOPs (a multiply-add is two).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    component: ClassVar[str] = ""
+    """The name that parameters, FLOPs and colours go under."""
+    symbols: ClassVar[dict[str, str]] = {}
+    """Short names of fields in formulas, where the field has one by custom."""
+
+    def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
+        """The parameters, with names relative to the component."""
+        raise NotImplementedError
+
+    def buffers(self, hidden_size: Quantity) -> Iterator[Tensor]:
+        """Persistent buffers: in the state dict, but no parameters."""
+        return iter(())
+
+    def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
+        """The matrix multiplications of one forward pass."""
+        raise NotImplementedError
+
+    def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
+        """What is kept for one sequence of ``context_length`` tokens while generating."""
+        return iter(())
+
+
+def linear(
+    name: str, component: str, outputs: Quantity, inputs: Quantity, bias: bool = False, **extra: Any
+) -> Iterator[Tensor]:
+    """The tensors of a dense projection, ``weight`` (outputs, inputs) and ``bias`` (outputs)."""
+    yield Tensor(f"{name}.weight", (outputs, inputs), component, **extra)
+    if bias:
+        yield Tensor(f"{name}.bias", (outputs,), component, **extra)
+
+
+def projection(name: str, component: str, tokens: Quantity, inputs: Quantity, outputs: Quantity) -> Operation:
+    """A dense projection of ``tokens`` rows: two FLOPs a weight and a token, all of it needed."""
+    flops = 2 * tokens * inputs * outputs
+    return Operation(name, component, flops, flops)
+
+
+def refuse(field: str, message: str, remedy: str, code: str) -> NoReturn:
+    """Raise a validation error that stands at ``field`` of the component being checked."""
+    raise PydanticCustomError(
+        code,
+        "{message}",
+        {"message": message, "field": field, "remedy": remedy},
+    )

@@ -1,0 +1,91 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1): keys and values from a narrow latent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from planner.components.attention import attended_pairs
+from planner.components.base import CacheEntry, Component, Operation, Tensor, linear, projection, refuse
+from planner.quantities import Quantity
+
+
+class LatentAttention(Component):
+    """Causal self-attention whose cache holds one latent and one rotated key a token, shared by all heads."""
+
+    component: ClassVar[str] = "latent_attention"
+    symbols: ClassVar[dict[str, str]] = {
+        "num_attention_heads": "n_q",
+        "q_lora_rank": "c_q",
+        "kv_lora_rank": "c_kv",
+        "qk_nope_head_dim": "d_nope",
+        "qk_rope_head_dim": "d_rope",
+        "v_head_dim": "d_v",
+    }
+
+    kind: Literal["latent_attention"] = "latent_attention"
+    num_attention_heads: int = Field(gt=0)
+    q_lora_rank: int | None = Field(default=None, gt=0)
+    """Width of the query latent; absent: queries come straight from the hidden state."""
+    kv_lora_rank: int = Field(gt=0)
+    qk_nope_head_dim: int = Field(gt=0)
+    qk_rope_head_dim: int = Field(gt=0)
+    v_head_dim: int = Field(gt=0)
+    attention_bias: bool = False
+    """Biases on the latent and output projections, as DeepSeek's configuration has them."""
+    rope_theta: float | None = Field(default=None, gt=0)
+    softmax_scale: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.qk_rope_head_dim % 2:
+            refuse(
+                "qk_rope_head_dim",
+                f"{self.qk_rope_head_dim} channels cannot be rotated in pairs.",
+                "Choose an even number.",
+                "odd_rotation",
+            )
+        return self
+
+    def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
+        heads = self.num_attention_heads
+        query_width = heads * (self.qk_nope_head_dim + self.qk_rope_head_dim)
+        if self.q_lora_rank is None:
+            yield from linear("q_proj", self.component, query_width, hidden_size)
+        else:
+            yield from linear("q_a_proj", self.component, self.q_lora_rank, hidden_size, self.attention_bias)
+            yield Tensor("q_a_norm.weight", (self.q_lora_rank,), self.component)
+            yield from linear("q_b_proj", self.component, query_width, self.q_lora_rank)
+        latent = self.kv_lora_rank + self.qk_rope_head_dim
+        yield from linear("kv_a_proj", self.component, latent, hidden_size, self.attention_bias)
+        yield Tensor("kv_a_norm.weight", (self.kv_lora_rank,), self.component)
+        yield from linear(
+            "kv_b_proj", self.component, heads * (self.qk_nope_head_dim + self.v_head_dim), self.kv_lora_rank
+        )
+        yield from linear("o_proj", self.component, hidden_size, heads * self.v_head_dim, self.attention_bias)
+
+    def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
+        tokens = batch_size * sequence_length
+        heads = self.num_attention_heads
+        key_width = self.qk_nope_head_dim + self.qk_rope_head_dim
+        if self.q_lora_rank is None:
+            yield projection("query projection", self.component, tokens, hidden_size, heads * key_width)
+        else:
+            yield projection("query latent", self.component, tokens, hidden_size, self.q_lora_rank)
+            yield projection("query expansion", self.component, tokens, self.q_lora_rank, heads * key_width)
+        latent = self.kv_lora_rank + self.qk_rope_head_dim
+        yield projection("key-value latent", self.component, tokens, hidden_size, latent)
+        expanded = heads * (self.qk_nope_head_dim + self.v_head_dim)
+        yield projection("key-value expansion", self.component, tokens, self.kv_lora_rank, expanded)
+        pairs = attended_pairs(sequence_length, None, None)
+        square = sequence_length * sequence_length
+        for name, width in (("scores", key_width), ("weighted values", self.v_head_dim)):
+            factor = 2 * batch_size * heads * width
+            yield Operation(name, self.component, factor * square, factor * pairs)
+        yield projection("output projection", self.component, tokens, heads * self.v_head_dim, hidden_size)
+
+    def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
+        yield CacheEntry("key-value latent", (context_length, self.kv_lora_rank), grows=True)
+        yield CacheEntry("rotated key", (context_length, self.qk_rope_head_dim), grows=True)

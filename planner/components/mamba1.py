@@ -1,0 +1,65 @@
+"""Mamba-1, a selective state space model (Gu & Dao 2023, arXiv:2312.00752, algorithm 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from planner.components.base import CacheEntry, Component, Operation, Tensor, linear, projection
+from planner.quantities import Quantity
+
+
+class Mamba1(Component):
+    """Gated selective scan; ``intermediate_size`` channels with ``state_size`` states each."""
+
+    component: ClassVar[str] = "mamba1"
+    symbols: ClassVar[dict[str, str]] = {
+        "intermediate_size": "e",
+        "state_size": "s",
+        "conv_kernel": "k",
+        "time_step_rank": "r_dt",
+        "chunk_size": "q",
+    }
+
+    kind: Literal["mamba1"] = "mamba1"
+    intermediate_size: int = Field(gt=0)
+    state_size: int = Field(gt=0)
+    conv_kernel: int = Field(default=4, gt=0)
+    time_step_rank: int = Field(gt=0)
+    use_bias: bool = False
+    use_conv_bias: bool = True
+    parameter_norms: bool = False
+    """RMSNorm of the time step and of B and C, as Jamba has it."""
+    chunk_size: int = Field(default=32, gt=0)
+    """Positions that the scan advances together; no effect on the result."""
+
+    def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
+        inner, state, rank = self.intermediate_size, self.state_size, self.time_step_rank
+        yield from linear("in_proj", self.component, 2 * inner, hidden_size, self.use_bias)
+        yield Tensor("conv1d.weight", (inner, 1, self.conv_kernel), self.component)
+        if self.use_conv_bias:
+            yield Tensor("conv1d.bias", (inner,), self.component)
+        yield from linear("x_proj", self.component, rank + 2 * state, inner)
+        yield from linear("dt_proj", self.component, inner, rank, True)
+        yield Tensor("A_log", (inner, state), self.component, dtype_class="float32")
+        yield Tensor("D", (inner,), self.component, dtype_class="float32")
+        if self.parameter_norms:
+            yield Tensor("dt_norm.weight", (rank,), self.component)
+            yield Tensor("b_norm.weight", (state,), self.component)
+            yield Tensor("c_norm.weight", (state,), self.component)
+        yield from linear("out_proj", self.component, hidden_size, inner, self.use_bias)
+
+    def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
+        tokens = batch_size * sequence_length
+        inner, state, rank = self.intermediate_size, self.state_size, self.time_step_rank
+        # The scan and the convolution are elementwise: FlopCounterMode counts matrix multiplications alone.
+        yield projection("input projection", self.component, tokens, hidden_size, 2 * inner)
+        yield projection("parameter projection", self.component, tokens, inner, rank + 2 * state)
+        yield projection("time step projection", self.component, tokens, rank, inner)
+        yield projection("output projection", self.component, tokens, inner, hidden_size)
+
+    def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
+        yield CacheEntry("convolution", (self.intermediate_size, self.conv_kernel), grows=False)
+        yield CacheEntry("state", (self.intermediate_size, self.state_size), grows=False)

@@ -1,0 +1,92 @@
+"""Mamba-2, the state space dual (Dao & Gu 2024, arXiv:2405.21060, sections 6 and 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from planner.components.base import CacheEntry, Component, Operation, Tensor, linear, projection, refuse
+from planner.quantities import Quantity, ceiling_divide
+
+
+class Mamba2(Component):
+    """Heads with a scalar decay each, computed in chunks by matrix multiplications."""
+
+    component: ClassVar[str] = "mamba2"
+    symbols: ClassVar[dict[str, str]] = {
+        "num_heads": "n",
+        "head_dim": "p",
+        "state_size": "s",
+        "n_groups": "g",
+        "conv_kernel": "k",
+        "chunk_size": "q",
+    }
+
+    kind: Literal["mamba2"] = "mamba2"
+    num_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    state_size: int = Field(gt=0)
+    n_groups: int = Field(default=1, gt=0)
+    """Groups of heads that share B and C."""
+    conv_kernel: int = Field(default=4, gt=0)
+    chunk_size: int = Field(default=256, gt=0)
+    """Positions in a chunk: inside it the work is quadratic, across chunks linear."""
+    use_bias: bool = False
+    use_conv_bias: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_heads % self.n_groups:
+            refuse(
+                "n_groups",
+                f"{self.num_heads} heads cannot be split into {self.n_groups} groups evenly.",
+                f"Choose a divisor of {self.num_heads}.",
+                "groups_not_divisible",
+            )
+        return self
+
+    @property
+    def intermediate_size(self) -> Quantity:
+        """Channels of all heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def convolution_channels(self) -> Quantity:
+        """Channels that pass through the short convolution: the inputs, B and C."""
+        return self.intermediate_size + 2 * self.n_groups * self.state_size
+
+    def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
+        inner, channels = self.intermediate_size, self.convolution_channels
+        yield from linear("in_proj", self.component, inner + channels + self.num_heads, hidden_size, self.use_bias)
+        yield Tensor("conv1d.weight", (channels, 1, self.conv_kernel), self.component)
+        if self.use_conv_bias:
+            yield Tensor("conv1d.bias", (channels,), self.component)
+        yield Tensor("dt_bias", (self.num_heads,), self.component, dtype_class="float32")
+        yield Tensor("A_log", (self.num_heads,), self.component, dtype_class="float32")
+        yield Tensor("D", (self.num_heads,), self.component, dtype_class="float32")
+        yield Tensor("norm.weight", (inner,), self.component)
+        yield from linear("out_proj", self.component, hidden_size, inner, self.use_bias)
+
+    def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
+        tokens = batch_size * sequence_length
+        inner, state, chunk = self.intermediate_size, self.state_size, self.chunk_size
+        yield projection(
+            "input projection", self.component, tokens, hidden_size, inner + self.convolution_channels + self.num_heads
+        )
+        # Padded to whole chunks, which the matrix multiplications pay for.
+        padded = batch_size * ceiling_divide(sequence_length, chunk) * chunk
+        for name, width, heads in (
+            ("scores in the chunk", state, self.n_groups),
+            ("weighted inputs", self.head_dim, self.num_heads),
+        ):
+            flops = 2 * padded * chunk * width * heads
+            yield Operation(name, self.component, flops, padded * (chunk + 1) * width * heads)
+        yield projection("chunk states", self.component, padded, state, inner)
+        yield projection("outputs from states", self.component, padded, state, inner)
+        yield projection("output projection", self.component, tokens, inner, hidden_size)
+
+    def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
+        yield CacheEntry("convolution", (self.convolution_channels, self.conv_kernel), grows=False)
+        yield CacheEntry("state", (self.num_heads, self.head_dim, self.state_size), grows=False)

@@ -1,0 +1,124 @@
+"""Mixture of experts: a router sends each token to a few of many MLPs, beside shared experts that see all tokens.
+
+Routing by softmax: Shazeer et al. 2017, arXiv:1701.06538; Mixtral, arXiv:2401.04088. Fine-grained and shared experts:
+DeepSeekMoE, arXiv:2401.06066. Sigmoid scores with a bias that balances the load: DeepSeek-V3, arXiv:2412.19437.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from planner.components.base import Component, Operation, Tensor, linear, projection, refuse
+from planner.components.mlp import Activation
+from planner.quantities import Quantity
+
+
+class MoE(Component):
+    """Routed experts (dropless, top-k), with an optional shared expert."""
+
+    component: ClassVar[str] = "moe"
+    symbols: ClassVar[dict[str, str]] = {
+        "num_experts": "E",
+        "num_experts_per_tok": "k",
+        "intermediate_size": "f",
+        "shared_intermediate_size": "f_s",
+    }
+
+    kind: Literal["moe"] = "moe"
+    num_experts: int = Field(gt=0)
+    num_experts_per_tok: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    """Width of one routed expert."""
+    shared_intermediate_size: int | None = Field(default=None, gt=0)
+    """Width of all shared experts together; absent: none."""
+    shared_expert_gate: bool = False
+    """Whether the shared expert's output is scaled by a learned sigmoid, as in Qwen2-MoE."""
+    gated: bool = True
+    activation: Activation = "silu"
+    router_scores: Literal["softmax", "sigmoid"] = "softmax"
+    normalize_weights: bool = True
+    """Whether the chosen experts' weights are made to sum to one."""
+    routed_scaling_factor: float = Field(default=1.0, gt=0)
+    num_expert_groups: int = Field(default=1, gt=0)
+    """Experts are first chosen by group (DeepSeek-V3); 1: no groups."""
+    groups_per_tok: int = Field(default=1, gt=0)
+    score_correction_bias: bool = False
+    """A persistent buffer that steers the choice of experts, but is no parameter."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_experts_per_tok > self.num_experts:
+            refuse(
+                "num_experts_per_tok",
+                f"A token cannot go to {self.num_experts_per_tok} of {self.num_experts} experts.",
+                f"Choose at most {self.num_experts}.",
+                "too_many_experts_per_token",
+            )
+        if self.num_experts % self.num_expert_groups:
+            refuse(
+                "num_expert_groups",
+                f"{self.num_experts} experts cannot be split into {self.num_expert_groups} groups evenly.",
+                f"Choose a divisor of {self.num_experts}.",
+                "groups_not_divisible",
+            )
+        if self.groups_per_tok > self.num_expert_groups:
+            refuse(
+                "groups_per_tok",
+                f"A token cannot choose {self.groups_per_tok} of {self.num_expert_groups} groups.",
+                f"Choose at most {self.num_expert_groups}.",
+                "too_many_groups_per_token",
+            )
+        choosable = self.groups_per_tok * (self.num_experts // self.num_expert_groups)
+        if self.num_experts_per_tok > choosable:
+            refuse(
+                "num_experts_per_tok",
+                f"The chosen groups hold only {choosable} experts, fewer than {self.num_experts_per_tok}.",
+                f"Choose at most {choosable}, or raise groups_per_tok.",
+                "too_many_experts_per_token",
+            )
+        if self.shared_expert_gate and self.shared_intermediate_size is None:
+            refuse(
+                "shared_expert_gate",
+                "There is no shared expert to gate.",
+                "Set shared_intermediate_size, or turn the gate off.",
+                "no_shared_expert",
+            )
+        return self
+
+    def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
+        experts, width = self.num_experts, self.intermediate_size
+        share = (self.num_experts_per_tok, experts)
+        yield Tensor("router.weight", (experts, hidden_size), self.component)
+        name, rows = ("experts.gate_up_proj", 2 * width) if self.gated else ("experts.up_proj", width)
+        yield Tensor(name, (experts, rows, hidden_size), self.component, share)
+        yield Tensor("experts.down_proj", (experts, hidden_size, width), self.component, share)
+        if self.shared_intermediate_size is not None:
+            shared = self.shared_intermediate_size
+            if self.gated:
+                yield from linear("shared_expert.gate_proj", self.component, shared, hidden_size)
+            yield from linear("shared_expert.up_proj", self.component, shared, hidden_size)
+            yield from linear("shared_expert.down_proj", self.component, hidden_size, shared)
+        if self.shared_expert_gate:
+            yield from linear("shared_expert_gate", self.component, 1, hidden_size)
+
+    def buffers(self, hidden_size: Quantity) -> Iterator[Tensor]:
+        if self.score_correction_bias:
+            yield Tensor("router.score_correction_bias", (self.num_experts,), self.component, dtype_class="float32")
+
+    def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
+        tokens = batch_size * sequence_length
+        yield projection("router", self.component, tokens, hidden_size, self.num_experts)
+        rows = tokens * self.num_experts_per_tok
+        widen = 2 * self.intermediate_size if self.gated else self.intermediate_size
+        yield projection("experts up", self.component, rows, hidden_size, widen)
+        yield projection("experts down", self.component, rows, self.intermediate_size, hidden_size)
+        if self.shared_intermediate_size is not None:
+            shared = self.shared_intermediate_size
+            widen = 2 * shared if self.gated else shared
+            yield projection("shared expert up", self.component, tokens, hidden_size, widen)
+            yield projection("shared expert down", self.component, tokens, shared, hidden_size)
+        if self.shared_expert_gate:
+            yield projection("shared expert gate", self.component, tokens, hidden_size, 1)

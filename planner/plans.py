@@ -1,0 +1,124 @@
+"""How an architecture is run: the plans that estimates and jobs take, checked before anything is computed or queued."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from planner.errors import UnsupportedPlan
+from planner.spec import problems_of
+
+
+class Plan(BaseModel):
+    """Fields are validated; one that does not exist is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+PlanType = TypeVar("PlanType", bound=Plan)
+
+
+def parse_plan(plan_class: type[PlanType], data: dict[str, Any]) -> PlanType:
+    """A plan from plain data; ``UnsupportedPlan`` names each field that is wrong, and the remedy."""
+    try:
+        return plan_class.model_validate(data)
+    except ValidationError as error:
+        raise UnsupportedPlan(problems_of(error)) from error
+
+
+class TrainingPlan(Plan):
+    """One way of training. What is not modelled yet is refused by name when an estimate is asked for."""
+
+    micro_batch_size: int = Field(default=1, gt=0)
+    global_batch_size: int | None = Field(default=None, gt=0)
+    """Sequences an optimizer step; absent: one micro batch a data-parallel rank."""
+    sequence_length: int = Field(default=2048, gt=0)
+    precision: Literal["fp32", "bf16_autocast", "bf16_mixed", "bf16", "fp8"] = "bf16_mixed"
+    gradient_dtype: Literal["bf16", "fp32"] = "bf16"
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor", "lion", "muon", "sgd"] = "adamw"
+    zero_stage: int = Field(default=0, ge=0, le=3)
+    fsdp_reshard: bool = True
+    data_parallel: int = Field(default=1, gt=0)
+    tensor_parallel: int = Field(default=1, gt=0)
+    sequence_parallel: bool = False
+    pipeline_parallel: int = Field(default=1, gt=0)
+    pipeline_schedule: Literal["1f1b", "interleaved", "zero_bubble"] = "1f1b"
+    virtual_stages: int = Field(default=1, gt=0)
+    expert_parallel: int = Field(default=1, gt=0)
+    context_parallel: int = Field(default=1, gt=0)
+    recompute: Literal["none", "selective", "full"] = "none"
+    attention: Literal["eager", "fused"] = "fused"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    chunked_loss: bool = False
+    offload: Literal["none", "optimizer", "optimizer_and_parameters"] = "none"
+    hardware: str | None = None
+
+
+class ServingPlan(Plan):
+    """One way of serving."""
+
+    weight_format: str = "bf16"
+    cache_dtype: str = "bf16"
+    context_length: int = Field(default=4096, gt=0)
+    batch_size: int = Field(default=1, gt=0)
+    tensor_parallel: int = Field(default=1, gt=0)
+    expert_parallel: int = Field(default=1, gt=0)
+    attention_data_parallel: int = Field(default=1, gt=0)
+    offload_layers: int = Field(default=0, ge=0)
+    speculative: str | None = None
+    hardware: str | None = None
+
+
+class VerifyPlan(Plan):
+    """Which predictions a verification measures, and at what shape."""
+
+    batch_size: int = Field(default=1, gt=0, le=256)
+    sequence_length: int = Field(default=128, gt=0, le=131_072)
+    context_length: int = Field(default=128, gt=0, le=131_072)
+    """Tokens in the cache when its tensors are weighed."""
+    precision: Literal["fp32", "bf16_autocast"] = "bf16_autocast"
+
+
+class PrototypePlan(Plan):
+    """A small model of the same structure, trained on real text."""
+
+    parameter_budget: int = Field(default=2_000_000, ge=50_000, le=2_000_000_000)
+    """Parameters that the scaled-down model may have, embeddings included."""
+    steps: int = Field(default=300, gt=0, le=1_000_000)
+    batch_size: int = Field(default=8, gt=0, le=4096)
+    sequence_length: int = Field(default=256, gt=7, le=131_072)
+    learning_rate: float | None = Field(default=None, gt=0, le=1)
+    """Peak rate; absent: by the rule for the model's width."""
+    warmup_steps: int = Field(default=20, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    seed: int = Field(default=0, ge=0)
+    data: str = "python-stdlib"
+    """``python-stdlib``: the standard library's own sources as bytes; else the path of a text file or a folder."""
+    evaluate_every: int = Field(default=50, gt=0)
+    checkpoint_every: int = Field(default=50, gt=0)
+    sample_tokens: int = Field(default=160, ge=0, le=4096)
+
+
+class BenchmarkPlan(Plan):
+    """Timing of prefill, decoding and a training step on the worker's device."""
+
+    batch_size: int = Field(default=1, gt=0, le=4096)
+    sequence_length: int = Field(default=128, gt=0, le=1_048_576)
+    decode_tokens: int = Field(default=16, gt=0, le=4096)
+    phases: tuple[Literal["prefill", "decode", "training"], ...] = ("prefill", "decode", "training")
+    parameter_budget: int | None = Field(default=2_000_000, ge=50_000)
+    """The spec is scaled down to this first; absent: benchmarked as it is."""
+    warmups: int = Field(default=20, ge=20, le=10_000)
+    max_repetitions: int = Field(default=200, ge=10, le=100_000)
+    relative_interval: float = Field(default=0.02, gt=0, lt=1)
+    """Repetitions go on until the 95% interval of the median is this narrow, or ``max_repetitions`` is reached."""
+    precision: Literal["fp32", "bf16_autocast"] = "fp32"
+    kernels: Literal["auto", "reference", "eager", "triton"] = "auto"
+
+
+class KernelsPlan(Plan):
+    """Compilation of the kernels for the given compute capabilities."""
+
+    architectures: tuple[Literal[80, 90, 100], ...] = (80, 90, 100)

@@ -1,0 +1,114 @@
+"""What formulas are made of: arithmetic that reads numbers, arrays and symbols alike.
+
+Every formula of the planner is written once, on the fields of a component. The fields may hold
+
+* **numbers** (``int`` or ``float``): the sizing of one specification, exact integers throughout;
+* **NumPy arrays** (``float64``): many candidates in one pass;
+* **SymPy expressions**: the formula that is shown to the reader.
+
+Plain ``+ - *`` work on all three. What does not (minimum, maximum, division that rounds) is here. Formulas branch on
+structure (which component, a flag, an absent field), never on the value of a numeric field: a symbol has no truth
+value, so such a branch fails at once when the symbolic reading is taken.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Quantity = Any
+"""An ``int``, a ``float``, a ``float64`` array or a SymPy expression."""
+
+
+def _kind(*values: Quantity) -> str:
+    """Which of the three readings the values ask for: ``number``, ``array`` or ``symbol``."""
+    reading = "number"
+    for value in values:
+        if isinstance(value, (int, float)):
+            continue
+        if isinstance(value, np.ndarray):
+            if value.dtype != np.float64:
+                # int64 wraps around silently at 9.2e18, which 6ND of a large training run exceeds.
+                raise TypeError(f"arrays in formulas must be float64, not {value.dtype}: integer arrays overflow")
+            reading = "array"
+        elif isinstance(value, np.generic):
+            reading = "array"
+        else:
+            return "symbol"
+    return reading
+
+
+def smallest(first: Quantity, second: Quantity) -> Quantity:
+    """The lesser of two quantities."""
+    match _kind(first, second):
+        case "number":
+            return min(first, second)
+        case "array":
+            return np.minimum(first, second)
+    import sympy
+
+    return sympy.Min(first, second)
+
+
+def largest(first: Quantity, second: Quantity) -> Quantity:
+    """The greater of two quantities."""
+    match _kind(first, second):
+        case "number":
+            return max(first, second)
+        case "array":
+            return np.maximum(first, second)
+    import sympy
+
+    return sympy.Max(first, second)
+
+
+def floor_divide(dividend: Quantity, divisor: Quantity) -> Quantity:
+    """Quotient rounded down."""
+    match _kind(dividend, divisor):
+        case "number":
+            return dividend // divisor
+        case "array":
+            return np.floor(dividend / divisor)
+    import sympy
+
+    return sympy.floor(dividend / sympy.sympify(divisor))
+
+
+def ceiling_divide(dividend: Quantity, divisor: Quantity) -> Quantity:
+    """Quotient rounded up: how many chunks of ``divisor`` hold ``dividend``."""
+    match _kind(dividend, divisor):
+        case "number":
+            return -(-dividend // divisor)
+        case "array":
+            return np.ceil(dividend / divisor)
+    import sympy
+
+    return sympy.ceiling(dividend / sympy.sympify(divisor))
+
+
+def rounded_up(quantity: Quantity, multiple: Quantity) -> Quantity:
+    """The least multiple of ``multiple`` that holds ``quantity``."""
+    return ceiling_divide(quantity, multiple) * multiple
+
+
+def exact_divide(dividend: Quantity, divisor: Quantity) -> Quantity:
+    """A quotient known to have no remainder, kept an integer in the number reading."""
+    if _kind(dividend, divisor) == "number":
+        quotient = dividend // divisor
+        if quotient * divisor != dividend:
+            raise ArithmeticError(f"{dividend} is not divisible by {divisor}")
+        return quotient
+    if _kind(dividend, divisor) == "array":
+        return dividend / divisor
+    import sympy
+
+    return dividend / sympy.sympify(divisor)
+
+
+def product(values: tuple[Quantity, ...]) -> Quantity:
+    """Product of a shape: the number of elements of a tensor."""
+    result: Quantity = 1
+    for value in values:
+        result = result * value
+    return result

@@ -1,0 +1,130 @@
+"""Parameters: every tensor of a model, and their totals.
+
+The totals are sums over the distinct layers times their repeats, so a deep model costs no more than a shallow one;
+the full list of tensors is made when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from planner.components.base import Tensor
+from planner.quantities import Quantity, exact_divide
+from planner.spec import ArchitectureSpec, Layer, LearnedPositions
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """Elements of parameters. A tied matrix is counted once."""
+
+    total: int
+    active: int
+    """What one token touches: of the routed experts the chosen ones, of everything else all. The embedding is
+    included whole, as its rows are the head's where they are tied; without it see ``active_without_embedding``."""
+    active_without_embedding: int
+    """The same without the token and position embeddings that are only looked up (a tied matrix stays: the head
+    multiplies by it)."""
+    by_component: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a specification consists of."""
+
+    spec: ArchitectureSpec
+    parameters: ParameterCounts
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every parameter, in the order in which the model applies them."""
+        return tuple(model_tensors(self.spec))
+
+    @cached_property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """Every persistent buffer: saved with the model, but no parameter."""
+        return tuple(
+            replace(buffer, name=f"layers.{index}.channel_mixer.{buffer.name}")
+            for index, layer in self.spec.iterate_layers()
+            if layer.channel_mixer is not None
+            for buffer in layer.channel_mixer.buffers(self.spec.hidden_size)
+        )
+
+
+def outer_tensors(spec: ArchitectureSpec) -> Iterator[Tensor]:
+    """The tensors outside the layers."""
+    yield Tensor("embed_tokens.weight", (spec.vocab_size, spec.hidden_size), "token_embedding")
+    if isinstance(spec.positions, LearnedPositions):
+        yield Tensor("embed_positions.weight", (spec.positions.num_positions, spec.hidden_size), "position_embedding")
+    if spec.final_norm:
+        for tensor in spec.norm.tensors(spec.hidden_size):
+            yield replace(tensor, name=f"final_norm.{tensor.name}")
+    if not spec.tie_word_embeddings:
+        yield Tensor("lm_head.weight", (spec.vocab_size, spec.hidden_size), "lm_head")
+    if spec.lm_head_bias:
+        yield Tensor("lm_head.bias", (spec.vocab_size,), "lm_head")
+
+
+def layer_tensors(spec: ArchitectureSpec, layer: Layer) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one layer, each with the name of the part of the layer that holds it."""
+    norm_names = layer.norm_names
+    for stem, mixer in (("sequence", layer.sequence_mixer), ("channel", layer.channel_mixer)):
+        if mixer is None:
+            continue
+        before, after = f"{stem}_norm", f"{stem}_post_norm"
+        if before in norm_names:
+            for tensor in spec.norm.tensors(spec.hidden_size):
+                yield before, tensor
+        for tensor in mixer.tensors(spec.hidden_size):
+            yield f"{stem}_mixer", tensor
+        if after in norm_names:
+            for tensor in spec.norm.tensors(spec.hidden_size):
+                yield after, tensor
+
+
+def model_tensors(spec: ArchitectureSpec) -> Iterator[Tensor]:
+    """Every parameter with its full name, such as ``layers.3.sequence_mixer.q_proj.weight``."""
+    outer = list(outer_tensors(spec))
+    leading = [tensor for tensor in outer if tensor.name.startswith("embed_")]
+    yield from leading
+    for index, layer in spec.iterate_layers():
+        for part, tensor in layer_tensors(spec, layer):
+            yield replace(tensor, name=f"layers.{index}.{part}.{tensor.name}")
+    yield from (tensor for tensor in outer if tensor not in leading)
+
+
+def active_count(tensor: Tensor) -> Quantity:
+    """Elements of a tensor that one token touches."""
+    chosen, available = tensor.active_share
+    return exact_divide(tensor.count * chosen, available)
+
+
+def count_parameters(spec: ArchitectureSpec) -> ParameterCounts:
+    """Totals of all parameters; works on all three readings of the specification's fields."""
+    by_component: dict[str, Quantity] = {}
+    active: Quantity = 0
+    looked_up: Quantity = 0
+    for tensor in outer_tensors(spec):
+        count = tensor.count
+        by_component[tensor.component] = by_component.get(tensor.component, 0) + count
+        active = active + count
+        if tensor.component == "position_embedding" or (
+            tensor.component == "token_embedding" and not spec.tie_word_embeddings
+        ):
+            looked_up = looked_up + count
+    for group in spec.layer_groups:
+        for layer in group.layers:
+            for _, tensor in layer_tensors(spec, layer):
+                count = tensor.count * group.repeats
+                by_component[tensor.component] = by_component.get(tensor.component, 0) + count
+                active = active + (count if tensor.active_share == (1, 1) else active_count(tensor) * group.repeats)
+    total: Quantity = 0
+    for count in by_component.values():
+        total = total + count
+    return ParameterCounts(total, active, active - looked_up, by_component)
+
+
+def size(spec: ArchitectureSpec) -> Size:
+    """Parameters of a specification, exact to the last element."""
+    return Size(spec, count_parameters(spec))

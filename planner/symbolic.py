@@ -1,0 +1,78 @@
+"""The same specification with other values in its numeric fields: SymPy symbols, or arrays of candidates.
+
+Only structure stays: which components, which flags, which optional fields are present. ``model_construct`` makes the
+models without validation, so the formulas of the components run unchanged on what is put into the fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel
+
+from planner.quantities import Quantity
+from planner.spec import ArchitectureSpec
+
+SPEC_SYMBOLS = {"vocab_size": "V", "hidden_size": "h", "num_positions": "P", "repeats": "L"}
+"""Short names of the fields outside the components."""
+
+Substitution = Callable[[str, str, int], Quantity]
+"""From a field's path, its symbol and its value to what is put in its place."""
+
+
+def substitute(part: Any, change: Substitution, path: str = "", suffix: str = "") -> Any:
+    """``part`` with every integer field replaced by what ``change(path, symbol, value)`` gives."""
+    if isinstance(part, BaseModel):
+        symbols = {**SPEC_SYMBOLS, **getattr(type(part), "symbols", {})}
+        values = {}
+        for name in type(part).model_fields:
+            value = getattr(part, name)
+            where = f"{path}.{name}" if path else name
+            if isinstance(value, int) and not isinstance(value, bool):
+                values[name] = change(where, symbols.get(name, name) + suffix, value)
+            else:
+                values[name] = substitute(value, change, where, suffix)
+        return type(part).model_construct(**values)
+    if isinstance(part, tuple):
+        several = len(part) > 1
+        return tuple(
+            substitute(item, change, f"{path}[{index}]", f"{suffix}_{index}" if several else suffix)
+            for index, item in enumerate(part)
+        )
+    return part
+
+
+def symbolic(part: Any) -> tuple[Any, dict[Any, int]]:
+    """``part`` with a positive integer symbol in each numeric field, and the value that each symbol stands for.
+
+    Symbols of list entries carry their index where a list has several (``f_1`` in the second group).
+    """
+    import sympy
+
+    values: dict[Any, int] = {}
+
+    def change(path: str, symbol: str, value: int) -> Any:
+        made = sympy.Symbol(symbol, integer=True, positive=True)
+        if values.get(made, value) != value:
+            raise ValueError(f"the symbol {symbol} stands for both {values[made]} and {value}")
+        values[made] = value
+        return made
+
+    return substitute(part, change), values
+
+
+def candidates(spec: ArchitectureSpec, fields: dict[str, Any]) -> ArchitectureSpec:
+    """``spec`` with ``float64`` arrays in the fields that ``fields`` names by path; all arrays of one shape."""
+    unused = set(fields)
+
+    def change(path: str, symbol: str, value: int) -> Quantity:
+        if path in fields:
+            unused.discard(path)
+            return fields[path]
+        return value
+
+    changed: ArchitectureSpec = substitute(spec, change)
+    if unused:
+        raise ValueError(f"no such numeric fields: {', '.join(sorted(unused))}")
+    return changed
