@@ -1,0 +1,28 @@
+"""The dashboard: ``streamlit run app.py``. It lists the pages that exist; what each shows stands in ``pages/``."""
+
+import pathlib
+
+import streamlit as st
+
+from pages.widgets import chrome
+
+PAGES = {
+    "": [("home", "Home", "")],
+    "Design": [("studio", "Studio", "studio")],
+    "Prove": [("jobs", "Jobs", "jobs"), ("benchmarks", "Benchmarks", "benchmarks"), ("kernels", "Kernels", "kernels")],
+    "Decide": [("compare", "Compare", "compare"), ("decisions", "Decisions", "decisions")],
+}
+
+st.set_page_config(page_title="Plumbline", page_icon="assets/theme-bob.svg", layout="wide")
+folder = pathlib.Path(__file__).parent / "pages"
+navigation = {
+    group: [
+        st.Page(folder / f"{name}.py", title=title, url_path=path, default=name == "home")
+        for name, title, path in entries
+        if (folder / f"{name}.py").exists()
+    ]
+    for group, entries in PAGES.items()
+}
+page = st.navigation({group: entries for group, entries in navigation.items() if entries}, expanded=True)
+chrome.dress()
+page.run()

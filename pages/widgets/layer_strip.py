@@ -1,0 +1,103 @@
+"""The strip of layers: the sequence mixer above, the channel mixer below, depth from left to right.
+
+The live strip selects by drag (or arrow keys, with shift to extend) and paints what is selected::
+
+    layer_strip.show(spec, selected=range(28, 32), paints=[Paint("window", "window", "window")], key="strip",
+                     on_select=lambda span: ..., on_paint=lambda name: ...)
+
+The static one is an image for lists and comparisons: ``chrome.html(layer_strip.static(spec))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pages.widgets import chrome, theme
+from pages.widgets.component import BrowserComponent
+from planner import ArchitectureSpec, Layer
+
+
+@dataclass(frozen=True, slots=True)
+class Paint:
+    """A kind of mixer that a selection can be painted with."""
+
+    name: str
+    """What ``on_paint`` gets."""
+    label: str
+    token: str
+
+
+_component = BrowserComponent("layer_strip")
+
+
+def cells(spec: ArchitectureSpec) -> list[dict[str, str | None]]:
+    """The colour tokens and the words of every layer."""
+    known: dict[int, dict[str, str | None]] = {}
+    drawn = []
+    for _, layer in spec.iterate_layers():
+        if id(layer) not in known:
+            known[id(layer)] = _cell(layer)
+        drawn.append(known[id(layer)])
+    return drawn
+
+
+def _cell(layer: Layer) -> dict[str, str | None]:
+    upper, lower = layer.sequence_mixer, layer.channel_mixer
+    words = " and ".join(describe(mixer) for mixer in (upper, lower) if mixer is not None)
+    return {
+        "upper": theme.mixer_token(upper) if upper is not None else None,
+        "lower": theme.mixer_token(lower) if lower is not None else None,
+        "words": words,
+    }
+
+
+def describe(mixer: Any) -> str:
+    """A mixer in a few words: ``attention, window 4,096``."""
+    words = kind_label(mixer.kind)
+    window = getattr(mixer, "sliding_window", None)
+    if window is not None:
+        words += f", window {window:,}"
+    return words
+
+
+def kind_label(kind: str) -> str:
+    """A component's kind for people: ``mlp`` as ``MLP``, ``latent_attention`` as ``Latent attention``."""
+    special = {"mlp": "MLP", "moe": "Mixture of experts", "mamba1": "Mamba-1", "mamba2": "Mamba-2"}
+    special |= {"rms_norm": "RMSNorm", "layer_norm": "LayerNorm"}
+    return special.get(kind, kind.replace("_", " ").capitalize())
+
+
+def show(
+    spec: ArchitectureSpec,
+    *,
+    selected: Collection[int],
+    paints: Sequence[Paint],
+    key: str,
+    on_select: Callable[[list[int]], None],
+    on_paint: Callable[[str], None],
+) -> None:
+    """The live strip; ``on_select`` gets ``[first, last]``, ``on_paint`` the name of a paint."""
+    data = {"cells": cells(spec), "selected": sorted(selected), "paints": [asdict(paint) for paint in paints]}
+    _component.mount(data, key, {"select": on_select, "paint": on_paint})
+
+
+def static(spec: ArchitectureSpec, height: int = 42, label: str = "") -> str:
+    """HTML of the strip as a picture; at most 256 layers are told apart, deeper stacks are drawn to scale."""
+    drawn = cells(spec)
+    width = 1000 / len(drawn)
+    gap = min(2.0, width / 5)
+    boxes = []
+    for index, cell in enumerate(drawn):
+        for token, top, tall in ((cell["upper"], 0, 64), (cell["lower"], 70, 30)):
+            if token is not None:
+                boxes.append(
+                    f'<rect x="{index * width:.2f}" y="{top}" width="{width - gap:.2f}" height="{tall}" '
+                    f'fill="var(--{token})"></rect>'
+                )
+    words = chrome.escape(label or f"{spec.name}: {len(drawn)} layers")
+    return (
+        f'<svg class="pl-strip" role="img" aria-label="{words}" viewBox="0 0 1000 100" preserveAspectRatio="none" '
+        f'width="100%" height="{height}">{"".join(boxes)}</svg>'
+    )
