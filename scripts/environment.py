@@ -1,4 +1,4 @@
-"""The virtual environment in `.venv`: made once, brought up to date when a requirements file changes, repaired when half made.
+"""The virtual environment in `.venv`: made once, renewed when a requirements file changes, repaired when half made.
 
     python3 -m scripts.environment requirements.txt
 
@@ -118,7 +118,7 @@ class Environment:
             raise _failure("make the virtual environment", outcome.stdout + outcome.stderr, self.directory)
 
     def _pip(self, *arguments: str) -> None:
-        """Run pip: its progress goes to the terminal, its complaints are kept for the one line that says what is wrong."""
+        """Run pip: its progress goes to the terminal, its complaints are kept for the one line on what is wrong."""
         command = [str(self.python), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
@@ -135,7 +135,7 @@ def _failure(what: str, output: str, directory: pathlib.Path) -> SetupError:
     if "No space left on device" in output or "Errno 28" in output:
         places = f"{directory}, pip's cache or {os.environ.get('TMPDIR', '/tmp')}"
         return SetupError(
-            f"The disk became full while installing ({places}): the installation needs {NEEDED_FREE_BYTES / 1e9:.0f} GB "
+            f"The disk became full while installing ({places}): this needs {NEEDED_FREE_BYTES / 1e9:.0f} GB "
             f"({CUDA_FREE_BYTES / 1e9:.0f} GB where pip takes torch's CUDA build). Free some and run the command again."
         )
     lines = [line.strip() for line in output.splitlines() if line.strip()]

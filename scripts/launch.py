@@ -1,4 +1,4 @@
-"""Start the application: environment, database, worker and dashboard, and end both when one ends or the person stops them.
+"""Start the application: environment, database, worker and dashboard; end both when one ends or the person says so.
 
     python3 -m scripts.launch
 

@@ -1,4 +1,4 @@
-"""The programs outside Python that the tests drive: Chromium, PostgreSQL's server and the fonts that pages are drawn with.
+"""The programs outside Python that the tests drive: Chromium, PostgreSQL's server, and fonts for the pages.
 
     python3 -m scripts.system_packages
 

@@ -19,7 +19,7 @@ from db.sessions import Database
 
 
 def content_hash(spec: Mapping[str, Any]) -> str:
-    """SHA-256, in hex, of the spec as JSON with sorted keys and without its ``name``: what it is, not what it is called.
+    """SHA-256, in hex, of the spec as JSON with sorted keys, without its ``name``: what it is, not how it is called.
 
     Raises ``InvalidRecord`` for what JSON cannot say.
     """

@@ -288,7 +288,7 @@ class Jobs:
         row = _for_change(session, job_id)
         if row.attempt != attempt or row.state != JobState.RUNNING:
             raise StaleAttempt(
-                f"attempt {attempt} at job {job_id} does not have it any more: it is {row.state} in attempt {row.attempt}"
+                f"attempt {attempt} at job {job_id} does not have it any more: it is {row.state}, attempt {row.attempt}"
             )
         return row
 

@@ -1,0 +1,114 @@
+"""The command line of the runners.
+
+python -m runners worker
+python -m runners run KIND --spec SPEC [--set KEY=VALUE] [--json]
+python -m runners kernels report|bench [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from db.engine import open_store
+from db.errors import StoreError
+from db.records import JobState
+from planner.errors import PlannerError, UnsupportedPlan
+from planner.plans import Plan, parse_plan
+from runners import events
+from runners.engines.local import run_local
+from runners.jobs.registry import JOBS, job_kind
+
+
+def parse_settings(plan_class: type[Plan], pairs: Sequence[str]) -> Plan:
+    """A plan from ``KEY=VALUE`` pairs, whose values are read as YAML."""
+    data: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator:
+            raise UnsupportedPlan.of(f"--set takes KEY=VALUE, not {pair!r}.", path=pair, code="not_a_setting")
+        try:
+            data[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UnsupportedPlan.of(f"{text!r} is no value.", path=key, code="not_a_value") from error
+    return parse_plan(plan_class, data)
+
+
+def show(event: events.Event) -> None:
+    """An event as a line for people, on standard error."""
+    match event:
+        case events.Progress():
+            left = "" if event.seconds_left is None else f", about {event.seconds_left:.0f} s left"
+            print(
+                f"  {event.done:,} of {event.total:,} {event.unit} {event.message}{left}", file=sys.stderr, flush=True
+            )
+        case events.Log() if event.level != "debug":
+            print(f"  {event.message}", file=sys.stderr, flush=True)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run one job here and now."""
+    import planner
+
+    kind = job_kind(arguments.kind)
+    spec = planner.load(arguments.spec)
+    plan = parse_settings(kind.load_plan(), arguments.set)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    with open_store() as store:
+        job = run_local(store, arguments.kind, spec, plan, arguments.name, show, stop)
+        if job.state is JobState.QUEUED:  # stopped: nobody else is meant to go on with it
+            job = store.jobs.request_cancel(job.id)
+        results = store.results.list(job_id=job.id)
+    if job.state is not JobState.SUCCEEDED:
+        print(f"{arguments.kind}: {job.state}{f': {job.error}' if job.error else ''}", file=sys.stderr)
+        return 130 if job.state is JobState.CANCELLED else 1
+    for result in results:
+        data = {"job": job.id, "result": result.id, "kind": result.kind, "values": dict(result.values)}
+        if arguments.json:
+            print(json.dumps({**data, "environment": dict(result.environment)}))
+        else:
+            print(yaml.safe_dump(json.loads(json.dumps(data)), sort_keys=False, allow_unicode=True))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 2 and one line on standard error for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m runners", description="Run jobs, or a worker that takes them.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("worker", help="take jobs from the queue until stopped")
+    one = commands.add_parser("run", help="run one job here and now")
+    one.add_argument("kind", help=", ".join(JOBS))
+    one.add_argument("--spec", required=True, help="a preset, a YAML or JSON specification, or a config.json")
+    one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a field of the job's plan")
+    one.add_argument("--name", help="the job's name")
+    one.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    kernels = commands.add_parser("kernels", help="the Triton kernels: compiled for GPUs, or timed on one")
+    kernels.add_argument("action", choices=("report", "bench"))
+    kernels.add_argument("rest", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.command == "worker":
+            from runners.engines.worker import main as work
+
+            return work()
+        if arguments.command == "kernels":
+            status: int = importlib.import_module(f"runners.kernels.{arguments.action}").main(arguments.rest)
+            return status
+        return run(arguments)
+    except (PlannerError, StoreError) as error:
+        print(str(error), file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
