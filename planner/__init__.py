@@ -6,6 +6,7 @@ Everything here is exact or says what it is; what cannot be sized is refused wit
 from planner.cache import cache_bytes
 from planner.compute import Flops, flops
 from planner.errors import InvalidSpec, PlannerError, Problem, UnsupportedArchitecture, UnsupportedPlan
+from planner.hardware import Device, MachineProfile, hardware, hardware_catalogue
 from planner.plans import (
     BenchmarkPlan,
     KernelsPlan,
@@ -15,29 +16,44 @@ from planner.plans import (
     VerifyPlan,
     parse_plan,
 )
+from planner.scaling import Budget, training_budget
+from planner.serving import Fit, InferenceEstimate, estimate_inference, fits
 from planner.sizing import Size, size
 from planner.spec import ArchitectureSpec, Layer, LayerGroup, parse_spec
+from planner.training import TrainingEstimate, estimate_training
 
 __all__ = [
     "ArchitectureSpec",
     "BenchmarkPlan",
+    "Budget",
+    "Device",
+    "Fit",
     "Flops",
+    "InferenceEstimate",
     "InvalidSpec",
     "KernelsPlan",
     "Layer",
     "LayerGroup",
+    "MachineProfile",
     "PlannerError",
     "Problem",
     "PrototypePlan",
     "ServingPlan",
     "Size",
+    "TrainingEstimate",
     "TrainingPlan",
     "UnsupportedArchitecture",
     "UnsupportedPlan",
     "VerifyPlan",
     "cache_bytes",
+    "estimate_inference",
+    "estimate_training",
+    "fits",
     "flops",
+    "hardware",
+    "hardware_catalogue",
     "parse_plan",
     "parse_spec",
     "size",
+    "training_budget",
 ]

@@ -1,0 +1,214 @@
+"""Devices: what their makers promise, what is left of the memory in use, and what was measured on this machine.
+
+The catalogue is ``assets/hardware.yaml``. "Fits" is said of usable memory, which is what the driver reports (or what
+the system lets a process have), not of the number on the box. Peak rates are dense: makers' figures with structured
+sparsity are halved. What is not published is absent, and nothing is filled in.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import functools
+import os
+import pathlib
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from planner.errors import UnsupportedPlan
+from planner.paths import ASSETS, data_directory
+from planner.spec import problems_of
+
+GIB = 2**30
+MIB = 2**20
+
+DeviceKind = Literal["gpu", "unified", "cpu", "tpu"]
+"""``unified``: a processor and a GPU that share their memory."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Device(_Record):
+    """One device. Memory in bytes, rates in bytes or FLOPs a second, prices in US dollars an hour."""
+
+    id: str
+    name: str
+    vendor: str
+    kind: DeviceKind
+    memory_bytes: int = Field(gt=0)
+    """The number on the box, read as GiB, as the devices' own drivers do."""
+    usable_memory_bytes: int = Field(gt=0)
+    usable_reason: str
+    usable_source: str = ""
+    memory_bandwidth_bytes_per_second: float | None = Field(default=None, gt=0)
+    peak_flops: dict[str, float] = {}
+    """Dense peak by type: ``fp32 tf32 bf16 fp16 fp8 int8 fp4``."""
+    power_watts: int | None = None
+    price_per_hour_usd: float | None = None
+    price_source: str = ""
+    source: str
+    as_of: datetime.date
+    status: Literal["catalogue", "measured", "modelled"] = "catalogue"
+    """``measured``: from this machine's profile; ``modelled``: only the system's total memory is known."""
+
+
+class _Row(_Record):
+    """A row of the catalogue in the units in which makers and drivers write."""
+
+    name: str
+    vendor: str
+    kind: DeviceKind = "gpu"
+    memory_gib: int
+    usable_mib: int
+    usable_reason: str
+    usable_source: str = ""
+    bandwidth_gb_per_second: float | None = None
+    peak_tflops: dict[Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4"], float] = {}
+    power_watts: int | None = None
+    price_per_hour_usd: float | None = None
+    price_source: str = ""
+    source: str
+    as_of: datetime.date
+
+    def device(self, identifier: str) -> Device:
+        bandwidth = self.bandwidth_gb_per_second
+        return Device(
+            id=identifier,
+            name=self.name,
+            vendor=self.vendor,
+            kind=self.kind,
+            memory_bytes=self.memory_gib * GIB,
+            usable_memory_bytes=self.usable_mib * MIB,
+            usable_reason=self.usable_reason,
+            usable_source=self.usable_source,
+            memory_bandwidth_bytes_per_second=None if bandwidth is None else bandwidth * 1e9,
+            peak_flops={dtype: rate * 1e12 for dtype, rate in self.peak_tflops.items()},
+            power_watts=self.power_watts,
+            price_per_hour_usd=self.price_per_hour_usd,
+            price_source=self.price_source,
+            source=self.source,
+            as_of=self.as_of,
+        )
+
+
+class MachineProfile(_Record):
+    """What was measured on one machine; the worker writes it as JSON to :func:`profile_path`."""
+
+    device_name: str
+    kind: DeviceKind = "cpu"
+    memory_bytes: int = Field(gt=0)
+    """All memory of the device."""
+    usable_memory_bytes: int = Field(gt=0)
+    """What a job may fill: free memory when measured, or what the system allows."""
+    matmul_flops_per_second: dict[str, float] = {}
+    """Measured rate of a large matrix multiplication by type: ``fp32``, ``bf16`` …"""
+    memory_bandwidth_bytes_per_second: float | None = Field(default=None, gt=0)
+    threads: int = Field(default=1, gt=0)
+    versions: dict[str, str] = {}
+    measured_at: datetime.datetime
+
+    def device(self) -> Device:
+        """The machine as a device of the catalogue's form, with measured rates in place of promised ones."""
+        return Device(
+            id="here",
+            name=f"This machine ({self.device_name})",
+            vendor="",
+            kind=self.kind,
+            memory_bytes=self.memory_bytes,
+            usable_memory_bytes=self.usable_memory_bytes,
+            usable_reason="free when the machine was measured",
+            memory_bandwidth_bytes_per_second=self.memory_bandwidth_bytes_per_second,
+            peak_flops=dict(self.matmul_flops_per_second),
+            source="measured on this machine",
+            as_of=self.measured_at.date(),
+            status="measured",
+        )
+
+
+def profile_path() -> pathlib.Path:
+    """The file that holds this machine's profile."""
+    return data_directory() / "profile.json"
+
+
+def machine_profile(path: pathlib.Path | None = None) -> MachineProfile | None:
+    """This machine's profile, or ``None`` where it has not been measured yet.
+
+    Raises
+    ------
+    UnsupportedPlan
+        where the file is there but cannot be read as a profile.
+    """
+    file = path or profile_path()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        return MachineProfile.model_validate_json(text)
+    except ValidationError as error:
+        first = problems_of(error)[0]
+        raise UnsupportedPlan.of(
+            f"The profile of this machine cannot be read: {first}",
+            path="hardware",
+            remedy=f"Delete {file} and measure the machine again.",
+            code="unreadable_profile",
+        ) from error
+
+
+@functools.cache
+def _catalogue() -> dict[str, Device]:
+    rows = yaml.safe_load((ASSETS / "hardware.yaml").read_text(encoding="utf-8"))
+    return {identifier: _Row.model_validate(row).device(identifier) for identifier, row in rows.items()}
+
+
+def hardware_catalogue() -> tuple[Device, ...]:
+    """All devices of the catalogue, by usable memory."""
+    return tuple(sorted(_catalogue().values(), key=lambda device: (device.usable_memory_bytes, device.id)))
+
+
+def hardware(name: str) -> Device:
+    """A device by its id; ``here`` is this machine.
+
+    Unmeasured, ``here`` has the system's total memory alone and ``status`` ``modelled``: no rates are guessed.
+    """
+    if name == "here":
+        profile = machine_profile()
+        return profile.device() if profile is not None else _unmeasured()
+    devices = _catalogue()
+    if name in devices:
+        return devices[name]
+    near = difflib.get_close_matches(name.lower(), devices, n=3, cutoff=0.4)
+    raise UnsupportedPlan.of(
+        f"No device {name!r} is in the catalogue.",
+        path="hardware",
+        remedy=f"Choose {' or '.join(near)}." if near else f"Choose one of {', '.join(sorted(devices))} or here.",
+        code="unknown_hardware",
+    )
+
+
+def _unmeasured() -> Device:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError) as error:
+        raise UnsupportedPlan.of(
+            "This machine has not been measured, and its system does not tell how much memory it has.",
+            path="hardware",
+            remedy="Start a worker: it measures the machine. Or choose a device of the catalogue.",
+            code="machine_not_measured",
+        ) from error
+    return Device(
+        id="here",
+        name="This machine (not measured yet)",
+        vendor="",
+        kind="cpu",
+        memory_bytes=total,
+        usable_memory_bytes=total,
+        usable_reason="all of the system's memory: what else runs here is not known before a worker measures it",
+        source="os.sysconf",
+        as_of=datetime.datetime.now(datetime.UTC).date(),
+        status="modelled",
+    )
