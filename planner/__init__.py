@@ -5,6 +5,8 @@ Everything here is exact or says what it is; what cannot be sized is refused wit
 
 from planner.cache import cache_bytes
 from planner.compute import Flops, flops
+from planner.diff import SpecDiff, diff
+from planner.dispatch import JobEstimate, estimate_job
 from planner.errors import InvalidSpec, PlannerError, Problem, UnsupportedArchitecture, UnsupportedPlan
 from planner.hardware import Device, MachineProfile, hardware, hardware_catalogue
 from planner.plans import (
@@ -16,6 +18,7 @@ from planner.plans import (
     VerifyPlan,
     parse_plan,
 )
+from planner.prototype import ScaledSpec, scale_down
 from planner.scaling import Budget, training_budget
 from planner.serving import Fit, InferenceEstimate, estimate_inference, fits
 from planner.sizing import Size, size
@@ -31,6 +34,7 @@ __all__ = [
     "Flops",
     "InferenceEstimate",
     "InvalidSpec",
+    "JobEstimate",
     "KernelsPlan",
     "Layer",
     "LayerGroup",
@@ -38,15 +42,19 @@ __all__ = [
     "PlannerError",
     "Problem",
     "PrototypePlan",
+    "ScaledSpec",
     "ServingPlan",
     "Size",
+    "SpecDiff",
     "TrainingEstimate",
     "TrainingPlan",
     "UnsupportedArchitecture",
     "UnsupportedPlan",
     "VerifyPlan",
     "cache_bytes",
+    "diff",
     "estimate_inference",
+    "estimate_job",
     "estimate_training",
     "fits",
     "flops",
@@ -54,6 +62,7 @@ __all__ = [
     "hardware_catalogue",
     "parse_plan",
     "parse_spec",
+    "scale_down",
     "size",
     "training_budget",
 ]

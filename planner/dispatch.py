@@ -1,0 +1,155 @@
+"""What a job will take before it is sent: time, disk and memory, and what the estimate rests on.
+
+The time is the job's FLOPs over the machine's measured rate of matrix multiplication, at a share that small models
+reach of it. Where the machine has not been measured, a nominal rate stands in and the estimate says so. All of it is
+``approximated``: an order of magnitude, to choose between waiting and coming back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from planner.compute import flops
+from planner.errors import UnsupportedPlan
+from planner.hardware import MachineProfile
+from planner.plans import BenchmarkPlan, KernelsPlan, Plan, PrototypePlan, TrainingPlan, VerifyPlan
+from planner.prototype import scale_down
+from planner.sizing import size
+from planner.spec import ArchitectureSpec
+from planner.training import estimate_training
+from planner.units import count_text
+
+NOMINAL_FLOPS_PER_SECOND = 5e10
+"""Stands in for an unmeasured machine: two cores of a server processor in fp32."""
+SMALL_MODEL_SHARE = 0.3
+"""Share of the rate of a large matrix multiplication that a small model's step reaches: much of it is elementwise."""
+START_SECONDS = 8.0
+"""Starting a process, loading PyTorch and building the model."""
+STEP_SECONDS = 0.01
+"""What a step takes beside its matrix multiplications, however small the model: launching a few hundred operations."""
+MODELLED_BYTES_PER_PARAMETER = 16
+"""fp32 weights, gradients and two moments, where the activations of a component are not modelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobEstimate:
+    """What a job will take."""
+
+    seconds: float
+    disk_bytes: int
+    memory_bytes: int
+    basis: str
+    """What the estimate rests on, in a sentence or two."""
+    status: Literal["approximated"] = "approximated"
+
+
+def estimate_job(kind: str, spec: ArchitectureSpec, plan: Plan, profile: MachineProfile | None = None) -> JobEstimate:
+    """Time, disk and memory of a job of ``kind`` (``verify prototype benchmark kernels``).
+
+    Raises
+    ------
+    UnsupportedPlan
+        where the kind is not known, the plan is of another kind, or the budget is too small for the structure.
+    """
+    match kind, plan:
+        case "prototype", PrototypePlan():
+            return _prototype(spec, plan, profile)
+        case "benchmark", BenchmarkPlan():
+            return _benchmark(spec, plan, profile)
+        case "verify", VerifyPlan():
+            return _verify(spec, plan)
+        case "kernels", KernelsPlan():
+            return _kernels(plan)
+    raise UnsupportedPlan.of(
+        f"No estimate for a job of kind {kind!r} with a {type(plan).__name__}.",
+        path="kind",
+        remedy="Choose verify, prototype, benchmark or kernels, with its own plan.",
+        code="unknown_job",
+    )
+
+
+def _rate(profile: MachineProfile | None, dtype: str) -> tuple[float, str]:
+    """FLOPs a second that a small model is assumed to reach, and where the figure comes from."""
+    measured = profile.matmul_flops_per_second.get(dtype) if profile is not None else None
+    if measured is None or profile is None:
+        return NOMINAL_FLOPS_PER_SECOND * SMALL_MODEL_SHARE, (
+            f"this machine has not been measured in {dtype}: a nominal {count_text(NOMINAL_FLOPS_PER_SECOND)} FLOP/s "
+            "stands in"
+        )
+    return measured * SMALL_MODEL_SHARE, (
+        f"{SMALL_MODEL_SHARE:.0%} of the {count_text(measured)} FLOP/s in {dtype} measured on "
+        f"{profile.measured_at.date().isoformat()}"
+    )
+
+
+def _training_bytes(spec: ArchitectureSpec, plan: TrainingPlan) -> int:
+    try:
+        return int(estimate_training(spec, plan).memory.total_bytes)
+    except UnsupportedPlan:
+        return MODELLED_BYTES_PER_PARAMETER * size(spec).parameters.total
+
+
+def _prototype(spec: ArchitectureSpec, plan: PrototypePlan, profile: MachineProfile | None) -> JobEstimate:
+    scaled = scale_down(spec, plan.parameter_budget, sequence_length=plan.sequence_length)
+    step = flops(scaled.spec, plan.sequence_length, plan.batch_size, training=True).total
+    rate, source = _rate(profile, "fp32")
+    seconds = START_SECONDS + plan.steps * (step / rate + STEP_SECONDS)
+    training = TrainingPlan(
+        micro_batch_size=plan.batch_size, sequence_length=plan.sequence_length, precision="fp32", gradient_dtype="fp32"
+    )
+    # Weights and both moments in fp32; the old checkpoint goes when the new one is whole.
+    disk = 2 * 12 * scaled.parameters
+    return JobEstimate(
+        seconds,
+        disk,
+        _training_bytes(scaled.spec, training),
+        f"{count_text(scaled.parameters)} parameters, {plan.steps:,} steps of {count_text(step)} FLOPs; {source}",
+    )
+
+
+def _benchmark(spec: ArchitectureSpec, plan: BenchmarkPlan, profile: MachineProfile | None) -> JobEstimate:
+    measured = spec
+    if plan.parameter_budget is not None:
+        measured = scale_down(spec, plan.parameter_budget, sequence_length=plan.sequence_length).spec
+    forward = flops(measured, plan.sequence_length, plan.batch_size).total
+    one_token = flops(measured, 1, plan.batch_size).total
+    dtype = "bf16" if plan.precision == "bf16_autocast" else "fp32"
+    rate, source = _rate(profile, dtype)
+    work = {"prefill": forward, "decode": plan.decode_tokens * one_token, "training": 3 * forward}
+    launches = {"prefill": 1, "decode": plan.decode_tokens, "training": 3}
+    # Repetitions end when the interval is narrow enough; the bound is what is certain.
+    repetitions = plan.warmups + plan.max_repetitions
+    seconds = START_SECONDS + repetitions * sum(
+        work[phase] / rate + launches[phase] * STEP_SECONDS for phase in plan.phases
+    )
+    precision: Literal["fp32", "bf16_autocast"] = plan.precision
+    training = TrainingPlan(micro_batch_size=plan.batch_size, sequence_length=plan.sequence_length, precision=precision)
+    return JobEstimate(
+        seconds,
+        0,
+        _training_bytes(measured, training),
+        f"at most {repetitions:,} repetitions of {', '.join(plan.phases)} of "
+        f"{count_text(size(measured).parameters.total)} parameters; {source}",
+    )
+
+
+def _verify(spec: ArchitectureSpec, plan: VerifyPlan) -> JobEstimate:
+    # Counting and weighing run on tensors without data: the time is that of tracing each layer a few times.
+    seconds = START_SECONDS + 0.25 * spec.num_layers
+    return JobEstimate(
+        seconds,
+        0,
+        2 * 2**30,
+        f"{spec.num_layers:,} layers traced on tensors without data, about a quarter of a second each",
+    )
+
+
+def _kernels(plan: KernelsPlan) -> JobEstimate:
+    seconds = START_SECONDS + 15.0 * len(plan.architectures)
+    return JobEstimate(
+        seconds,
+        50_000_000,
+        2 * 2**30,
+        f"compiling for {len(plan.architectures)} architectures, some 15 seconds each",
+    )
