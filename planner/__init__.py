@@ -8,6 +8,7 @@ from planner.compute import Flops, flops
 from planner.diff import SpecDiff, diff
 from planner.dispatch import JobEstimate, estimate_job
 from planner.errors import InvalidSpec, PlannerError, Problem, UnsupportedArchitecture, UnsupportedPlan
+from planner.explain import Term, explain, explain_block
 from planner.hardware import Device, MachineProfile, hardware, hardware_catalogue
 from planner.plans import (
     BenchmarkPlan,
@@ -46,6 +47,7 @@ __all__ = [
     "ServingPlan",
     "Size",
     "SpecDiff",
+    "Term",
     "TrainingEstimate",
     "TrainingPlan",
     "UnsupportedArchitecture",
@@ -56,6 +58,8 @@ __all__ = [
     "estimate_inference",
     "estimate_job",
     "estimate_training",
+    "explain",
+    "explain_block",
     "fits",
     "flops",
     "hardware",

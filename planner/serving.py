@@ -170,10 +170,9 @@ def weights_bytes(spec: ArchitectureSpec, weight_format: str = "bf16") -> Quanti
     return total
 
 
-def activation_bytes(spec: ArchitectureSpec, context_length: Quantity, batch_size: Quantity) -> Quantity:
-    """Upper bound of what one pass holds at once, in bytes; works on all three readings."""
-    tokens = largest(smallest(context_length * batch_size, PREFILL_TOKENS), batch_size)
-    widest: Quantity = 0
+def projection_outputs(spec: ArchitectureSpec) -> list[Quantity]:
+    """Elements a token that all projections of a mixer put out together, of every distinct mixer."""
+    widths: list[Quantity] = []
     for group in spec.layer_groups:
         for layer in group.layers:
             for mixer in (layer.sequence_mixer, layer.channel_mixer):
@@ -184,8 +183,22 @@ def activation_bytes(spec: ArchitectureSpec, context_length: Quantity, batch_siz
                     if len(tensor.shape) >= 2 and tensor.dtype_class == "weight":
                         chosen, available = tensor.active_share
                         outputs = outputs + exact_divide(product(tensor.shape[:-1]) * chosen, available)
-                widest = largest(widest, outputs)
+                widths.append(outputs)
+    return widths
+
+
+def pass_bytes(spec: ArchitectureSpec, context_length: Quantity, batch_size: Quantity, widest: Quantity) -> Quantity:
+    """Upper bound of what one pass holds at once where its widest mixer puts out ``widest`` elements a token."""
+    tokens = largest(smallest(context_length * batch_size, PREFILL_TOKENS), batch_size)
     return 2 * tokens * (2 * spec.hidden_size + widest) + 4 * batch_size * spec.vocab_size
+
+
+def activation_bytes(spec: ArchitectureSpec, context_length: Quantity, batch_size: Quantity) -> Quantity:
+    """Upper bound of what one pass holds at once, in bytes; works on all three readings."""
+    widest: Quantity = 0
+    for outputs in projection_outputs(spec):
+        widest = largest(widest, outputs)
+    return pass_bytes(spec, context_length, batch_size, widest)
 
 
 def serving_memory(

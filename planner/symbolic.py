@@ -46,20 +46,33 @@ def substitute(part: Any, change: Substitution, path: str = "", suffix: str = ""
 def symbolic(part: Any) -> tuple[Any, dict[Any, int]]:
     """``part`` with a positive integer symbol in each numeric field, and the value that each symbol stands for.
 
-    Symbols of list entries carry their index where a list has several (``f_1`` in the second group).
+    Symbols of list entries carry their index where a list has several (``f_1`` in the second group). Where two fields
+    have the same short name (``k``: a convolution's kernel, the experts a token), the second carries the name of the
+    part that it belongs to (``k_channel``).
     """
+    changed, values, _ = symbolic_fields(part)
+    return changed, values
+
+
+def symbolic_fields(part: Any) -> tuple[Any, dict[Any, int], dict[Any, str]]:
+    """The same, and the path of the field that each symbol stands for."""
     import sympy
 
     values: dict[Any, int] = {}
+    fields: dict[Any, str] = {}
 
     def change(path: str, symbol: str, value: int) -> Any:
         made = sympy.Symbol(symbol, integer=True, positive=True)
-        if values.get(made, value) != value:
-            raise ValueError(f"the symbol {symbol} stands for both {values[made]} and {value}")
+        if made in fields:
+            parent = path.split(".")[-2].partition("_")[0] if "." in path else "2"
+            made = sympy.Symbol(f"{symbol}_{parent}", integer=True, positive=True)
+        if made in fields:
+            raise ValueError(f"the symbol {made} stands for both {fields[made]} and {path}")
         values[made] = value
+        fields[made] = path
         return made
 
-    return substitute(part, change), values
+    return substitute(part, change), values, fields
 
 
 def candidates(spec: ArchitectureSpec, fields: dict[str, Any]) -> ArchitectureSpec:

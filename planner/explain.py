@@ -1,0 +1,490 @@
+"""A number opened into the terms that it is the sum of, each with its formula, its status and its source.
+
+The tree of terms is built twice by the same code: once on the specification's numbers, once with symbols in its fields
+(:mod:`planner.symbolic`). So the formula that is shown is the code's own, and the symbols' values put into it give the
+number exactly. Layers that are alike stand together, with the number of times that they occur.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+from planner.cache import CACHE_DTYPE_BYTES
+from planner.compute import TRAINING_FACTOR
+from planner.errors import PlannerError
+from planner.plans import Plan, ServingPlan, TrainingPlan
+from planner.quantities import Quantity
+from planner.scaling import TOKENS_PER_PARAMETER
+from planner.serving import check_serving_plan, is_quantized, pass_bytes, projection_outputs, tensor_bytes
+from planner.sizing import active_count, layer_tensors, outer_tensors
+from planner.spec import ArchitectureSpec, Layer
+from planner.symbolic import symbolic_fields
+from planner.training import (
+    DEVICE_OVERHEAD_BYTES,
+    check_training_plan,
+    layer_activations,
+    outer_activations,
+    saved_bytes,
+    state_bytes,
+    training_memory,
+)
+
+KAPLAN = "2 FLOPs a weight and a token: Kaplan et al. 2020, arXiv:2001.08361, section 2.1"
+CHINCHILLA = "20 tokens a parameter: Hoffmann et al. 2022, arXiv:2203.15556, table 3"
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolValue:
+    """What a symbol of a formula stands for."""
+
+    symbol: str
+    value: int
+    field: str
+    """Path of the field, or of the plan's field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A number and what it is the sum of."""
+
+    name: str
+    value: int | float
+    formula: Any
+    """A SymPy expression; the values of ``symbols`` put into it give ``value``."""
+    unit: str
+    status: str
+    """``exact``, ``modelled`` or ``approximated``."""
+    source: str
+    symbols: tuple[SymbolValue, ...]
+    """Of the formula's symbols, in alphabetical order."""
+    path: str = ""
+    """The block that it belongs to, such as ``layer_groups[0].layers[0].sequence_mixer``."""
+    times: int = 1
+    """Layers that the number stands for together."""
+    children: tuple[Term, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The formula on one line: ``2·d·h·(n_kv + n_q)``."""
+        import sympy
+
+        return plain_text(str(sympy.factor_terms(self.formula)))
+
+    @property
+    def latex(self) -> str:
+        """The formula for a page that sets mathematics."""
+        import sympy
+
+        return str(sympy.latex(sympy.factor_terms(self.formula)))
+
+    @property
+    def substitution(self) -> str:
+        """The formula with numbers in place of its symbols."""
+        import sympy
+
+        numbers = {
+            symbol: sympy.Symbol(f"{entry.value:,}")
+            for symbol in self.formula.free_symbols
+            for entry in self.symbols
+            if entry.symbol == str(symbol)
+        }
+        return plain_text(str(sympy.factor_terms(self.formula).xreplace(numbers)))
+
+    def walk(self) -> Iterator[Term]:
+        """This term and all below it."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def plain_text(expression: str) -> str:
+    """SymPy's notation as people write it: ``·`` for products and raised exponents."""
+    raised = re.sub(r"\*\*(\d+)", lambda match: match.group(1).translate(_SUPERSCRIPTS), expression)
+    return raised.replace("*", "·")
+
+
+# --- the tree, in whichever reading the fields have ---
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    name: str
+    value: Quantity
+    path: str = ""
+    times: int = 1
+    source: str = ""
+    children: tuple[_Node, ...] = ()
+
+    def scaled(self, factor: Quantity, over: Quantity = 1) -> _Node:
+        """The same tree with every value times ``factor`` over ``over``, kept exact in numbers."""
+        value = self.value * factor
+        if isinstance(value, int) and isinstance(over, int):
+            fraction = Fraction(value, over)
+            value = fraction.numerator if fraction.denominator == 1 else fraction
+        else:
+            value = value / over
+        return replace(self, value=value, children=tuple(child.scaled(factor, over) for child in self.children))
+
+
+def _sum(name: str, children: Sequence[_Node], **more: Any) -> _Node:
+    total: Quantity = 0
+    for child in children:
+        total = total + child.value
+    return _Node(name, total, children=tuple(children), **more)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One reading of a specification and of the numbers that a plan adds."""
+
+    spec: ArchitectureSpec
+    numbers: ArchitectureSpec
+    """The same in numbers: for names and counts of layers."""
+    sequence_length: Quantity
+    batch_size: Quantity
+    plan: Plan | None
+    single: bool = False
+    """Whether a layer is counted once, whatever its repeats."""
+
+    def layers(self) -> Iterator[tuple[str, str, Layer, Quantity, int]]:
+        """Path, name, layer, repeats in this reading and in numbers, of every distinct layer."""
+        first = 0
+        for index, (group, plain) in enumerate(zip(self.spec.layer_groups, self.numbers.layer_groups, strict=True)):
+            period = len(plain.layers)
+            for position, (layer, known) in enumerate(zip(group.layers, plain.layers, strict=True)):
+                path = f"layer_groups[{index}].layers[{position}]"
+                start, last = first + position, first + position + (plain.repeats - 1) * period
+                every = f", every {period}" if period > 1 and plain.repeats > 1 else ""
+                where = f"layer {start}" if plain.repeats == 1 else f"layers {start}–{last}{every}"
+                kinds = " + ".join(
+                    mixer.component.replace("_", " ")
+                    for mixer in (known.sequence_mixer, known.channel_mixer)
+                    if mixer is not None
+                )
+                if self.single:
+                    yield path, f"{kinds} (one layer)", layer, 1, 1
+                else:
+                    yield path, f"{kinds} ({where})", layer, group.repeats, plain.repeats
+            first += plain.num_layers
+
+
+def _component_source(part: Any) -> str:
+    """Where a component is described: the first paragraph of its module."""
+    module = inspect.getmodule(type(part))
+    return " ".join((module.__doc__ or "").split()) if module is not None else ""
+
+
+def _part_names(layer: Layer) -> dict[str, Any]:
+    """Parts of a layer in order, each with the component behind it (``None`` for a norm)."""
+    parts: dict[str, Any] = {}
+    for stem, mixer in (("sequence", layer.sequence_mixer), ("channel", layer.channel_mixer)):
+        if mixer is None:
+            continue
+        for name, component in ((f"{stem}_norm", None), (f"{stem}_mixer", mixer), (f"{stem}_post_norm", None)):
+            if component is not None or name in layer.norm_names:
+                parts[name] = component
+    return parts
+
+
+def _of_tensors(reading: _Reading, title: str, measure: Callable[[Any, bool], Quantity]) -> _Node:
+    """A tree over all tensors; ``measure`` takes a tensor and whether a layer holds it."""
+    before: list[_Node] = []
+    after: list[_Node] = []
+    for tensor in outer_tensors(reading.spec):
+        stem = tensor.name.partition(".")[0]
+        path = {"embed_tokens": "token_embedding", "embed_positions": "position_embedding"}.get(stem, stem)
+        node = _Node(tensor.name, measure(tensor, False), path=path)
+        (before if stem.startswith("embed") else after).append(node)
+    layers: list[_Node] = []
+    for path, name, layer, repeats, times in reading.layers():
+        leaves: dict[str, list[_Node]] = {}
+        for part, tensor in layer_tensors(reading.spec, layer):
+            leaf = _Node(tensor.name, measure(tensor, True) * repeats, path=f"{path}.{part}", times=times)
+            leaves.setdefault(part, []).append(leaf)
+        parts = [
+            _sum(part.replace("_", " "), leaves[part], path=f"{path}.{part}", times=times, source=source)
+            for part, component in _part_names(layer).items()
+            for source in [_component_source(component if component is not None else reading.spec.norm)]
+            if part in leaves
+        ]
+        layers.append(_sum(name, parts, path=path, times=times))
+    return _sum(title, [*before, *layers, *after])
+
+
+def _parameters(reading: _Reading) -> _Node:
+    return _of_tensors(reading, "parameters", lambda tensor, _: tensor.count)
+
+
+def _active_parameters(reading: _Reading) -> _Node:
+    def active(tensor: Any, _: bool) -> Quantity:
+        return tensor.count if tensor.active_share == (1, 1) else active_count(tensor)
+
+    return _of_tensors(reading, "active parameters", active)
+
+
+def _weights_memory(reading: _Reading) -> _Node:
+    plan = _serving_plan(reading.plan)
+    node = _of_tensors(
+        reading,
+        f"weights in {plan.weight_format}",
+        lambda tensor, inside: tensor_bytes(tensor, plan.weight_format, inside and is_quantized(tensor)),
+    )
+    buffers = [
+        _Node(buffer.name, 4 * buffer.count * repeats, path=f"{path}.channel_mixer", times=times)
+        for path, _, layer, repeats, times in reading.layers()
+        if layer.channel_mixer is not None
+        for buffer in layer.channel_mixer.buffers(reading.spec.hidden_size)
+    ]
+    return _sum(node.name, [*node.children, *buffers]) if buffers else node
+
+
+def _flops(reading: _Reading, needed: bool = False) -> _Node:
+    spec, length, batch = reading.spec, reading.sequence_length, reading.batch_size
+    nodes: list[_Node] = []
+    for path, name, layer, repeats, times in reading.layers():
+        parts: list[_Node] = []
+        for part, component in _part_names(layer).items():
+            if component is None:
+                continue
+            leaves = [
+                _Node(
+                    operation.name,
+                    (operation.needed_flops if needed else operation.flops) * repeats,
+                    path=f"{path}.{part}",
+                    times=times,
+                )
+                for operation in component.operations(spec.hidden_size, length, batch)
+            ]
+            source = _component_source(component)
+            parts.append(_sum(part.replace("_", " "), leaves, path=f"{path}.{part}", times=times, source=source))
+        nodes.append(_sum(name, parts, path=path, times=times))
+    head = 2 * batch * length * spec.hidden_size * spec.vocab_size
+    nodes.append(_Node("language model head", head, path="lm_head"))
+    title = "FLOPs that the masks leave" if needed else "FLOPs of a forward pass"
+    return _sum(title, nodes, source=KAPLAN)
+
+
+def _cache(reading: _Reading) -> _Node:
+    plan = _serving_plan(reading.plan)
+    width = CACHE_DTYPE_BYTES[plan.cache_dtype]
+    nodes: list[_Node] = []
+    for path, name, layer, repeats, times in reading.layers():
+        mixer = layer.sequence_mixer
+        if mixer is None:
+            continue
+        where = f"{path}.sequence_mixer"
+        entries = [
+            _Node(entry.name, entry.elements * reading.batch_size * width * repeats, path=where, times=times)
+            for entry in mixer.cache(reading.spec.hidden_size, reading.sequence_length)
+        ]
+        nodes.append(_sum(name, entries, path=where, times=times, source=_component_source(mixer)))
+    return _sum(f"cache in {plan.cache_dtype}", nodes)
+
+
+def _inference_memory(reading: _Reading) -> _Node:
+    # Which mixer is the widest is a matter of numbers; its formula is then read.
+    known = projection_outputs(reading.numbers)
+    widest = projection_outputs(reading.spec)[known.index(max(known))]
+    return _sum(
+        "inference memory",
+        [
+            _weights_memory(reading),
+            _cache(reading),
+            _Node(
+                "activations",
+                pass_bytes(reading.spec, reading.sequence_length, reading.batch_size, widest),
+                source="Upper bound: the residual stream twice, the outputs of the widest mixer's projections, and "
+                "fp32 logits of the last position",
+            ),
+            _Node("overhead", DEVICE_OVERHEAD_BYTES, source="Context and libraries' workspaces of a process"),
+        ],
+    )
+
+
+def _training_memory(reading: _Reading) -> _Node:
+    plan = reading.plan if isinstance(reading.plan, TrainingPlan) else TrainingPlan()
+    memory = training_memory(reading.spec, plan, reading.sequence_length, reading.batch_size)
+    known = training_memory(reading.numbers, plan, plan.sequence_length, plan.micro_batch_size)
+    # Which moment is the peak is a matter of numbers; its parts are then read as formulas.
+    moment = memory.moments[known.moments.index(known.peak)]
+    activations = _Node("activations", moment.activations_bytes)
+    if moment is memory.moments[0]:
+        activations = _activations(reading, plan, moment.activations_bytes)
+    return _sum(
+        f"training memory: {moment.name}",
+        [
+            _Node("parameters", moment.parameters_bytes, source=f"Weights under {plan.precision}"),
+            _Node("gradients", moment.gradients_bytes),
+            _Node("optimizer", moment.optimizer_bytes, source="AdamW: two moments a parameter, and master weights"),
+            activations,
+            _Node("overhead", memory.overhead_bytes, source="Context and libraries' workspaces of a process"),
+        ],
+    )
+
+
+def _activations(reading: _Reading, plan: TrainingPlan, total: Quantity) -> _Node:
+    states, spec = state_bytes(plan), reading.spec
+    nodes: list[_Node] = []
+    for path, name, layer, repeats, times in reading.layers():
+        leaves: dict[str, list[_Node]] = {}
+        for part, saved in layer_activations(spec, layer, reading.sequence_length, reading.batch_size, f"{path}."):
+            leaf = _Node(saved.name, saved_bytes(saved, states) * repeats, path=f"{path}.{part}", times=times)
+            leaves.setdefault(part, []).append(leaf)
+        parts = [
+            _sum(part.replace("_", " "), held, path=f"{path}.{part}", times=times) for part, held in leaves.items()
+        ]
+        nodes.append(_sum(name, parts, path=path, times=times))
+    for part, saved in outer_activations(spec, reading.sequence_length, reading.batch_size):
+        nodes.append(_Node(f"{part.replace('_', ' ')}: {saved.name}", saved_bytes(saved, states), path=part))
+    listed: Quantity = 0
+    for node in nodes:
+        listed = listed + node.value
+    nodes.append(
+        _Node(
+            "gradient of the loss, and weights cast for multiplication",
+            total - listed,
+            source="Alive when the backward pass starts, beside what the forward pass saved",
+        )
+    )
+    return _sum("activations", nodes, source="Tensors that each component saves for the backward pass")
+
+
+def _serving_plan(plan: Plan | None) -> ServingPlan:
+    return plan if isinstance(plan, ServingPlan) else ServingPlan()
+
+
+# --- the quantities that can be opened ---
+
+
+@dataclass(frozen=True, slots=True)
+class _Quantity:
+    build: Callable[[_Reading], _Node]
+    unit: str
+    status: str
+    inputs: str
+    """Which plan gives sequence length and batch: ``training``, ``serving`` or none."""
+    source: str = ""
+
+
+def _per_token(reading: _Reading, factor: int = 1) -> _Node:
+    return _flops(reading).scaled(factor, reading.sequence_length * reading.batch_size)
+
+
+_QUANTITIES: dict[str, _Quantity] = {
+    "parameters": _Quantity(_parameters, "parameters", "exact", ""),
+    "active_parameters": _Quantity(_active_parameters, "parameters", "exact", ""),
+    "flops": _Quantity(_flops, "FLOPs", "exact", "training", KAPLAN),
+    "needed_flops": _Quantity(lambda r: _flops(r, needed=True), "FLOPs", "exact", "training", KAPLAN),
+    "training_flops": _Quantity(lambda r: _flops(r).scaled(TRAINING_FACTOR), "FLOPs", "exact", "training", KAPLAN),
+    "flops_forward": _Quantity(_per_token, "FLOPs a token", "exact", "training", KAPLAN),
+    "flops_training": _Quantity(lambda r: _per_token(r, TRAINING_FACTOR), "FLOPs a token", "exact", "training", KAPLAN),
+    "cache": _Quantity(_cache, "bytes", "exact", "serving"),
+    "weights_memory": _Quantity(_weights_memory, "bytes", "exact", "serving"),
+    "inference_memory": _Quantity(_inference_memory, "bytes", "modelled", "serving"),
+    "training_memory": _Quantity(_training_memory, "bytes", "modelled", "training"),
+    "chinchilla_tokens": _Quantity(
+        lambda r: _active_parameters(r).scaled(TOKENS_PER_PARAMETER), "tokens", "approximated", "", CHINCHILLA
+    ),
+}
+
+QUANTITIES = tuple(_QUANTITIES)
+"""Names of the numbers that :func:`explain` opens."""
+
+
+def explain(spec: ArchitectureSpec, quantity: str, plan: Plan | None = None) -> Term:
+    """The terms of a number: a tree whose children sum to their parent.
+
+    Parameters
+    ----------
+    quantity
+        One of :data:`QUANTITIES`. ``flops`` and its kin are of one micro batch of a ``TrainingPlan``, ``flops_forward``
+        and ``flops_training`` of one token of it; ``cache`` and the memory of serving are of a ``ServingPlan``.
+    plan
+        Gives sequence or context length, batch and types; absent, or of the other kind: the plan's defaults.
+
+    Raises
+    ------
+    PlannerError
+        where there is no such quantity.
+    UnsupportedPlan
+        where the plan is not modelled.
+    """
+    return _explained(spec, quantity, plan, single=False)
+
+
+def explain_block(spec: ArchitectureSpec, path: str, quantity: str, plan: Plan | None = None) -> Term:
+    """The terms of one block, counted once: ``layer_groups[0].layers[0].sequence_mixer``, ``lm_head`` …"""
+    root = _explained(spec, quantity, plan, single=True)
+    found = [term for term in root.walk() if term.path == path]
+    if not found:
+        raise PlannerError.of(
+            f"{path} has no share in {quantity.replace('_', ' ')}.",
+            path="path",
+            remedy=f"Choose one of {', '.join(sorted({term.path for term in root.walk() if term.path}))}.",
+            code="unknown_block",
+        )
+    return found[0]
+
+
+def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan | None, single: bool) -> Term:
+    import sympy
+
+    if quantity not in _QUANTITIES:
+        raise PlannerError.of(
+            f"There is no quantity {quantity!r} to explain.",
+            path="quantity",
+            remedy=f"Choose one of {', '.join(QUANTITIES)}.",
+            code="unknown_quantity",
+        )
+    chosen = _QUANTITIES[quantity]
+    length = batch = 1
+    inputs: dict[str, tuple[int, str]] = {}
+    if chosen.inputs == "training":
+        training = plan if isinstance(plan, TrainingPlan) else TrainingPlan()
+        if quantity == "training_memory":
+            check_training_plan(training)
+        plan, length, batch = training, training.sequence_length, training.micro_batch_size
+        inputs = {"T": (length, "sequence_length"), "B": (batch, "micro_batch_size")}
+    elif chosen.inputs == "serving":
+        serving = _serving_plan(plan)
+        check_serving_plan(serving)
+        plan, length, batch = serving, serving.context_length, serving.batch_size
+        inputs = {"T": (length, "context_length"), "B": (batch, "batch_size")}
+    symbols_spec, values, fields = symbolic_fields(spec)
+    known = {str(symbol): SymbolValue(str(symbol), value, fields[symbol]) for symbol, value in values.items()}
+    made = {name: sympy.Symbol(name, integer=True, positive=True) for name in inputs}
+    known |= {name: SymbolValue(name, value, f"plan.{field}") for name, (value, field) in inputs.items()}
+    numbers = chosen.build(_Reading(spec, spec, length, batch, plan, single))
+    formulas = chosen.build(_Reading(symbols_spec, spec, made.get("T", 1), made.get("B", 1), plan, single))
+    return _term(numbers, formulas, chosen, known, chosen.source)
+
+
+def _term(numbers: _Node, formulas: _Node, chosen: _Quantity, known: dict[str, SymbolValue], source: str) -> Term:
+    import sympy
+
+    value = numbers.value
+    formula = sympy.sympify(formulas.value)
+    own = numbers.source or source
+    return Term(
+        name=numbers.name,
+        value=float(value) if isinstance(value, Fraction) else value,
+        formula=formula,
+        unit=chosen.unit,
+        status=chosen.status,
+        source=own,
+        symbols=tuple(known[name] for name in sorted(str(symbol) for symbol in formula.free_symbols)),
+        path=numbers.path,
+        times=numbers.times,
+        children=tuple(
+            _term(number, made, chosen, known, own)
+            for number, made in zip(numbers.children, formulas.children, strict=True)
+        ),
+    )
