@@ -13,7 +13,9 @@ PAGES = {
     "Decide": [("compare", "Compare", "compare"), ("decisions", "Decisions", "decisions")],
 }
 
-st.set_page_config(page_title="Plumbline", page_icon="assets/theme-bob.svg", layout="wide")
+st.set_page_config(
+    page_title="Plumbline", page_icon="assets/theme-bob.svg", layout="wide", initial_sidebar_state="expanded"
+)
 folder = pathlib.Path(__file__).parent / "pages"
 navigation = {
     group: [

@@ -58,6 +58,11 @@ class Mark:
     colour: str = "warn"
 
 
+def gibibytes(sizes: Sequence[float]) -> list[float]:
+    """Bytes as GiB, for an axis that says so."""
+    return [size / 2**30 for size in sizes]
+
+
 def power_of_two_label(value: float) -> str:
     """``0.125`` as ``1/8``, ``32768`` as ``32K``: marks of a base-two axis."""
     if value < 1:

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
 
 from pages.widgets import theme
 from planner import PlannerError, Problem
@@ -50,8 +51,20 @@ def html(body: str) -> None:
     st.html(body)
 
 
+def _run_inside_app() -> None:
+    """Start the run again if Streamlit ran the page alone.
+
+    It does so when the first visitor of a server asks for a page by its address: as long as ``app.py`` has not run, it
+    takes the folder ``pages`` for its older kind of navigation. There is no setting against it, only this flag.
+    """
+    if PagesManager.uses_pages_directory:
+        PagesManager.uses_pages_directory = False
+        st.rerun()
+
+
 def header(title: str, subtitle: str = "", key: str = "header") -> DeltaGenerator:
     """The page's title and what it is about; gives the container at the right in which actions are put."""
+    _run_inside_app()
     with st.container(key=f"plumb-{key}", horizontal=True, vertical_alignment="center", gap="small"):
         with st.container(width="stretch"):
             html(f'<header class="pl-head"><h1>{escape(title)}</h1><span>{escape(subtitle)}</span></header>')
@@ -165,6 +178,11 @@ def worker_banner(store: Store) -> None:
                 '<div class="pl-banner" role="status"><b>No worker is running.</b> Jobs wait in the queue until one '
                 f"is started: <code>{escape(status.how_to_start)}</code></div>"
             )
+
+
+def page_exists(name: str) -> bool:
+    """Whether ``pages/<name>.py`` is there, so that it can be linked to."""
+    return (theme.ASSETS.parent / "pages" / f"{name}.py").exists()
 
 
 def status_glyph(status: str) -> str:

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from pages.widgets import chrome, theme
+from pages.widgets import chrome, theme, words
 from pages.widgets.component import BrowserComponent
 from planner import ArchitectureSpec, Layer
 
@@ -45,28 +44,11 @@ def cells(spec: ArchitectureSpec) -> list[dict[str, str | None]]:
 
 def _cell(layer: Layer) -> dict[str, str | None]:
     upper, lower = layer.sequence_mixer, layer.channel_mixer
-    words = " and ".join(describe(mixer) for mixer in (upper, lower) if mixer is not None)
     return {
         "upper": theme.mixer_token(upper) if upper is not None else None,
         "lower": theme.mixer_token(lower) if lower is not None else None,
-        "words": words,
+        "words": " and ".join(words.described(mixer) for mixer in (upper, lower) if mixer is not None),
     }
-
-
-def describe(mixer: Any) -> str:
-    """A mixer in a few words: ``attention, window 4,096``."""
-    words = kind_label(mixer.kind)
-    window = getattr(mixer, "sliding_window", None)
-    if window is not None:
-        words += f", window {window:,}"
-    return words
-
-
-def kind_label(kind: str) -> str:
-    """A component's kind for people: ``mlp`` as ``MLP``, ``latent_attention`` as ``Latent attention``."""
-    special = {"mlp": "MLP", "moe": "Mixture of experts", "mamba1": "Mamba-1", "mamba2": "Mamba-2"}
-    special |= {"rms_norm": "RMSNorm", "layer_norm": "LayerNorm"}
-    return special.get(kind, kind.replace("_", " ").capitalize())
 
 
 def show(
@@ -96,8 +78,8 @@ def static(spec: ArchitectureSpec, height: int = 42, label: str = "") -> str:
                     f'<rect x="{index * width:.2f}" y="{top}" width="{width - gap:.2f}" height="{tall}" '
                     f'fill="var(--{token})"></rect>'
                 )
-    words = chrome.escape(label or f"{spec.name}: {len(drawn)} layers")
+    said = chrome.escape(label or f"{spec.name}: {len(drawn)} layers")
     return (
-        f'<svg class="pl-strip" role="img" aria-label="{words}" viewBox="0 0 1000 100" preserveAspectRatio="none" '
+        f'<svg class="pl-strip" role="img" aria-label="{said}" viewBox="0 0 1000 100" preserveAspectRatio="none" '
         f'width="100%" height="{height}">{"".join(boxes)}</svg>'
     )

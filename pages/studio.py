@@ -1,0 +1,286 @@
+"""The Studio: an architecture is edited on its own picture, and what it costs stands above it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from pages.widgets import (
+    charts,
+    chrome,
+    diagram,
+    edits,
+    figures,
+    fit_bars,
+    inspector,
+    key_numbers,
+    layer_strip,
+    spec_fields,
+    studio_actions,
+    studio_numbers,
+    terms,
+    theme,
+)
+from pages.widgets import (
+    draft as drafts,
+)
+from pages.widgets.draft import Draft, Settings
+from pages.widgets.layer_strip import Paint
+from pages.widgets.starting import starting_spec
+from planner import Fit, PlannerError, fits, hardware, hardware_catalogue
+from planner.serving import WEIGHT_FORMATS
+
+CONTEXTS = tuple(2**exponent for exponent in range(10, 21))
+SHARES = {"parameters": "parameters", "flops": "FLOPs", "cache_bytes": "cache"}
+DEVICES = ("here", "laptop_16gb", "rtx4090", "l40s", "h100", "h200", "mi300x")
+"""Shown first; the rest of the catalogue is one click away."""
+
+
+def main() -> None:
+    """Draw the page from the session's draft."""
+    draft = drafts.current(starting_spec())
+    drafts.write_address(draft)
+    with st.container(key="plumb-sticky", gap="small"):
+        head(draft)
+        baseline = draft.baseline or draft.spec
+        key_numbers.show(
+            studio_numbers.key_numbers(draft.spec, baseline, draft.settings),
+            key="key-numbers",
+            on_open=lambda quantity: terms.ask(quantity),
+        )
+    if draft.notice:
+        chrome.error(draft.notice)
+    with st.container(border=True, key="panel-strip"):
+        strip(draft)
+    costs = studio_numbers.blocks_of(draft.spec, draft.settings.serving, draft.settings.training)
+    left, right = st.columns([1.75, 1], gap="medium")
+    with left, st.container(border=True, key="panel-diagram", height="stretch", gap="small"):
+        stack(draft, costs)
+    with right, st.container(border=True, key="panel-inspector", height="stretch", gap="small"):
+        inspector.show(draft, costs)
+    left, right = st.columns(2, gap="medium")
+    with left:
+        cache_chart(draft)
+    with right:
+        will_it_run(draft)
+    components(draft)
+    terms.show_if_asked(draft)
+
+
+def head(draft: Draft) -> None:
+    """Title, state and actions."""
+    said = []
+    if draft.origin is not None:
+        said.append(f"revision {draft.origin.number}")
+    changes = draft.unsaved_changes
+    if changes:
+        said.append("1 change not saved" if changes == 1 else f"{changes} changes not saved")
+    elif draft.origin is None:
+        said.append("not saved yet")
+    said.append(f"baseline: {draft.baseline_label}")
+    with chrome.header(draft.spec.name, " · ".join(said), key="studio"):
+        studio_actions.show(draft, settings_form)
+
+
+def settings_form(draft: Draft) -> None:
+    """For what context, batch and precision the numbers are."""
+    chrome.heading("Serving", "cache, inference memory, will it run")
+    serving, training = draft.settings.serving, draft.settings.training
+
+    def apply_serving(changes: Any) -> None:
+        draft.settings = Settings(edits.revalued(serving, dict(changes)), training, draft.settings.share)
+
+    def apply_training(changes: Any) -> None:
+        draft.settings = Settings(serving, edits.revalued(training, dict(changes)), draft.settings.share)
+
+    def form(name: str, apply: Any) -> spec_fields.Form:
+        problems = st.session_state.setdefault(f"settings-problems-{name}", {})
+        typed = st.session_state.setdefault(f"settings-typed-{name}", {})
+        return spec_fields.Form(f"settings-{name}", apply, problems, typed)
+
+    spec_fields.show(serving, form("serving", apply_serving), ("context_length", "batch_size"))
+    for name, options in (("weight_format", WEIGHT_FORMATS), ("cache_dtype", ("bf16", "fp16", "fp8", "int8", "fp32"))):
+        label, box = st.columns([1.15, 2.3], gap="small", vertical_alignment="center")
+        label.markdown(spec_fields.label_of(name))
+        key = f"settings-{name}"
+        value = getattr(serving, name)
+        box.selectbox(
+            name,
+            options,
+            index=options.index(value),
+            key=key,
+            label_visibility="collapsed",
+            on_change=lambda name=name, key=key: apply_serving({name: st.session_state[key]}),
+        )
+    chrome.heading("Training", "one device")
+    shown = ("sequence_length", "micro_batch_size", "precision", "gradient_dtype", "optimizer", "recompute")
+    spec_fields.show(training, form("training", apply_training), shown)
+    problem = studio_numbers.overview_of(draft.spec, serving, training)["training_memory"].problem
+    if problem is not None:
+        chrome.field_error(problem)
+
+
+def strip(draft: Draft) -> None:
+    """The strip of layers."""
+
+    def select(span: list[int]) -> None:
+        first, last = span
+        draft.select("layer", tuple(range(first, min(last, draft.spec.num_layers - 1) + 1)))
+
+    layer_strip.show(
+        draft.spec,
+        selected=draft.selected,
+        paints=paints(),
+        key="strip",
+        on_select=select,
+        on_paint=lambda name: paint(draft, name),
+    )
+    if "paint" in draft.problems:
+        chrome.field_error(draft.problems["paint"])
+
+
+def paints() -> list[Paint]:
+    """Every kind of mixer that a selection can be painted with; attention with a window is one of its own."""
+    made = []
+    for part, union in edits.MIXER_UNIONS.items():
+        for kind, component in edits.kinds_of(union).items():
+            token = theme.component_token(component.component)
+            if "sliding_window" in component.model_fields:
+                made.append(Paint(f"{part}:{kind}:full", "Full attention", token))
+                made.append(Paint(f"{part}:{kind}:window", "Window", "window"))
+            else:
+                made.append(Paint(f"{part}:{kind}", paint_label(kind), token))
+    return made
+
+
+def paint_label(kind: str) -> str:
+    """A short name for a chip."""
+    return {"moe": "MoE", "latent_attention": "Latent"}.get(kind, layer_strip.words.kind_label(kind))
+
+
+def paint(draft: Draft, name: str) -> None:
+    """Give the selected layers the mixer that a chip stands for."""
+    part, kind, *reach = name.split(":")
+    component = edits.kinds_of(edits.MIXER_UNIONS[part])[kind]
+
+    def change(layer: Any) -> Any:
+        before = getattr(layer, part)
+        made = (
+            before if before is not None and before.kind == kind else edits.starting_part(component, draft.spec, before)
+        )
+        if reach:
+            window = (getattr(before, "sliding_window", None) or 4096) if reach == ["window"] else None
+            changes = {"sliding_window": window} | ({"dilation": None} if window is None else {})
+            made = edits.revalued(made, changes)
+        return edits.revalued(layer, {part: made})
+
+    inspector.try_edit(draft, edits.change_layers, draft.selected, change, field="paint")
+
+
+def stack(draft: Draft, costs: Any) -> None:
+    """The block diagram, and which share its bars show."""
+    with st.container(horizontal=True, vertical_alignment="center", key="diagram-head"):
+        chrome.html(
+            '<h2 class="pl-heading">Architecture<span>click a block to edit it · bars: share of the</span></h2>'
+        )
+        st.segmented_control(
+            "Bars show the share of",
+            list(SHARES),
+            default=draft.settings.share,
+            required=True,
+            format_func=SHARES.__getitem__,
+            key="share",
+            label_visibility="collapsed",
+            on_change=lambda: set_share(draft),
+        )
+
+    def select(target: dict[str, Any]) -> None:
+        if target["part"] == "model":
+            draft.select("model")
+            return
+        first, last, step = target["layers"]
+        draft.select(target["part"], tuple(range(first, min(last, draft.spec.num_layers - 1) + 1, step)))
+
+    diagram.show(
+        draft.spec,
+        costs,
+        draft.settings.share,
+        selected=draft.selected,
+        part=draft.part,
+        key="diagram",
+        on_select=select,
+    )
+
+
+def set_share(draft: Draft) -> None:
+    """Take the choice of what the bars show."""
+    draft.settings = Settings(draft.settings.serving, draft.settings.training, st.session_state["share"])
+
+
+def cache_chart(draft: Draft) -> None:
+    """Cache over context: this design, the baseline, and full attention with a KV head a query head."""
+    serving = draft.settings.serving
+    sequences = "one sequence" if serving.batch_size == 1 else f"{serving.batch_size:,} sequences"
+    with chrome.panel("Cache over context", f"{serving.cache_dtype}, {sequences}", key="cache", height="stretch"):
+        reference = studio_numbers.reference_of(draft.spec)
+        designs = [("this design", draft.spec, "ink", "solid", 2.6)]
+        if draft.baseline is not None and draft.baseline != draft.spec:
+            designs.append(("baseline", draft.baseline, "soft", "dot", 1.8))
+        if reference is not None and reference != draft.spec:
+            designs.append(("MHA, all full", reference, "faint", "dash", 1.6))
+        curves = []
+        for label, spec, colour, dash, width in reversed(designs):
+            held = studio_numbers.cache_curve(spec, CONTEXTS, serving)
+            exact = [f"{figures.memory(size)} ({size:,} bytes)" for size in held]
+            if any(held):
+                curves.append(charts.Curve(label, CONTEXTS, charts.gibibytes(held), colour, dash, width, exact))
+        if not curves:
+            chrome.empty_state("Nothing is kept", "This design has no cache.", key="no-cache")
+            return
+        figure = charts.lines(curves, x=charts.Axis("context, tokens", log=2), y=charts.Axis("GiB", log=2))
+        charts.show(figure, key="cache-over-context", alt="Cache in GiB over context length")
+
+
+def will_it_run(draft: Draft) -> None:
+    """What inference needs, against the usable memory of devices."""
+    serving = draft.settings.serving
+    note = f"{serving.weight_format} weights, {figures.context(serving.context_length)} context · of what is usable"
+    with chrome.panel("Will it run", note, key="fit", height="stretch"):
+        try:
+            verdicts = device_fits(draft, st.session_state.get("all-devices", False))
+        except PlannerError as error:
+            chrome.error(error)
+            return
+        chrome.html(fit_bars.html_of(verdicts))
+        st.toggle("All devices of the catalogue", key="all-devices")
+
+
+def device_fits(draft: Draft, everything: bool) -> list[Fit]:
+    """The verdict for each device that is shown, this machine first."""
+    serving = draft.settings.serving
+    known = {device.id for device in hardware_catalogue()}
+    names = ["here", *(device.id for device in hardware_catalogue())] if everything else DEVICES
+    return [fits(draft.spec, serving, hardware(name)) for name in names if name in known or name == "here"]
+
+
+def components(draft: Draft) -> None:
+    """Parameters by component, as bars."""
+    counts = studio_numbers.size_of(draft.spec).by_component
+    with chrome.panel("Parameters by component", "counted", key="components"):
+        entries = [
+            charts.Bar(
+                layer_strip.words.kind_label(name),
+                count,
+                theme.component_token(name),
+                str(figures.count(count)),
+                figures.count(count).exact,
+            )
+            for name, count in sorted(counts.items(), key=lambda item: -item[1])
+        ]
+        charts.show(
+            charts.bars(entries, x=charts.Axis("parameters")), key="by-component", alt="Parameters by component"
+        )
+
+
+main()

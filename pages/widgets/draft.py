@@ -1,0 +1,264 @@
+"""The design being edited: an immutable specification, a stack of the ones before it, and an address that holds it.
+
+``current()`` gives this session's :class:`Draft`. Every edit goes through :meth:`Draft.change`; widgets that show
+fields carry :attr:`Draft.generation` in their keys, so that undo, import and selection give them fresh values.
+The whole unsaved draft stands in the address (``?draft=``), so that a view can be shared and a reload loses nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import streamlit as st
+
+from planner import (
+    ArchitectureSpec,
+    InvalidSpec,
+    PlannerError,
+    Problem,
+    ServingPlan,
+    TrainingPlan,
+    parse_plan,
+    parse_spec,
+)
+from planner.plans import Plan
+
+UNDO_DEPTH = 200
+LARGEST_DRAFT_BYTES = 2_000_000
+"""What an address may unpack to: far above any design, far below what would hurt."""
+
+Part = Literal["sequence_mixer", "channel_mixer", "layer", "model"]
+Share = Literal["parameters", "flops", "cache_bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the design is looked at: what its cache, memory and compute are computed for, and what the bars share."""
+
+    serving: ServingPlan = field(default_factory=lambda: ServingPlan(context_length=32_768))
+    training: TrainingPlan = field(default_factory=lambda: TrainingPlan(sequence_length=4096))
+    share: Share = "parameters"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The saved revision that a draft was opened from."""
+
+    design_id: int
+    revision_id: int
+    number: int
+    spec: ArchitectureSpec
+
+
+@dataclass
+class Draft:
+    """What one session edits."""
+
+    spec: ArchitectureSpec
+    origin: Origin | None = None
+    saved: ArchitectureSpec | None = None
+    """What counts as unchanged: the saved revision, or what was opened."""
+    baseline: ArchitectureSpec | None = None
+    baseline_label: str = ""
+    settings: Settings = field(default_factory=Settings)
+    past: list[ArchitectureSpec] = field(default_factory=list)
+    future: list[ArchitectureSpec] = field(default_factory=list)
+    selected: tuple[int, ...] = ()
+    part: Part = "model"
+    generation: int = 0
+    problems: dict[str, Problem] = field(default_factory=dict)
+    """By widget: what is wrong with what stands typed in it."""
+    typed: dict[str, Any] = field(default_factory=dict)
+    """By widget: values that could not be taken yet."""
+    notice: str = ""
+    address: dict[str, str] = field(default_factory=dict)
+    """Query parameters as they were last written."""
+
+    def change(self, spec: ArchitectureSpec, *, refresh: bool = True) -> None:
+        """Take ``spec`` as the design. ``refresh`` gives all field widgets fresh values from it."""
+        if spec == self.spec:
+            return
+        self.past = [*self.past, self.spec][-UNDO_DEPTH:]
+        self.future = []
+        self._show(spec, refresh)
+
+    def undo(self) -> None:
+        """Go back one edit."""
+        if self.past:
+            self.future.append(self.spec)
+            self._show(self.past.pop(), refresh=True)
+
+    def redo(self) -> None:
+        """Go forward again after an undo."""
+        if self.future:
+            self.past.append(self.spec)
+            self._show(self.future.pop(), refresh=True)
+
+    def select(self, part: Part, layers: tuple[int, ...] = ()) -> None:
+        """Select a part of some layers, or the model's own fields."""
+        self.part, self.selected = part, layers
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Give the field widgets fresh values, and forget what stands typed in them."""
+        self.generation += 1
+        self.problems, self.typed = {}, {}
+
+    def _show(self, spec: ArchitectureSpec, refresh: bool) -> None:
+        self.spec = spec
+        count = spec.num_layers
+        kept = tuple(index for index in self.selected if index < count)
+        if kept != self.selected:
+            self.selected = kept
+            self.part = self.part if kept else "model"
+            refresh = True
+        if self.selected:
+            mixers = [layer for index, layer in spec.iterate_layers() if index in set(self.selected)]
+            if self.part != "layer" and all(getattr(layer, self.part, None) is None for layer in mixers):
+                self.part = "layer"
+        if refresh:
+            self.refresh()
+
+    @property
+    def unsaved_changes(self) -> int:
+        """How many edits lie between the draft and what was opened; 0 where they have come to the same design."""
+        if self.saved is None or self.spec == self.saved:
+            return 0
+        for distance, spec in enumerate(reversed(self.past), start=1):
+            if spec == self.saved:
+                return distance
+        for distance, spec in enumerate(reversed(self.future), start=1):
+            if spec == self.saved:
+                return distance
+        return max(1, len(self.past))
+
+    def query(self) -> dict[str, str]:
+        """The query parameters that lead back here."""
+        query: dict[str, str] = {}
+        if self.origin is not None:
+            query = {"design": str(self.origin.design_id), "revision": str(self.origin.number)}
+        if self.origin is None or self.unsaved_changes or self.settings != Settings():
+            query["draft"] = pack(self.spec, self.settings)
+        return query
+
+
+def opened(spec: ArchitectureSpec, origin: Origin | None = None) -> Draft:
+    """A draft that begins with ``spec``, everything folded and nothing changed."""
+    baseline = origin.spec if origin is not None else spec
+    label = f"revision {origin.number}" if origin is not None else "as opened"
+    return Draft(spec=spec, origin=origin, saved=baseline, baseline=baseline, baseline_label=label)
+
+
+def pack(spec: ArchitectureSpec, settings: Settings) -> str:
+    """A design and its settings as text that fits into an address."""
+    usual = Settings()
+    changed = {
+        "serving": _difference(settings.serving, usual.serving),
+        "training": _difference(settings.training, usual.training),
+        "share": settings.share,
+    }
+    data = json.dumps([spec.to_dict(), changed], separators=(",", ":")).encode()
+    squeezed = zlib.compressobj(9, wbits=-15)
+    return base64.urlsafe_b64encode(squeezed.compress(data) + squeezed.flush()).decode().rstrip("=")
+
+
+def _difference(plan: Plan, usual: Plan) -> dict[str, Any]:
+    standard = usual.model_dump(mode="json")
+    return {name: value for name, value in plan.model_dump(mode="json").items() if value != standard[name]}
+
+
+def unpack(text: str) -> tuple[ArchitectureSpec, Settings]:
+    """The design and the settings that :func:`pack` wrote; raises ``PlannerError`` for anything else."""
+    usual = Settings()
+    try:
+        raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        inflater = zlib.decompressobj(-15)
+        data = inflater.decompress(raw, LARGEST_DRAFT_BYTES)
+        if inflater.unconsumed_tail or not inflater.eof:
+            raise ValueError("cut short, or too large")
+        spec, changed = json.loads(data)
+        serving = {**usual.serving.model_dump(), **changed["serving"]}
+        training = {**usual.training.model_dump(), **changed["training"]}
+        share = changed["share"]
+        if share not in get_args(Share):
+            raise ValueError(f"no bars of {share!r}")
+    except (ValueError, zlib.error, AttributeError, TypeError, KeyError, RecursionError) as error:
+        raise InvalidSpec.of(
+            "The address holds a draft that cannot be read.",
+            path="draft",
+            remedy="Copy the whole address again, or start from a preset.",
+            code="unreadable_draft",
+        ) from error
+    settings = Settings(parse_plan(ServingPlan, serving), parse_plan(TrainingPlan, training), share)
+    return parse_spec(spec), settings
+
+
+def current(default: ArchitectureSpec) -> Draft:
+    """This session's draft: the one in the address where it is new there, else the one being edited."""
+    asked = dict(st.query_params)
+    draft: Draft | None = st.session_state.get("draft")
+    if draft is None or (asked and asked != draft.address):
+        draft = from_address(asked, default)
+        draft.address = asked
+        st.session_state["draft"] = draft
+    return draft
+
+
+def from_address(asked: Mapping[str, str], default: ArchitectureSpec) -> Draft:
+    """The draft that an address asks for; what cannot be opened is said in ``notice``, and the default opens."""
+    from db.errors import StoreError
+
+    try:
+        origin = _origin(asked) if "design" in asked else None
+        draft = opened(origin.spec if origin is not None else default, origin)
+        if "draft" in asked:
+            spec, draft.settings = unpack(asked["draft"])
+            if origin is None:
+                draft = replace(opened(spec), settings=draft.settings)
+            elif spec != draft.spec:
+                draft.past = [draft.spec]
+                draft.spec = spec
+        return draft
+    except (StoreError, PlannerError) as error:
+        return replace(opened(default), notice=str(error))
+
+
+def _origin(asked: Mapping[str, str]) -> Origin:
+    from pages.widgets import chrome
+
+    store = chrome.get_store()
+    try:
+        design_id = int(asked["design"])
+        number = int(asked["revision"]) if "revision" in asked else None
+    except ValueError as error:
+        raise InvalidSpec.of(
+            "The address names no design.", path="design", remedy="Open it from Home.", code="unknown_design"
+        ) from error
+    design = store.designs.get(design_id)
+    if number is None or number == design.latest.number:
+        revision = design.latest
+    else:
+        found = [each for each in store.designs.revisions(design_id) if each.number == number]
+        if not found:
+            raise InvalidSpec.of(
+                f"{design.name!r} has no revision {number}.",
+                path="revision",
+                remedy=f"Its latest is {design.latest.number}.",
+                code="unknown_revision",
+            )
+        revision = found[0]
+    spec = parse_spec(dict(revision.spec))
+    return Origin(design_id, revision.id, revision.number, spec)
+
+
+def write_address(draft: Draft) -> None:
+    """Put the draft into the address, if it is not there yet."""
+    query = draft.query()
+    if query != draft.address or dict(st.query_params) != query:
+        st.query_params.from_dict(query)
+        draft.address = query

@@ -1,0 +1,103 @@
+"""A number opened into the terms it is the sum of: name, formula, value, status and source.
+
+:func:`ask` is called from a handler; :func:`show_if_asked`, at the end of the page, shows the dialog. SymPy is loaded
+there and nowhere else.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import streamlit as st
+
+from pages.widgets import chrome, figures, theme
+from pages.widgets.draft import Draft
+from planner import ArchitectureSpec, PlannerError
+from planner.plans import Plan
+
+_ASKED = "terms-asked"
+_FIGURES = {"bytes": figures.memory, "FLOPs": figures.flops, "FLOPs a token": figures.flops}
+_SERVING = ("cache", "inference_memory", "weights_memory")
+_ALSO = {"flops_forward": ("flops_forward", "flops_training")}
+_TITLES = {"flops_forward": "Forward", "flops_training": "Training"}
+DEEPEST = 2
+
+
+def ask(quantity: str) -> None:
+    """Open a quantity's terms in the next run."""
+    st.session_state[_ASKED] = quantity
+
+
+def show_if_asked(draft: Draft) -> None:
+    """Show the dialog that was asked for, once."""
+    quantity = st.session_state.pop(_ASKED, None)
+    if quantity is not None:
+        _dialog(draft, quantity)
+
+
+@lru_cache(maxsize=64)
+def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan) -> Any:
+    from planner.explain import explain
+
+    return explain(spec, quantity, plan)
+
+
+@st.dialog("What it is the sum of", width="large")
+def _dialog(draft: Draft, quantity: str) -> None:
+    several = _ALSO.get(quantity, (quantity,))
+    places = st.tabs([_TITLES[name] for name in several]) if len(several) > 1 else [st.container()]
+    for name, place in zip(several, places, strict=True):
+        with place, st.container(key=f"terms-{name}", gap="small"):
+            try:
+                plan = draft.settings.serving if name in _SERVING else draft.settings.training
+                show(_explained(draft.spec, name, plan))
+            except PlannerError as reason:
+                chrome.error(reason)
+
+
+def show(term: Any) -> None:
+    """A term from :func:`planner.explain`: its value, its formula, the table of its parts, its symbols and source."""
+    figure = _FIGURES.get(term.unit, figures.count)(term.value)
+    unit = f"{figure.unit} a token" if term.unit == "FLOPs a token" else figure.unit
+    whole = f"{term.value:,.0f}" if float(term.value).is_integer() else f"{term.value:,.2f}"
+    chrome.html(
+        f'<div class="pl-term"><span>{chrome.status_glyph(term.status)} {chrome.escape(term.name)}, '
+        f"{chrome.escape(theme.STATUS_WORDS.get(term.status, term.status))}</span>"
+        f"<b>{chrome.escape(figure.value)}</b> <small>{chrome.escape(unit)}</small>"
+        f'<em class="pl-figures">{whole} {chrome.escape(term.unit)}</em></div>'
+    )
+    with st.container(key=f"formula-{term.name.replace(' ', '-')}"):
+        st.latex(term.latex)
+    rows = "".join(_rows(term, term.value, 0))
+    chrome.html(
+        '<table class="pl-table pl-terms"><tr><th>Term</th><th>Formula</th><th>Value</th><th>Share</th></tr>'
+        f"{rows}</table>"
+    )
+    if term.symbols:
+        symbols = "".join(
+            f'<span title="{chrome.escape(entry.field)}"><b>{chrome.escape(entry.symbol)}</b> = {entry.value:,} '
+            f"<i>{chrome.escape(entry.field.rsplit('.', 1)[-1])}</i></span>"
+            for entry in term.symbols
+        )
+        chrome.html(f'<div class="pl-symbols pl-figures">{symbols}</div>')
+    sources = dict.fromkeys(each.source for each in term.walk() if each.source)
+    if sources:
+        lines = "".join(f"<li>{chrome.escape(source)}</li>" for source in sources)
+        chrome.html(f'<ul class="pl-list">{lines}</ul>')
+
+
+def _rows(term: Any, total: float, depth: int) -> list[str]:
+    made = []
+    for child in term.children:
+        figure = _FIGURES.get(child.unit, figures.count)(child.value)
+        share = figures.percent(child.value / total) if total else ""
+        made.append(
+            f'<tr class="depth-{depth}"><td style="padding-left:{8 + 16 * depth}px">{chrome.escape(child.name)}</td>'
+            f'<td class="pl-formula" title="{chrome.escape(child.substitution)}">{chrome.escape(child.text)}</td>'
+            f'<td class="fig" title="{chrome.escape(figure.exact)}">{chrome.escape(figure)}</td>'
+            f'<td class="fig">{share}</td></tr>'
+        )
+        if depth < DEEPEST:
+            made += _rows(child, total, depth + 1)
+    return made

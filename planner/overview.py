@@ -1,0 +1,62 @@
+"""The numbers that are first asked for, each with its status, under one way of serving and one of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from planner.cache import cache_bytes
+from planner.compute import flops
+from planner.errors import PlannerError, Problem
+from planner.plans import ServingPlan, TrainingPlan
+from planner.scaling import chinchilla_tokens
+from planner.serving import estimate_inference
+from planner.sizing import size
+from planner.spec import ArchitectureSpec
+from planner.training import estimate_training
+
+Unit = Literal["count", "flops", "bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class OverviewNumber:
+    """One number; ``value`` is ``None`` where it is not modelled, and ``problem`` says what stands in the way."""
+
+    quantity: str
+    unit: Unit
+    value: float | None
+    status: str
+    problem: Problem | None = None
+
+
+def overview(spec: ArchitectureSpec, serving: ServingPlan, training: TrainingPlan) -> dict[str, OverviewNumber]:
+    """Parameters, FLOPs a token, cache, memory and tokens to train on, by quantity.
+
+    FLOPs are those of one token of a sequence of ``training.sequence_length``; the cache and the memory of inference
+    are those of ``serving``, the memory of training that of ``training`` on one device.
+    """
+    parameters = size(spec).parameters
+    length = training.sequence_length
+    numbers = [
+        OverviewNumber("parameters", "count", parameters.total, "exact"),
+        OverviewNumber("active_parameters", "count", parameters.active, "exact"),
+        OverviewNumber("flops_forward", "flops", flops(spec, length).total / length, "exact"),
+        OverviewNumber("flops_training", "flops", flops(spec, length, training=True).total / length, "exact"),
+        _modelled(
+            "cache",
+            lambda: cache_bytes(spec, serving.context_length, serving.batch_size, serving.cache_dtype),
+            status="exact",
+        ),
+        _modelled("inference_memory", lambda: estimate_inference(spec, serving).memory.total_bytes),
+        _modelled("training_memory", lambda: estimate_training(spec, training).memory.total_bytes),
+        OverviewNumber("chinchilla_tokens", "count", chinchilla_tokens(spec), "approximated"),
+    ]
+    return {number.quantity: number for number in numbers}
+
+
+def _modelled(quantity: str, estimate: Callable[[], int], status: str = "modelled") -> OverviewNumber:
+    try:
+        return OverviewNumber(quantity, "bytes", estimate(), status)
+    except PlannerError as error:
+        return OverviewNumber(quantity, "bytes", None, "unsupported", error.problems[0])
