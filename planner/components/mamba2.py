@@ -83,8 +83,10 @@ class Mamba2(Component):
         ):
             flops = 2 * padded * chunk * width * heads
             yield Operation(name, self.component, flops, padded * (chunk + 1) * width * heads)
-        yield projection("chunk states", self.component, padded, state, inner)
-        yield projection("outputs from states", self.component, padded, state, inner)
+        # The last chunk's state is not read, and the first chunk has none before it.
+        carried = batch_size * (ceiling_divide(sequence_length, chunk) - 1) * chunk
+        yield projection("chunk states", self.component, carried, state, inner)
+        yield projection("outputs from states", self.component, carried, state, inner)
         yield projection("output projection", self.component, tokens, inner, hidden_size)
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:

@@ -1,0 +1,106 @@
+"""Multi-head latent attention, the twin of :mod:`planner.components.latent_attention`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import planner.components as components
+from runners.models.attention import attend, visible
+from runners.models.context import BuildContext
+from runners.models.norms import inner_norm
+from runners.models.rotary import rotate, rotation
+
+
+class LatentCache:
+    """The normalized latent and the rotated key of each position, shared by all heads."""
+
+    def __init__(self, latent: Tensor, rotated: Tensor) -> None:
+        self.latent, self.rotated = latent, rotated
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What is held."""
+        return self.latent, self.rotated
+
+
+class LatentAttention(nn.Module):
+    """Latent attention over x (batch, positions, hidden_size).
+
+    Without a cache keys and values are expanded from the latent. With one, the expansion is absorbed into queries and
+    outputs (DeepSeek-V2, arXiv:2405.04434, section 2.1.2), so that nothing wider than the latent is kept or read.
+    """
+
+    def __init__(self, component: components.LatentAttention, context: BuildContext) -> None:
+        super().__init__()
+        self.component = component
+        self.kernels = context.kernels
+        theta = component.rope_theta or context.rope_theta
+        assert theta is not None, "the specification refuses latent attention without rotary positions"
+        self.theta = theta
+        hidden, heads = context.hidden_size, component.num_attention_heads
+        query_width = heads * (component.qk_nope_head_dim + component.qk_rope_head_dim)
+        bias = component.attention_bias
+        if component.q_lora_rank is None:
+            self.q_proj = nn.Linear(hidden, query_width, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(hidden, component.q_lora_rank, bias=bias)
+            self.q_a_norm = inner_norm(context, component.q_lora_rank)
+            self.q_b_proj = nn.Linear(component.q_lora_rank, query_width, bias=False)
+        self.kv_a_proj = nn.Linear(hidden, component.kv_lora_rank + component.qk_rope_head_dim, bias=bias)
+        self.kv_a_norm = inner_norm(context, component.kv_lora_rank)
+        expanded = heads * (component.qk_nope_head_dim + component.v_head_dim)
+        self.kv_b_proj = nn.Linear(component.kv_lora_rank, expanded, bias=False)
+        self.o_proj = nn.Linear(heads * component.v_head_dim, hidden, bias=bias)
+
+    @property
+    def scale(self) -> float:
+        """Factor on the scores."""
+        component = self.component
+        return component.softmax_scale or (component.qk_nope_head_dim + component.qk_rope_head_dim) ** -0.5
+
+    def new_cache(self, batch_size: int, context_length: int, device: torch.device, dtype: torch.dtype) -> LatentCache:
+        """An empty cache with the shapes that the planner counts."""
+        shapes = [entry.shape for entry in self.component.cache(self.o_proj.out_features, context_length)]
+        made = [torch.zeros(batch_size, *shape, device=device, dtype=dtype) for shape in shapes]
+        return LatentCache(made[0], made[1])
+
+    def forward(self, x: Tensor, cache: LatentCache | None = None, start: int = 0) -> Tensor:
+        component = self.component
+        batch, length, _ = x.shape
+        heads, nope, rope = component.num_attention_heads, component.qk_nope_head_dim, component.qk_rope_head_dim
+        query = self.q_proj(x) if component.q_lora_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
+        query = query.view(batch, length, heads, nope + rope).transpose(1, 2)
+        latent, rotated = self.kv_a_proj(x).split((component.kv_lora_rank, rope), dim=-1)
+        latent = self.kv_a_norm(latent)
+        positions = torch.arange(start, start + length, device=x.device)
+        cosine, sine = rotation(positions, rope, self.theta, query.dtype)
+        query_nope, query_rope = query.split((nope, rope), dim=-1)
+        query_rope, rotated = rotate(query_rope, cosine, sine), rotate(rotated, cosine, sine)
+        if cache is not None:
+            cache.latent[:, start : start + length] = latent.to(cache.latent.dtype)
+            cache.rotated[:, start : start + length] = rotated.to(cache.rotated.dtype)
+            if start > 0:
+                mixed = self._absorbed(query_nope, query_rope, cache, start + length, positions)
+                return self.o_proj(mixed)
+        expanded = self.kv_b_proj(latent).view(batch, length, heads, nope + component.v_head_dim).transpose(1, 2)
+        key_nope, value = expanded.split((nope, component.v_head_dim), dim=-1)
+        key = torch.cat((key_nope, rotated[:, None].expand(-1, heads, -1, -1)), dim=-1)
+        query = torch.cat((query_nope, query_rope), dim=-1)
+        mixed = attend(query, key, value, None, self.scale, None, self.kernels)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+    def _absorbed(
+        self, query_nope: Tensor, query_rope: Tensor, cache: LatentCache, length: int, positions: Tensor
+    ) -> Tensor:
+        component = self.component
+        latent, rotated = cache.latent[:, :length].to(query_nope), cache.rotated[:, :length].to(query_rope)
+        weight = self.kv_b_proj.weight.view(component.num_attention_heads, -1, component.kv_lora_rank)
+        to_key, to_value = weight.split((component.qk_nope_head_dim, component.v_head_dim), dim=1)
+        narrow = torch.einsum("bhtd,hdc->bhtc", query_nope, to_key)
+        scores = torch.einsum("bhtc,bsc->bhts", narrow, latent) + torch.einsum("bhtr,bsr->bhts", query_rope, rotated)
+        seen = visible(positions, torch.arange(length, device=latent.device), None, None)
+        weights = torch.softmax((scores * self.scale).masked_fill(~seen, float("-inf")), -1)
+        mixed = torch.einsum("bhts,bsc->bhtc", weights, latent)
+        values = torch.einsum("bhtc,hvc->bthv", mixed, to_value)
+        return values.flatten(2)

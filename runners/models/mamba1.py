@@ -1,0 +1,114 @@
+"""Mamba-1, the twin of :mod:`planner.components.mamba1`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import planner.components as components
+from runners.models.context import BuildContext
+from runners.models.convolution import last_inputs, short_convolution
+from runners.models.norms import inner_norm
+from runners.models.selective_scan import selective_scan, selective_scan_from
+
+SMALLEST_STEP, LARGEST_STEP = 1e-3, 1e-1
+"""Time steps at initialization, log-uniform (Gu & Dao 2023, arXiv:2312.00752, section 3.6)."""
+
+
+def initial_step_bias(channels: int) -> Tensor:
+    """The inverse softplus of log-uniform time steps, (channels,)."""
+    low, high = math.log(SMALLEST_STEP), math.log(LARGEST_STEP)
+    steps = torch.exp(torch.rand(channels) * (high - low) + low)
+    return steps + torch.log(-torch.expm1(-steps))
+
+
+class StateCache:
+    """The last inputs of the convolution and the state."""
+
+    def __init__(self, convolution: Tensor, state: Tensor) -> None:
+        self.convolution, self.state = convolution, state
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What is held."""
+        return self.convolution, self.state
+
+
+class ConvolutionFilter(nn.Module):
+    """The filter of the short convolution: weight (channels, 1, taps), bias (channels,)."""
+
+    def __init__(self, channels: int, taps: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, taps))
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Uniform within the root of the number of taps, as PyTorch's convolutions start."""
+        bound = self.weight.shape[-1] ** -0.5
+        self.weight.uniform_(-bound, bound)
+
+    def forward(self, x: Tensor, cache: StateCache | None) -> Tensor:
+        taps = self.weight.shape[-1]
+        if cache is None:
+            return short_convolution(x, self.weight, self.bias)
+        before = cache.convolution[..., 1:].transpose(1, 2) if taps > 1 else x[:, :0]
+        mixed = short_convolution(x, self.weight, self.bias, before)
+        cache.convolution.copy_(last_inputs(cache.convolution, x))
+        return mixed
+
+
+class Mamba1(nn.Module):
+    """Gated selective scan over x (batch, positions, hidden_size)."""
+
+    def __init__(self, component: components.Mamba1, context: BuildContext) -> None:
+        super().__init__()
+        self.component = component
+        inner, state, rank = component.intermediate_size, component.state_size, component.time_step_rank
+        self.in_proj = nn.Linear(context.hidden_size, 2 * inner, bias=component.use_bias)
+        self.conv1d = ConvolutionFilter(inner, component.conv_kernel, component.use_conv_bias)
+        self.x_proj = nn.Linear(inner, rank + 2 * state, bias=False)
+        self.dt_proj = nn.Linear(rank, inner, bias=True)
+        self.A_log = nn.Parameter(torch.log(torch.arange(1, state + 1, dtype=torch.float32)).repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        if component.parameter_norms:
+            self.dt_norm = inner_norm(context, rank)
+            self.b_norm = inner_norm(context, state)
+            self.c_norm = inner_norm(context, state)
+        self.out_proj = nn.Linear(inner, context.hidden_size, bias=component.use_bias)
+
+    def reset_special(self) -> None:
+        """The initialization that the time steps need."""
+        self.conv1d.reset_parameters()
+        with torch.no_grad():
+            self.dt_proj.weight.uniform_(-(self.component.time_step_rank**-0.5), self.component.time_step_rank**-0.5)
+            self.dt_proj.bias.copy_(initial_step_bias(self.component.intermediate_size))
+
+    def new_cache(self, batch_size: int, context_length: int, device: torch.device, dtype: torch.dtype) -> StateCache:
+        """An empty cache with the shapes that the planner counts."""
+        shapes = [entry.shape for entry in self.component.cache(self.out_proj.out_features, context_length)]
+        made = [torch.zeros(batch_size, *shape, device=device, dtype=dtype) for shape in shapes]
+        return StateCache(made[0], made[1])
+
+    def forward(self, x: Tensor, cache: StateCache | None = None, start: int = 0) -> Tensor:
+        component = self.component
+        inputs, gate = self.in_proj(x).chunk(2, dim=-1)
+        inputs = F.silu(self.conv1d(inputs, cache))
+        rank, state = component.time_step_rank, component.state_size
+        dt, B, C = self.x_proj(inputs).split((rank, state, state), dim=-1)
+        if component.parameter_norms:
+            dt, B, C = self.dt_norm(dt), self.b_norm(B), self.c_norm(C)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dt = F.softplus(F.linear(dt, self.dt_proj.weight).to(wide) + self.dt_proj.bias.to(wide))
+        A = -torch.exp(self.A_log.to(wide))
+        parts = (inputs.to(wide), dt, A, B.to(wide), C.to(wide))
+        if cache is None:
+            y = selective_scan(*parts, component.chunk_size)
+        else:
+            y, last = selective_scan_from(cache.state.to(wide), *parts, component.chunk_size)
+            cache.state.copy_(last)
+        y = (y + self.D.to(wide) * parts[0]).to(inputs.dtype) * F.silu(gate)
+        return self.out_proj(y)
