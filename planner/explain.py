@@ -224,10 +224,7 @@ def _parameters(reading: _Reading) -> _Node:
 
 
 def _active_parameters(reading: _Reading) -> _Node:
-    def active(tensor: Any, _: bool) -> Quantity:
-        return tensor.count if tensor.active_share == (1, 1) else active_count(tensor)
-
-    return _of_tensors(reading, "active parameters", active)
+    return _of_tensors(reading, "active parameters", lambda tensor, _: active_count(tensor))
 
 
 def _weights_memory(reading: _Reading) -> _Node:

@@ -97,6 +97,8 @@ def model_tensors(spec: ArchitectureSpec) -> Iterator[Tensor]:
 def active_count(tensor: Tensor) -> Quantity:
     """Elements of a tensor that one token touches."""
     chosen, available = tensor.active_share
+    if isinstance(available, int) and available == 1:
+        return tensor.count  # no share, or a single expert; an array or a symbol takes the division
     return exact_divide(tensor.count * chosen, available)
 
 
@@ -118,7 +120,7 @@ def count_parameters(spec: ArchitectureSpec) -> ParameterCounts:
             for _, tensor in layer_tensors(spec, layer):
                 count = tensor.count * group.repeats
                 by_component[tensor.component] = by_component.get(tensor.component, 0) + count
-                active = active + (count if tensor.active_share == (1, 1) else active_count(tensor) * group.repeats)
+                active = active + active_count(tensor) * group.repeats
     total: Quantity = 0
     for count in by_component.values():
         total = total + count

@@ -89,9 +89,15 @@ class TrainingMemory:
     activations_bytes: Quantity
     communication_bytes: Quantity
     overhead_bytes: Quantity
-    total_bytes: Quantity
-    """The largest moment and the overhead."""
     moments: tuple[Moment, ...]
+
+    @property
+    def total_bytes(self) -> Quantity:
+        """The largest moment and the overhead. The total less the overhead is the peak that an allocator reports."""
+        peak = self.moments[0].total_bytes
+        for moment in self.moments[1:]:
+            peak = largest(peak, moment.total_bytes)
+        return peak + self.communication_bytes + self.overhead_bytes
 
     @property
     def peak(self) -> Moment:
@@ -346,9 +352,6 @@ def training_memory(
             )
             remaining, done = remaining - kept, done + weights
         moments.append(Moment("optimizer step", parameters, gradients, optimizer, 0))
-    peak = moments[0].total_bytes
-    for moment in moments[1:]:
-        peak = largest(peak, moment.total_bytes)
     return TrainingMemory(
         parameters_bytes=parameters,
         gradients_bytes=gradients,
@@ -356,6 +359,5 @@ def training_memory(
         activations_bytes=activations,
         communication_bytes=0,
         overhead_bytes=DEVICE_OVERHEAD_BYTES,
-        total_bytes=peak + DEVICE_OVERHEAD_BYTES,
         moments=tuple(moments),
     )

@@ -1,0 +1,154 @@
+"""Drawn specifications that cover every component, every optional field and every norm placement; all of them small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from planner import ArchitectureSpec, parse_spec
+
+
+def _attention() -> st.SearchStrategy[dict[str, Any]]:
+    def build(draw: Any) -> dict[str, Any]:
+        key_value_heads = draw(st.integers(1, 4))
+        mixer: dict[str, Any] = {
+            "kind": "attention",
+            "num_key_value_heads": key_value_heads,
+            "num_attention_heads": key_value_heads * draw(st.integers(1, 4)),
+            "head_dim": draw(st.sampled_from([8, 16, 24, 40])),
+            "query_key_norm": draw(st.sampled_from([None, "head", "projection"])),
+            "query_key_value_bias": draw(st.booleans()),
+            "output_bias": draw(st.booleans()),
+        }
+        if draw(st.booleans()):
+            mixer["sliding_window"] = draw(st.integers(1, 64))
+            if draw(st.booleans()):
+                mixer["dilation"] = draw(st.integers(2, 5))
+        return mixer
+
+    return st.composite(build)()
+
+
+def _latent_attention() -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(
+        {
+            "kind": st.just("latent_attention"),
+            "num_attention_heads": st.integers(1, 8),
+            "q_lora_rank": st.none() | st.integers(4, 48),
+            "kv_lora_rank": st.integers(4, 48),
+            "qk_nope_head_dim": st.sampled_from([8, 16, 24]),
+            "qk_rope_head_dim": st.sampled_from([4, 8]),
+            "v_head_dim": st.sampled_from([8, 16]),
+            "attention_bias": st.booleans(),
+        }
+    )
+
+
+def _mamba1() -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(
+        {
+            "kind": st.just("mamba1"),
+            "intermediate_size": st.integers(8, 96),
+            "state_size": st.integers(2, 16),
+            "conv_kernel": st.integers(2, 5),
+            "time_step_rank": st.integers(1, 8),
+            "use_bias": st.booleans(),
+            "use_conv_bias": st.booleans(),
+            "parameter_norms": st.booleans(),
+        }
+    )
+
+
+def _mamba2() -> st.SearchStrategy[dict[str, Any]]:
+    def build(draw: Any) -> dict[str, Any]:
+        groups = draw(st.integers(1, 3))
+        return {
+            "kind": "mamba2",
+            "n_groups": groups,
+            "num_heads": groups * draw(st.integers(1, 4)),
+            "head_dim": draw(st.sampled_from([8, 16])),
+            "state_size": draw(st.integers(4, 32)),
+            "conv_kernel": draw(st.integers(2, 5)),
+            "chunk_size": draw(st.sampled_from([16, 32, 100])),
+            "use_bias": draw(st.booleans()),
+            "use_conv_bias": draw(st.booleans()),
+        }
+
+    return st.composite(build)()
+
+
+def _mlp() -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(
+        {
+            "kind": st.just("mlp"),
+            "intermediate_size": st.integers(8, 200),
+            "gated": st.booleans(),
+            "bias": st.booleans(),
+        }
+    )
+
+
+def _moe() -> st.SearchStrategy[dict[str, Any]]:
+    def build(draw: Any) -> dict[str, Any]:
+        groups = draw(st.sampled_from([1, 1, 2]))
+        per_group = draw(st.integers(1, 4))
+        chosen_groups = draw(st.integers(1, groups))
+        shared = draw(st.none() | st.integers(8, 64))
+        return {
+            "kind": "moe",
+            "num_experts": groups * per_group,
+            "num_expert_groups": groups,
+            "groups_per_tok": chosen_groups,
+            "num_experts_per_tok": draw(st.integers(1, chosen_groups * per_group)),
+            "intermediate_size": draw(st.integers(8, 64)),
+            "shared_intermediate_size": shared,
+            "shared_expert_gate": shared is not None and draw(st.booleans()),
+            "gated": draw(st.booleans()),
+            "score_correction_bias": draw(st.booleans()),
+        }
+
+    return st.composite(build)()
+
+
+@st.composite
+def specs(draw: Any, most_layers: int = 3) -> ArchitectureSpec:
+    """One to ``most_layers`` groups of as many layers each, over all components."""
+    positions = draw(st.sampled_from(["rotary", "learned", "none"]))
+    mixers = [_attention(), _mamba1(), _mamba2()] + ([_latent_attention()] if positions == "rotary" else [])
+    layer = st.tuples(
+        st.none() | st.one_of(mixers),
+        st.none() | st.one_of(_mlp(), _moe()),
+        st.sampled_from(["pre", "post", "sandwich"]),
+    ).filter(lambda parts: parts[0] is not None or parts[1] is not None)
+    groups = draw(
+        st.lists(
+            st.tuples(st.integers(1, 5), st.lists(layer, min_size=1, max_size=most_layers)),
+            min_size=1,
+            max_size=most_layers,
+        )
+    )
+    return parse_spec(
+        {
+            "name": "drawn",
+            "vocab_size": draw(st.integers(2, 500)),
+            "hidden_size": draw(st.integers(8, 96)),
+            "tie_word_embeddings": draw(st.booleans()),
+            "positions": {"kind": positions, **({"num_positions": 128} if positions == "learned" else {})},
+            "norm": draw(
+                st.sampled_from([{"kind": "rms_norm"}, {"kind": "layer_norm"}, {"kind": "layer_norm", "bias": False}])
+            ),
+            "final_norm": draw(st.booleans()),
+            "lm_head_bias": draw(st.booleans()),
+            "layer_groups": [
+                {
+                    "repeats": repeats,
+                    "layers": [
+                        {"sequence_mixer": first, "channel_mixer": second, "norm_placement": placement}
+                        for first, second, placement in layers
+                    ],
+                }
+                for repeats, layers in groups
+            ],
+        }
+    )
