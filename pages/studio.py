@@ -54,12 +54,12 @@ def main() -> None:
     with st.container(border=True, key="panel-strip"):
         strip(draft)
     costs = studio_numbers.blocks_of(draft.spec, draft.settings.serving, draft.settings.training)
-    left, right = st.columns([1.75, 1], gap="medium")
+    left, right = st.columns([1.75, 1], gap="small")
     with left, st.container(border=True, key="panel-diagram", height="stretch", gap="small"):
         stack(draft, costs)
     with right, st.container(border=True, key="panel-inspector", height="stretch", gap="small"):
         inspector.show(draft, costs)
-    left, right = st.columns(2, gap="medium")
+    left, right = st.columns(2, gap="small")
     with left:
         cache_chart(draft)
     with right:
@@ -101,7 +101,7 @@ def settings_form(draft: Draft) -> None:
 
     spec_fields.show(serving, form("serving", apply_serving), ("context_length", "batch_size"))
     for name, options in (("weight_format", WEIGHT_FORMATS), ("cache_dtype", ("bf16", "fp16", "fp8", "int8", "fp32"))):
-        label, box = st.columns([1.15, 2.3], gap="small", vertical_alignment="center")
+        label, box = st.columns([1.3, 2.1], gap="small", vertical_alignment="center")
         label.markdown(spec_fields.label_of(name))
         key = f"settings-{name}"
         value = getattr(serving, name)
@@ -117,7 +117,7 @@ def settings_form(draft: Draft) -> None:
     shown = ("sequence_length", "micro_batch_size", "precision", "gradient_dtype", "optimizer", "recompute")
     spec_fields.show(training, form("training", apply_training), shown)
     problem = studio_numbers.overview_of(draft.spec, serving, training)["training_memory"].problem
-    if problem is not None:
+    if problem is not None and problem.path in shown:
         chrome.field_error(problem)
 
 

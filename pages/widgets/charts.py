@@ -210,6 +210,7 @@ def _axis(axis: Axis, limits: tuple[float, float] | None, palette: theme.Palette
         "tickfont": {"size": 11, "color": palette["faint"]},
         "fixedrange": False,
         "automargin": True,
+        "tickangle": 0,
     }
     if limits is not None:
         drawn["range"] = list(limits)
@@ -217,7 +218,7 @@ def _axis(axis: Axis, limits: tuple[float, float] | None, palette: theme.Palette
     if ticks is None and axis.log == 2 and limits is not None:
         low, high = (math.ceil(limit / math.log10(2) - 1e-9) for limit in limits)
         high = math.floor(limits[1] / math.log10(2) + 1e-9)
-        step = max(1, round((high - low) / 7))
+        step = max(1, math.ceil((high - low) / 6))
         ticks = [2.0**exponent for exponent in range(low, high + 1, step)]
         labels = [power_of_two_label(tick) for tick in ticks]
     if ticks is not None:

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
+from streamlit.errors import StreamlitPageNotFoundError
 from streamlit.runtime.pages_manager import PagesManager
 
 from pages.widgets import theme
@@ -107,7 +108,7 @@ def empty_state(
     with st.container(key=f"empty-{key or title.lower().replace(' ', '-')}", horizontal_alignment="center"):
         html(f'<div class="pl-empty"><b>{escape(title)}</b><p>{escape(what_next)}</p></div>')
         if page is not None:
-            st.page_link(page, label=action or "Open")
+            link(page.removeprefix("pages/").removesuffix(".py"), action or "Open")
 
 
 def field_error(problem: Problem | str) -> None:
@@ -185,6 +186,12 @@ def page_exists(name: str) -> bool:
     return (theme.ASSETS.parent / "pages" / f"{name}.py").exists()
 
 
+def link(page: str, label: str, **query: str) -> None:
+    """A link to ``pages/<page>.py`` with query parameters; nothing where the navigation does not have that page."""
+    with contextlib.suppress(StreamlitPageNotFoundError):
+        st.page_link(f"pages/{page}.py", label=label, query_params=query or None)
+
+
 def status_glyph(status: str) -> str:
     """HTML of the mark that says how a number came about: exact, measured, modelled, approximated, unsupported."""
     words = escape(theme.STATUS_WORDS.get(status, status))
@@ -200,3 +207,11 @@ def variant_tag(index: int) -> str:
 def swatch(token: str, label: str) -> str:
     """HTML of a small square in a token's colour and what it stands for."""
     return f'<span class="pl-swatch"><i style="background:var(--{escape(token)})"></i>{escape(label)}</span>'
+
+
+_STATE_TONES = {"succeeded": "pl-good", "failed": "pl-bad", "running": "pl-warn"}
+
+
+def state_tag(state: str) -> str:
+    """HTML of a job's state in its tone."""
+    return f'<span class="{_STATE_TONES.get(str(state), "pl-soft")}">{escape(state)}</span>'

@@ -10,6 +10,7 @@ Figure(value='14.5', unit='GiB', exact='15,569,256,448 bytes')
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 
 from planner import units
@@ -57,6 +58,15 @@ def disk(number: float) -> Figure:
 def duration(seconds: float) -> Figure:
     """A time."""
     return _figure(units.seconds_text(seconds), f"{seconds:,.6g} s")
+
+
+def ago(moment: datetime.datetime) -> str:
+    """How long ago something was: ``2 h ago``."""
+    seconds = (datetime.datetime.now(datetime.UTC) - moment).total_seconds()
+    if seconds < 60:
+        return "just now"
+    value, unit = str(duration(seconds)).split(" ")
+    return f"{float(value.replace(',', '')):.0f} {unit} ago"
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -36,7 +36,8 @@ def _row(fit: Fit) -> str:
     same = needed.unit == usable.unit
     text = f"{mark} {needed.value if same else needed} of {usable}"
     hover = f"needs {needed.exact}, usable {usable.exact}: {fit.device.usable_reason}"
-    name = fit.device.name.removeprefix("NVIDIA ").removeprefix("GeForce ").removeprefix("AMD Instinct ")
+    name = "This machine" if fit.device.id == "here" else fit.device.name
+    name = name.removeprefix("NVIDIA ").removeprefix("GeForce ").removeprefix("AMD Instinct ")
     return (
         f'<div title="{chrome.escape(fit.device.name)}">{chrome.escape(name)}</div>'
         f'<div class="pl-bar" title="{chrome.escape(hover)}">{bars}{limit}</div>'

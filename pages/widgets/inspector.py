@@ -74,7 +74,7 @@ def try_edit(draft: Draft, edit: Any, *arguments: Any, field: str = "") -> bool:
 def _model(draft: Draft) -> None:
     chrome.heading("Model", "vocabulary, width, positions, norms")
     key = f"model:{draft.generation}"
-    label, box = st.columns([1.15, 2.3], gap="small", vertical_alignment="center")
+    label, box = st.columns([1.3, 2.1], gap="small", vertical_alignment="center")
     label.markdown("Name")
     name_key = f"{key}:name"
     box.text_input(
@@ -238,7 +238,7 @@ def _mixer(draft: Draft, mixer: Any) -> None:
 
 
 def _choice(label: str, options: list[str], value: str, key: str, switch: Any, problem: Problem | None) -> None:
-    left, right = st.columns([1.15, 2.3], gap="small", vertical_alignment="center")
+    left, right = st.columns([1.3, 2.1], gap="small", vertical_alignment="center")
     left.markdown(label)
     right.selectbox(
         label,

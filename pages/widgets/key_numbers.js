@@ -9,6 +9,7 @@ const make = (tag, className, parent) => {
 export default function ({ data, parentElement, setTriggerValue }) {
   let row = parentElement.querySelector(".keys");
   if (!row) row = make("div", "keys", parentElement);
+  row.style.setProperty("--count", data.numbers.length);
   while (row.children.length > data.numbers.length) row.lastChild.remove();
   data.numbers.forEach((number, index) => {
     let cell = row.children[index];

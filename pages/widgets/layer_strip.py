@@ -29,6 +29,7 @@ class Paint:
 
 
 _component = BrowserComponent("layer_strip")
+_TOLD_APART = 128
 
 
 def cells(spec: ArchitectureSpec) -> list[dict[str, str | None]]:
@@ -66,20 +67,21 @@ def show(
 
 
 def static(spec: ArchitectureSpec, height: int = 42, label: str = "") -> str:
-    """HTML of the strip as a picture; at most 256 layers are told apart, deeper stacks are drawn to scale."""
+    """HTML of the strip as a picture, drawn to scale; equal neighbours in a deep stack share one box."""
     drawn = cells(spec)
-    width = 1000 / len(drawn)
-    gap = min(2.0, width / 5)
-    boxes = []
-    for index, cell in enumerate(drawn):
-        for token, top, tall in ((cell["upper"], 0, 64), (cell["lower"], 70, 30)):
-            if token is not None:
-                boxes.append(
-                    f'<rect x="{index * width:.2f}" y="{top}" width="{width - gap:.2f}" height="{tall}" '
-                    f'fill="var(--{token})"></rect>'
-                )
+    runs: list[tuple[dict[str, str | None], int]] = []
+    for cell in drawn:
+        if runs and len(drawn) > _TOLD_APART and runs[-1][0] == cell:
+            runs[-1] = (cell, runs[-1][1] + 1)
+        else:
+            runs.append((cell, 1))
     said = chrome.escape(label or f"{spec.name}: {len(drawn)} layers")
-    return (
-        f'<svg class="pl-strip" role="img" aria-label="{said}" viewBox="0 0 1000 100" preserveAspectRatio="none" '
-        f'width="100%" height="{height}">{"".join(boxes)}</svg>'
+    boxes = "".join(
+        f'<span style="flex:{times} 1 0">{_lane(cell["upper"])}{_lane(cell["lower"])}</span>' for cell, times in runs
     )
+    gap = 2 if len(runs) <= 48 else 1
+    return f'<div class="pl-strip" role="img" aria-label="{said}" style="height:{height}px;gap:{gap}px">{boxes}</div>'
+
+
+def _lane(token: str | None) -> str:
+    return f'<i style="background:{f"var(--{token})" if token is not None else "transparent"}"></i>'

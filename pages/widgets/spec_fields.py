@@ -197,11 +197,11 @@ def _row(model: BaseModel, view: FieldView, form: Form) -> None:
     help_text = f"{view.help}\n\n`{view.name}`" if view.help else f"`{view.name}`"
     with st.container(key=f"field-{view.kind}-{key}", gap=None):
         if view.kind == "integer":
-            label, slider, box = st.columns([1.15, 1.35, 0.95], gap="small", vertical_alignment="center")
+            label, slider, box = st.columns([1.3, 1.05, 0.95], gap="small", vertical_alignment="center")
             with slider:
                 _show_slider(model, view, value, form, key)
         else:
-            label, box = st.columns([1.15, 2.3], gap="small", vertical_alignment="center")
+            label, box = st.columns([1.3, 2.0], gap="small", vertical_alignment="center")
         with label:
             st.markdown(view.label, help=help_text)
         with box:

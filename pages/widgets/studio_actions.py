@@ -190,5 +190,4 @@ def _link_to_job(kind: str) -> None:
     if job_id is None:
         return
     chrome.html('<p class="pl-note pl-good">It is in the queue.</p>')
-    if chrome.page_exists("jobs"):
-        st.page_link("pages/jobs.py", label="Follow it under Jobs", query_params={"job": job_id})
+    chrome.link("jobs", "Follow it under Jobs", job=job_id)

@@ -76,7 +76,7 @@ def key_numbers(spec: ArchitectureSpec, baseline: ArchitectureSpec, settings: Se
             then,
             "flops_forward",
             "FLOPs a token",
-            f"training {train} at {length}",
+            f"training {train}",
             exact=f"{now['flops_forward'].value:,.0f} forward, {training_flops.value:,.0f} in training, at {length}",
             short_unit="FLOPs",
         ),
@@ -114,5 +114,6 @@ def _number(
     if reference.value is not None and number.value != reference.value:
         change = figures.relative(number.value, reference.value)
         direction = "good" if number.value < reference.value else "bad"
-        note = f"from {_FIGURES[number.unit](reference.value)}"
+        before = _FIGURES[number.unit](reference.value)
+        note = f"from {before.value if before.unit == figure.unit else before}"
     return KeyNumber(quantity, label, figure.value, unit, exact or figure.exact, number.status, change, direction, note)

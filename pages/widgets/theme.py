@@ -49,12 +49,22 @@ def palette() -> Palette:
 
 
 @cache
-def stylesheet() -> str:
-    """All tokens as CSS variables that follow the theme, and the rules of ``assets/theme.css``."""
-    variables = "".join(
+def stylesheet_of(mode: Mode) -> str:
+    """All tokens as CSS variables, and the rules of ``assets/theme.css``.
+
+    Inside the app the variables follow the theme by themselves. Dialogs and menus hang beside the app in the document,
+    where Streamlit declares no colour scheme: for them ``mode`` decides.
+    """
+    both = "".join(
         f"--{name}:light-dark({light},{dark});" for names in tokens().values() for name, (light, dark) in names.items()
     )
-    return f".stApp,[data-baseweb=layer]{{{variables}}}\n{(ASSETS / 'theme.css').read_text()}"
+    one = "".join(f"--{name}:{colour};" for name, colour in palette_of(mode).items())
+    return f":root{{{one}}}\n.stApp{{{both}}}\n{(ASSETS / 'theme.css').read_text()}"
+
+
+def stylesheet() -> str:
+    """The stylesheet for the reader's theme."""
+    return stylesheet_of(mode())
 
 
 _COMPONENT_TOKENS = {

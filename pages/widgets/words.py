@@ -15,6 +15,7 @@ _KINDS = {
     "mamba2": "Mamba-2",
     "rms_norm": "RMSNorm",
     "layer_norm": "LayerNorm",
+    "lm_head": "LM head",
 }
 _ACTIVATIONS = {"silu": "SiLU", "gelu": "GELU", "gelu_tanh": "GELU", "relu": "ReLU", "relu_squared": "ReLU²"}
 _GATED = {"silu": "SwiGLU", "gelu": "GeGLU", "gelu_tanh": "GeGLU", "relu": "ReGLU"}
@@ -41,14 +42,13 @@ def title(part: Any) -> str:
 def _reach(part: Any) -> str:
     if part.sliding_window is None:
         return "full"
-    return "dilated window" if part.dilation is not None else "window"
+    return f"{'dilated window' if part.dilation is not None else 'window'} {part.sliding_window:,}"
 
 
 def note(part: Any) -> str:
     """A component's sizes in a few words: ``32 heads, 8 KV, 128 wide``."""
     if part.kind == "attention":
-        window = f", window {part.sliding_window:,}" if part.sliding_window is not None else ""
-        return f"{part.num_attention_heads:,} heads, {part.num_key_value_heads:,} KV, {part.head_dim:,} wide{window}"
+        return f"{part.num_attention_heads:,} heads, {part.num_key_value_heads:,} KV, {part.head_dim:,} wide"
     if part.kind == "latent_attention":
         return f"{part.num_attention_heads:,} heads, latent {part.kv_lora_rank:,}"
     if part.kind == "mlp":

@@ -1,0 +1,139 @@
+"""The strip and the diagram in a real browser: drag, keys, paint, click, and what the page shows then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser"), pytest.mark.timeout(180)]
+
+WINDOW = ".chip[data-paint='sequence_mixer:attention:window']"
+
+
+def opened(page: Any, server: str, query: str = "") -> Any:
+    page.goto(f"{server}/studio{query}")
+    page.wait_for_selector(".st-key-panel-strip .cell")
+    page.wait_for_selector(".st-key-panel-diagram .block")
+    page.wait_for_selector(".js-plotly-plot")
+    return page
+
+
+def drag(page: Any, first: int, last: int, layers: int = 32) -> None:
+    """Drag over the strip from one layer to another."""
+    box = page.locator(".lanes").bounding_box()
+    middle = box["y"] + box["height"] / 2
+
+    def x(layer: int) -> float:
+        return float(box["x"] + box["width"] * (layer + 0.5) / layers)
+
+    page.mouse.move(x(first), middle)
+    page.mouse.down()
+    page.mouse.move(x(last), middle, steps=5)
+    page.mouse.up()
+
+
+def inspector(page: Any, text: str) -> None:
+    """Wait until the inspector's heading says ``text``."""
+    page.wait_for_function(
+        "text => document.querySelector('.st-key-panel-inspector .pl-heading')?.innerText.includes(text)", arg=text
+    )
+
+
+def number(page: Any, quantity: str) -> str:
+    return str(page.locator(f".key[data-quantity='{quantity}'] .value").inner_text())
+
+
+def wait_for_number(page: Any, quantity: str, value: str) -> None:
+    page.wait_for_function(
+        "([name, value]) => document.querySelector('.st-key-plumb-sticky')"
+        " && [...document.querySelectorAll('*')].some(e => e.shadowRoot"
+        " && e.shadowRoot.querySelector(`.key[data-quantity='${name}'] .value`)?.textContent === value)",
+        arg=[quantity, value],
+    )
+
+
+def test_layers_are_selected_by_drag_and_painted(page: Any, server: str) -> None:
+    opened(page, server)
+    assert number(page, "cache") == "4"
+    drag(page, 0, 27)
+    inspector(page, "layers 0–27")
+    page.locator(WINDOW).click()
+    # 28 layers keep 4,096 of 32,768 tokens, 4 keep all: 2 * 8 * 128 * 2 bytes a token and layer.
+    assert (28 * 4096 + 4 * 32768) * 2 * 8 * 128 * 2 == 960 * 2**20
+    wait_for_number(page, "cache", "960")
+    assert "−77%" in page.locator(".key[data-quantity='cache']").inner_text()
+    assert page.locator(".st-key-panel-diagram .head .note").inner_text() == "window 4,096 · open"
+    assert "draft=" in page.url
+
+    page.reload()
+    page.wait_for_selector(".st-key-panel-strip .cell")
+    wait_for_number(page, "cache", "960")
+
+
+def test_layers_are_selected_by_keys_alone(page: Any, server: str) -> None:
+    opened(page, server)
+    page.locator(".lanes").focus()
+    page.keyboard.press("End")
+    page.keyboard.press("Shift+ArrowLeft")
+    page.keyboard.press("Shift+ArrowLeft")
+    inspector(page, "layers 29–31")
+    assert page.locator(".cell[aria-selected='true']").count() == 3
+    page.keyboard.press("Control+a")
+    inspector(page, "layers 0–31")
+
+
+def test_a_click_on_a_group_opens_it_and_a_block_inside_is_edited(page: Any, server: str) -> None:
+    opened(page, server)
+    page.locator(".block", has_text="Layers 0–31").click()
+    inspector(page, "layers 0–31")
+    page.locator(".frame .block", has_text="Attention").click()
+    page.wait_for_function(
+        "document.querySelector('.st-key-panel-inspector .pl-heading').innerText.startsWith('Attention')"
+    )
+    box = page.get_by_role("textbox", name="KV heads")
+    box.fill("7")
+    box.press("Enter")
+    page.get_by_text("Choose a divisor of 32.").wait_for()
+    assert box.input_value() == "7"
+    assert number(page, "parameters") == "7.24"
+    box.fill("32")
+    box.press("Enter")
+    wait_for_number(page, "parameters", "8.05")
+    page.locator(".st-key-undo button").click()
+    wait_for_number(page, "parameters", "7.24")
+
+
+def test_a_number_opens_into_its_terms(page: Any, server: str) -> None:
+    opened(page, server)
+    page.locator(".key[data-quantity='parameters']").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("7,241,732,096").first.wait_for()
+    assert dialog.locator(".katex").count() >= 1
+    assert dialog.get_by_text("arXiv:2305.13245").count() >= 1
+
+
+def test_the_key_numbers_stay_in_view_and_nothing_runs_out_of_the_page(page: Any, server: str) -> None:
+    for width in (1440, 1100):
+        page.set_viewport_size({"width": width, "height": 900})
+        opened(page, server)
+        page.mouse.move(width / 2, 700)
+        page.mouse.wheel(0, 900)
+        page.wait_for_timeout(400)
+        box = page.locator(".key[data-quantity='parameters']").bounding_box()
+        assert 0 <= box["y"] < 140
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+
+
+def test_no_error_reaches_the_console_or_the_page(page: Any, server: str) -> None:
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    opened(page, server)
+    drag(page, 4, 9)
+    inspector(page, "layers 4–9")
+    for chip in page.locator(".chip").all():
+        chip.click()
+        page.wait_for_timeout(350)
+    page.wait_for_timeout(500)
+    assert errors == []
+    assert page.locator(".stException").count() == 0

@@ -1,0 +1,64 @@
+"""The draft: undo, what counts as unsaved, and the address that holds it all."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+
+import pytest
+
+from pages.widgets import draft as drafts
+from pages.widgets import edits
+from pages.widgets.draft import Settings
+from pages.widgets.starting import starting_spec
+from planner import PlannerError, ServingPlan, TrainingPlan
+
+
+def test_a_packed_draft_comes_back_with_its_settings_and_is_short() -> None:
+    settings = Settings(ServingPlan(context_length=8192), TrainingPlan(sequence_length=1024), "flops")
+    text = drafts.pack(starting_spec(), settings)
+    assert drafts.unpack(text) == (starting_spec(), settings)
+    assert len(text) < 500
+
+
+@pytest.mark.parametrize("text", ["", "????", "AAAA", "é", "x" * 5000])
+def test_text_that_is_no_draft_is_refused(text: str) -> None:
+    with pytest.raises(PlannerError):
+        drafts.unpack(text)
+
+
+@pytest.mark.parametrize("data", [b"[]", b"{}", b"[1, 2]", b"[" * 100_000, b'[{}, {"serving": {}, "training": {}}]'])
+def test_packed_data_that_is_no_draft_is_refused(data: bytes) -> None:
+    squeezed = zlib.compressobj(9, wbits=-15)
+    text = base64.urlsafe_b64encode(squeezed.compress(data) + squeezed.flush()).decode()
+    with pytest.raises(PlannerError):
+        drafts.unpack(text)
+
+
+def test_an_address_cannot_unpack_to_more_than_it_may() -> None:
+    squeezed = zlib.compressobj(9, wbits=-15)
+    data = squeezed.compress(b'"' + b"a" * (drafts.LARGEST_DRAFT_BYTES * 3) + b'"') + squeezed.flush()
+    with pytest.raises(PlannerError) as refused:
+        drafts.unpack(base64.urlsafe_b64encode(data).decode())
+    assert refused.value.code == "unreadable_draft"
+
+
+def test_unsaved_changes_count_edits_and_come_back_to_nothing() -> None:
+    draft = drafts.opened(starting_spec())
+    draft.change(edits.set_repeats(draft.spec, 0, 16))
+    draft.change(edits.set_repeats(draft.spec, 0, 8))
+    assert draft.unsaved_changes == 2
+    draft.undo()
+    assert draft.unsaved_changes == 1
+    draft.change(starting_spec())
+    assert draft.unsaved_changes == 0
+
+
+def test_a_selection_loses_the_layers_that_are_gone() -> None:
+    draft = drafts.opened(starting_spec())
+    draft.select("sequence_mixer", (0, 31))
+    draft.change(edits.set_repeats(draft.spec, 0, 16))
+    assert draft.selected == (0,)
+    draft.select("layer", (15,))
+    draft.change(edits.set_repeats(draft.spec, 0, 4))
+    assert (draft.part, draft.selected) == ("model", ())

@@ -1,0 +1,51 @@
+"""The overview repeats what the planner's own functions say, and turns a refusal into a status with its reason."""
+
+from __future__ import annotations
+
+from planner import ServingPlan, TrainingPlan, estimate_inference, parse_spec
+from planner.overview import overview
+
+SPEC = parse_spec(
+    {
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "tie_word_embeddings": True,
+        "layer_groups": [
+            {
+                "repeats": 2,
+                "layers": [
+                    {
+                        "sequence_mixer": {
+                            "kind": "attention",
+                            "num_attention_heads": 4,
+                            "num_key_value_heads": 2,
+                            "head_dim": 16,
+                        },
+                        "channel_mixer": {"kind": "mlp", "intermediate_size": 128},
+                    }
+                ],
+            }
+        ],
+    }
+)
+
+
+def test_numbers_are_those_of_a_hand_count() -> None:
+    serving = ServingPlan(context_length=100, batch_size=3)
+    numbers = overview(SPEC, serving, TrainingPlan(sequence_length=32))
+    attention, mlp = 2 * 64 * 64 + 2 * 64 * 32, 3 * 64 * 128
+    layers = 2 * (attention + mlp + 2 * 64)
+    assert numbers["parameters"].value == 256 * 64 + layers + 64
+    assert numbers["cache"].value == 2 * 2 * (2 * 16) * 100 * 3 * 2
+    # Two FLOPs a weight of every projection and of the head, and twice the square of scores for 4 heads of 16.
+    forward = 2 * (2 * (attention + mlp) + 256 * 64) + 2 * (2 * 2 * 4 * 16 * 32)
+    assert numbers["flops_forward"].value == forward
+    assert numbers["flops_training"].value == 3 * forward
+    assert numbers["inference_memory"].value == estimate_inference(SPEC, serving).memory.total_bytes
+
+
+def test_a_refusal_becomes_a_number_without_value_that_says_why() -> None:
+    number = overview(SPEC, ServingPlan(), TrainingPlan(optimizer="muon"))["training_memory"]
+    assert (number.value, number.status) == (None, "unsupported")
+    assert number.problem is not None
+    assert number.problem.message
