@@ -10,6 +10,7 @@ from planner.dispatch import JobEstimate, estimate_job
 from planner.errors import InvalidSpec, PlannerError, Problem, UnsupportedArchitecture, UnsupportedPlan
 from planner.explain import Term, explain, explain_block
 from planner.hardware import Device, MachineProfile, hardware, hardware_catalogue
+from planner.interop import from_huggingface
 from planner.plans import (
     BenchmarkPlan,
     KernelsPlan,
@@ -19,6 +20,7 @@ from planner.plans import (
     VerifyPlan,
     parse_plan,
 )
+from planner.presets import load
 from planner.prototype import ScaledSpec, scale_down
 from planner.scaling import Budget, training_budget
 from planner.serving import Fit, InferenceEstimate, estimate_inference, fits
@@ -64,6 +66,8 @@ __all__ = [
     "flops",
     "hardware",
     "hardware_catalogue",
+    "from_huggingface",
+    "load",
     "parse_plan",
     "parse_spec",
     "scale_down",

@@ -1,0 +1,86 @@
+"""Specifications from Hugging Face configurations: exact to the last parameter, or a refusal that names the field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from planner.errors import UnsupportedArchitecture
+from planner.interop.base import Adapter, laid_out, refusal
+from planner.interop.deepseek_v3 import DEEPSEEK_V3
+from planner.interop.gemma2 import GEMMA2
+from planner.interop.gpt2 import GPT2
+from planner.interop.jamba import JAMBA
+from planner.interop.llama import LLAMA, MISTRAL
+from planner.interop.mamba import MAMBA, MAMBA2
+from planner.interop.mixtral import MIXTRAL
+from planner.interop.qwen import QWEN2, QWEN3, QWEN3_MOE
+from planner.sizing import size
+from planner.spec import ArchitectureSpec
+
+ADAPTERS: Mapping[str, Adapter] = {
+    adapter.model_type: adapter
+    for adapter in (
+        GPT2,
+        LLAMA,
+        MISTRAL,
+        MIXTRAL,
+        QWEN2,
+        QWEN3,
+        QWEN3_MOE,
+        GEMMA2,
+        DEEPSEEK_V3,
+        MAMBA,
+        MAMBA2,
+        JAMBA,
+    )
+}
+
+__all__ = ["ADAPTERS", "UnsupportedArchitecture", "from_huggingface", "huggingface_tensors", "left_out"]
+
+
+def adapter_for(config: object) -> Adapter:
+    """The adapter of a configuration's ``model_type``, or a refusal."""
+    if not isinstance(config, dict):
+        raise refusal("", f"A configuration is a mapping of fields, not {type(config).__name__}.", code="not_a_mapping")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise refusal(
+            "model_type",
+            "There is no model_type, so nothing says which architecture this is.",
+            "Use the config.json that is published with the model.",
+            "no_model_type",
+        )
+    if model_type not in ADAPTERS:
+        raise refusal(
+            "model_type",
+            f"The architecture {model_type!r} is not supported.",
+            f"Supported are {', '.join(ADAPTERS)}.",
+            "unsupported_model_type",
+        )
+    return ADAPTERS[model_type]
+
+
+def from_huggingface(config: dict[str, Any]) -> ArchitectureSpec:
+    """The specification of what ``json.load`` gives for a ``config.json``.
+
+    Raises
+    ------
+    UnsupportedArchitecture
+        with every field that is unknown or has an unsupported value.
+    """
+    return adapter_for(config).specification(config)
+
+
+def left_out(config: dict[str, Any]) -> tuple[str, ...]:
+    """What a supported configuration has beside the model that is sized, a sentence each."""
+    notes = [note for name, note in adapter_for(config).notes.items() if config.get(name)]
+    if config.get("quantization_config"):
+        notes.append("The weights are published quantised; parameters are counted as they are, not their scales.")
+    return tuple(notes)
+
+
+def huggingface_tensors(spec: ArchitectureSpec, model_type: str) -> dict[str, tuple[int, ...]]:
+    """transformers' names and shapes of the parameters of a specification, by the family's layout map."""
+    adapter = ADAPTERS[model_type]
+    return {name: shape for name, shape, _, _ in laid_out(adapter, size(spec).tensors, spec.num_layers)}

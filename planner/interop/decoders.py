@@ -1,0 +1,113 @@
+"""What the families with attention share: fields of a Llama-like configuration and names of its tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.interop.base import LayoutRule, Reader, refusal, rules
+
+LLAMA_ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "o_proj"}
+HEAD_NORMS = {"q_norm.weight": "q_norm.weight", "k_norm.weight": "k_norm.weight"}
+GATED_MLP = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
+
+OUTER = (
+    LayoutRule("model.embed_tokens.weight", ("embed_tokens.weight",)),
+    LayoutRule("model.norm.weight", ("final_norm.weight",)),
+    LayoutRule("lm_head.weight", ("lm_head.weight",)),
+)
+PRE_NORMS = (
+    LayoutRule("model.layers.{layer}.input_layernorm.weight", ("layers.{layer}.sequence_norm.weight",)),
+    LayoutRule("model.layers.{layer}.post_attention_layernorm.weight", ("layers.{layer}.channel_norm.weight",)),
+)
+ATTENTION = rules("model.layers.{layer}.self_attn.", "layers.{layer}.sequence_mixer.", LLAMA_ATTENTION | HEAD_NORMS)
+MLP = rules("model.layers.{layer}.mlp.", "layers.{layer}.channel_mixer.", GATED_MLP)
+
+
+def mixture_rules(prefix: str, router: str, shared: str = "shared_experts") -> tuple[LayoutRule, ...]:
+    """The tensors of a mixture of stacked experts under ``prefix``."""
+    ours = "layers.{layer}.channel_mixer."
+    return (
+        LayoutRule(f"{prefix}.{router}.weight", (f"{ours}router.weight",)),
+        LayoutRule(f"{prefix}.experts.gate_up_proj", (f"{ours}experts.gate_up_proj",)),
+        LayoutRule(f"{prefix}.experts.down_proj", (f"{ours}experts.down_proj",)),
+        *rules(f"{prefix}.{shared}.", f"{ours}shared_expert.", GATED_MLP),
+    )
+
+
+LLAMA_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "rope_parameters": None,
+    "rope_theta": None,
+}
+LLAMA_IGNORED = frozenset({"max_position_embeddings", "rope_scaling"})
+ROPE_NOTES = {"rope_scaling": "Scaled rotary frequencies are left out; they have no parameters and cost nothing."}
+
+
+def head_sizes(reader: Reader) -> tuple[int, int, int]:
+    """Query heads, KV heads and the size of a head, as Llama-like configurations mean them."""
+    heads = reader.integer("num_attention_heads")
+    key_value_heads = reader.optional_integer("num_key_value_heads") or heads
+    if heads % key_value_heads:
+        raise refusal(
+            "num_key_value_heads",
+            f"{heads} query heads cannot share {key_value_heads} KV heads evenly.",
+            f"Choose a divisor of {heads}.",
+        )
+    head_dim = reader.optional_integer("head_dim") or reader.integer("hidden_size") // heads
+    if head_dim < 1:
+        raise refusal("num_attention_heads", "More heads than channels.", "Lower it, or set head_dim.")
+    if head_dim % 2:
+        raise refusal("head_dim", f"{head_dim} channels cannot be rotated in pairs.", "Choose an even number.")
+    return heads, key_value_heads, head_dim
+
+
+def attention(reader: Reader, **extra: Any) -> dict[str, Any]:
+    """The attention of a Llama-like configuration, as plain data."""
+    heads, key_value_heads, head_dim = head_sizes(reader)
+    return {
+        "kind": "attention",
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "head_dim": head_dim,
+        **extra,
+    }
+
+
+def gated_mlp(reader: Reader, width: str = "intermediate_size", **extra: Any) -> dict[str, Any]:
+    """The gated MLP of a Llama-like configuration, as plain data."""
+    activation = reader.activation("hidden_act")
+    return {"kind": "mlp", "intermediate_size": reader.integer(width), "activation": activation, **extra}
+
+
+def decoder(reader: Reader, layers: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
+    """A model with rotary positions and RMSNorm, as plain data."""
+    from planner.interop.base import groups
+
+    return {
+        "vocab_size": reader.integer("vocab_size"),
+        "hidden_size": reader.integer("hidden_size"),
+        "tie_word_embeddings": reader.flag("tie_word_embeddings"),
+        "positions": {"kind": "rotary", "theta": reader.rope_theta()},
+        "norm": {"kind": "rms_norm", "epsilon": reader.number("rms_norm_eps")},
+        "layer_groups": groups(layers),
+        **extra,
+    }
+
+
+def windows_by_layer(reader: Reader, window: int | None) -> list[int | None]:
+    """The window of every layer, from ``layer_types`` or from ``max_window_layers``."""
+    count = reader.integer("num_hidden_layers")
+    if reader.value("layer_types") is not None:
+        kinds = reader.strings("layer_types", count, ("full_attention", "sliding_attention"))
+        return [window if kind == "sliding_attention" else None for kind in kinds]
+    first = reader.integer("max_window_layers", least=0)
+    return [window if index >= first else None for index in range(count)]

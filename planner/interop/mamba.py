@@ -1,0 +1,162 @@
+"""Mamba and Mamba-2: a stack of state space layers without channel mixers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from planner.interop.base import Adapter, LayoutRule, Reader, groups, refusal, rules
+
+
+def time_step_rank(reader: Reader, name: str) -> int:
+    """The rank of the time steps; ``auto`` is a sixteenth of the hidden size, rounded up."""
+    if reader.value(name) == "auto":
+        return math.ceil(reader.integer("hidden_size") / 16)
+    return reader.integer(name)
+
+
+def _stack(reader: Reader, mixer: dict[str, Any]) -> dict[str, Any]:
+    if reader.activation("hidden_act") != "silu":
+        raise refusal("hidden_act", "State space layers are modelled with silu alone.", "Write silu.")
+    return {
+        "vocab_size": reader.integer("vocab_size"),
+        "hidden_size": reader.integer("hidden_size"),
+        "tie_word_embeddings": reader.flag("tie_word_embeddings"),
+        "positions": {"kind": "none"},
+        "norm": {"kind": "rms_norm", "epsilon": reader.number("layer_norm_epsilon")},
+        "layer_groups": groups([{"sequence_mixer": mixer}] * reader.integer("num_hidden_layers")),
+    }
+
+
+def _mamba(reader: Reader) -> dict[str, Any]:
+    inner = int(reader.number("expand") * reader.integer("hidden_size"))
+    if inner < 1:
+        raise refusal("expand", "The layer would have no channels.", "Choose a larger value.")
+    return _stack(
+        reader,
+        {
+            "kind": "mamba1",
+            "intermediate_size": inner,
+            "state_size": reader.integer("state_size"),
+            "conv_kernel": reader.integer("conv_kernel"),
+            "time_step_rank": time_step_rank(reader, "time_step_rank"),
+            "use_bias": reader.flag("use_bias"),
+            "use_conv_bias": reader.flag("use_conv_bias"),
+        },
+    )
+
+
+def _mamba2(reader: Reader) -> dict[str, Any]:
+    heads, head_dim = reader.integer("num_heads"), reader.integer("head_dim")
+    if reader.number("expand") * reader.integer("hidden_size") != heads * head_dim:
+        raise refusal(
+            "num_heads",
+            "num_heads · head_dim differs from expand · hidden_size.",
+            "Choose them so that both products are equal.",
+        )
+    return _stack(
+        reader,
+        {
+            "kind": "mamba2",
+            "num_heads": heads,
+            "head_dim": head_dim,
+            "state_size": reader.integer("state_size"),
+            "n_groups": reader.integer("n_groups"),
+            "conv_kernel": reader.integer("conv_kernel"),
+            "chunk_size": reader.integer("chunk_size"),
+            "use_bias": reader.flag("use_bias"),
+            "use_conv_bias": reader.flag("use_conv_bias"),
+        },
+    )
+
+
+MAMBA1_TENSORS = {
+    "in_proj": "in_proj",
+    "conv1d": "conv1d",
+    "x_proj": "x_proj",
+    "dt_proj": "dt_proj",
+    "A_log": "A_log",
+    "D": "D",
+    "out_proj": "out_proj",
+}
+_MAMBA2_TENSORS = {
+    "in_proj": "in_proj",
+    "conv1d": "conv1d",
+    "dt_bias": "dt_bias",
+    "A_log": "A_log",
+    "D": "D",
+    "norm.weight": "norm.weight",
+    "out_proj": "out_proj",
+}
+_OUTER = (
+    LayoutRule("backbone.embeddings.weight", ("embed_tokens.weight",)),
+    LayoutRule("backbone.norm_f.weight", ("final_norm.weight",)),
+    LayoutRule("lm_head.weight", ("lm_head.weight",)),
+    LayoutRule("backbone.layers.{layer}.norm.weight", ("layers.{layer}.sequence_norm.weight",)),
+)
+_IGNORED = frozenset(
+    {
+        "d_inner",
+        "d_model",
+        "fused_add_norm",
+        "intermediate_size",
+        "n_layer",
+        "pad_vocab_size_multiple",
+        "rescale_prenorm_residual",
+        "residual_in_fp32",
+        "rms_norm_eps",
+        "time_step_floor",
+        "time_step_init_scheme",
+        "time_step_max",
+        "time_step_min",
+        "time_step_scale",
+        "use_associative_scan",
+        "use_mambapy",
+    }
+)
+"""transformers reads hidden_size and expand alone; the original code's names beside them are repetitions."""
+_COMMON: dict[str, Any] = {
+    "hidden_act": "silu",
+    "layer_norm_epsilon": 1e-5,
+    "expand": 2,
+    "conv_kernel": 4,
+    "use_bias": False,
+    "use_conv_bias": True,
+}
+
+MAMBA = Adapter(
+    "mamba",
+    _COMMON
+    | {
+        "vocab_size": 50280,
+        "hidden_size": 768,
+        "state_size": 16,
+        "num_hidden_layers": 32,
+        "time_step_rank": "auto",
+        "tie_word_embeddings": True,
+    },
+    _mamba,
+    _OUTER + rules("backbone.layers.{layer}.mixer.", "layers.{layer}.sequence_mixer.", MAMBA1_TENSORS),
+    ignored=_IGNORED,
+    neutral={"rms_norm": (True,), "ssm_cfg": ({},)},
+)
+MAMBA2 = Adapter(
+    "mamba2",
+    _COMMON
+    | {
+        "vocab_size": 32768,
+        "hidden_size": 4096,
+        "state_size": 128,
+        "num_hidden_layers": 64,
+        "num_heads": 128,
+        "head_dim": 64,
+        "n_groups": 8,
+        "chunk_size": 256,
+        "tie_word_embeddings": False,
+    },
+    _mamba2,
+    _OUTER + rules("backbone.layers.{layer}.mixer.", "layers.{layer}.sequence_mixer.", _MAMBA2_TENSORS),
+    # The rank of Mamba-1's time steps is read and never used.
+    ignored=_IGNORED | {"time_step_rank", "time_step_limit", "norm_before_gate"},
+    neutral={"rms_norm": (True,)},
+)

@@ -1,0 +1,142 @@
+"""Known architectures by name, and specifications from files.
+
+A preset is a file in ``assets/presets``: a title, its source, the parameters as published, and either a Hugging Face
+configuration (``config``) or a specification (``spec``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import pathlib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from planner.errors import InvalidSpec
+from planner.interop import from_huggingface
+from planner.spec import ArchitectureSpec, parse_spec
+
+PRESETS = pathlib.Path(__file__).resolve().parent.parent / "assets" / "presets"
+LARGEST_FILE_BYTES = 4 * 2**20
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: ``1e-6`` is a number, as in YAML 1.2, and not a word, as in YAML 1.1."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Plain data from YAML text."""
+    return yaml.load(text, Loader=_Loader)
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A known architecture."""
+
+    id: str
+    title: str
+    source: str
+    published: str | None
+    """Parameters as the source states them, such as ``6.74 B``."""
+    note: str | None
+    spec: ArchitectureSpec
+
+
+@functools.cache
+def preset(name: str) -> Preset:
+    """A preset by its id; ``InvalidSpec`` names the nearest ones."""
+    path = PRESETS / f"{name}.yaml"
+    if name not in preset_ids():
+        near = difflib.get_close_matches(name, preset_ids(), n=3, cutoff=0.4) or preset_ids()[:3]
+        raise InvalidSpec.of(
+            f"There is no file and no preset called {name!r}.",
+            remedy=f"Presets are {', '.join(near)} …" if len(near) < len(preset_ids()) else "",
+            code="no_such_preset",
+        )
+    data = read_yaml(path.read_text(encoding="utf-8"))
+    spec = from_huggingface(data["config"]) if "config" in data else parse_spec(data["spec"])
+    return Preset(
+        id=name,
+        title=data["title"],
+        source=data["source"],
+        published=data.get("published"),
+        note=data.get("note"),
+        spec=spec.model_copy(update={"name": data["title"]}),
+    )
+
+
+@functools.cache
+def preset_ids() -> tuple[str, ...]:
+    """Ids of all presets, sorted."""
+    return tuple(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+
+
+def from_data(data: Any) -> ArchitectureSpec:
+    """A specification from plain data: our own fields, or a Hugging Face configuration (it has a ``model_type``)."""
+    if isinstance(data, dict) and "model_type" in data:
+        return from_huggingface(data)
+    return parse_spec(data)
+
+
+def from_text(text: str) -> ArchitectureSpec:
+    """A specification from YAML or JSON text; ``InvalidSpec`` says where the text is broken."""
+    try:
+        data = json.loads(text) if text.lstrip().startswith("{") else read_yaml(text)
+    except json.JSONDecodeError as error:
+        raise InvalidSpec.of(
+            f"This is no JSON: {error.msg}.",
+            remedy=f"Look at line {error.lineno}, column {error.colno}.",
+            code="not_json",
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"Look at line {mark.line + 1}, column {mark.column + 1}." if mark is not None else ""
+        raise InvalidSpec.of("This is no YAML.", remedy=where, code="not_yaml") from error
+    return from_data(data)
+
+
+def load(path_or_preset: str | pathlib.Path) -> ArchitectureSpec:
+    """A specification from a YAML or JSON file, a Hugging Face ``config.json``, or the name of a preset.
+
+    Raises
+    ------
+    InvalidSpec, UnsupportedArchitecture
+        with the field and the remedy; also where the file cannot be read.
+    """
+    path = pathlib.Path(path_or_preset)
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):  # a name that is no path on this system
+        exists = False
+    if not exists:
+        if path.suffix in (".json", ".yaml", ".yml") or len(path.parts) > 1:
+            raise InvalidSpec.of(f"There is no file {str(path)!r}.", remedy="Check the path.", code="no_such_file")
+        return preset(str(path_or_preset)).spec
+    if path.is_dir():
+        inner = path / "config.json"
+        if not inner.exists():
+            raise InvalidSpec.of(
+                f"{str(path)!r} is a directory without a config.json.", remedy="Name a file.", code="is_a_directory"
+            )
+        path = inner
+    try:
+        if path.stat().st_size > LARGEST_FILE_BYTES:
+            raise InvalidSpec.of(
+                f"{str(path)!r} is larger than any specification.", remedy="Name another file.", code="file_too_large"
+            )
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidSpec.of(f"{str(path)!r} is no UTF-8 text.", remedy="Name a text file.", code="not_text") from error
+    except OSError as error:
+        raise InvalidSpec.of(f"{str(path)!r} cannot be read: {error.strerror}.", code="unreadable") from error
+    spec = from_text(text)
+    return spec if spec.name != "untitled" else spec.model_copy(update={"name": path.stem})
