@@ -84,16 +84,13 @@ class Term:
 
     @property
     def substitution(self) -> str:
-        """The formula with numbers in place of its symbols."""
+        """The formula with numbers in place of its symbols: ``2·128·4,096·(8 + 32)``."""
         import sympy
 
-        numbers = {
-            symbol: sympy.Symbol(f"{entry.value:,}")
-            for symbol in self.formula.free_symbols
-            for entry in self.symbols
-            if entry.symbol == str(symbol)
-        }
-        return plain_text(str(sympy.factor_terms(self.formula).xreplace(numbers)))
+        numbers = {entry.symbol: f"{entry.value:,}" for entry in self.symbols}
+        written = str(sympy.factor_terms(self.formula))
+        # In the text, as SymPy itself would merge two symbols that have the same value.
+        return plain_text(re.sub(r"[A-Za-z]\w*", lambda match: numbers.get(match.group(), match.group()), written))
 
     def walk(self) -> Iterator[Term]:
         """This term and all below it."""
@@ -346,7 +343,7 @@ def _activations(reading: _Reading, plan: TrainingPlan, total: Quantity) -> _Nod
         listed = listed + node.value
     nodes.append(
         _Node(
-            "gradient of the loss, and weights cast for multiplication",
+            "gradients of the loss, and weights cast for multiplication",
             total - listed,
             source="Alive when the backward pass starts, beside what the forward pass saved",
         )

@@ -20,7 +20,7 @@ from planner.errors import Problem, UnsupportedPlan
 from planner.plans import TrainingPlan
 from planner.quantities import Quantity, largest
 from planner.sizing import layer_tensors, outer_tensors
-from planner.spec import ArchitectureSpec, Layer
+from planner.spec import ArchitectureSpec, Layer, LearnedPositions
 
 DEVICE_OVERHEAD_BYTES = 512 * 2**20
 """What a process takes on a device beside its allocator: the CUDA context and the libraries' workspaces (0.3 to 0.6 GiB
@@ -233,10 +233,12 @@ def norm_activations(
 ) -> Iterator[SavedTensor]:
     """What one norm over the residual width keeps: its input, and its statistics in fp32."""
     tokens = batch_size * sequence_length
-    # A norm before a mixer reads the residual stream, one after it reads the mixer's output.
-    kind = "compute" if after_mixer else "residual"
+    # A norm before a mixer reads the residual stream, one after it reads the mixer's output, which autocast leaves in
+    # bf16. LayerNorm runs in fp32 under autocast and keeps the copy that it reads.
+    layer_norm = spec.norm.kind == "layer_norm"
+    kind = "residual" if layer_norm or not after_mixer else "compute"
     yield SavedTensor("input", tokens * spec.hidden_size, kind)
-    if spec.norm.kind == "layer_norm":
+    if layer_norm:
         yield SavedTensor("mean", tokens, "float32")
     yield SavedTensor("inverse deviation", tokens, "float32")
 
@@ -275,13 +277,18 @@ def outer_activations(
 ) -> Iterator[tuple[str, SavedTensor]]:
     """What is kept outside the layers: token ids, the final norm, the head's input, logits and log-probabilities."""
     tokens = batch_size * sequence_length
-    yield "token_embedding", SavedTensor("token ids and labels", 2 * tokens, "int64")
+    yield "token_embedding", SavedTensor("token ids", tokens, "int64")
+    if isinstance(spec.positions, LearnedPositions):
+        yield "position_embedding", SavedTensor("position ids", sequence_length, "int64")
     if spec.final_norm:
         for saved in norm_activations(spec, sequence_length, batch_size, after_mixer=False):
             yield "final_norm", saved
     yield "lm_head", SavedTensor("input", tokens * spec.hidden_size)
     yield "lm_head", SavedTensor("logits", tokens * spec.vocab_size)
+    if spec.final_logit_softcap is not None:
+        yield "lm_head", SavedTensor("bounded logits", tokens * spec.vocab_size)
     yield "loss", SavedTensor("log-probabilities", tokens * spec.vocab_size, "float32")
+    yield "loss", SavedTensor("labels, as given and shifted", 2 * tokens, "int64")
 
 
 def estimate_training(spec: ArchitectureSpec, plan: TrainingPlan) -> TrainingEstimate:
@@ -315,8 +322,9 @@ def training_memory(
     outer: Quantity = 0
     for _, saved in outer_activations(spec, sequence_length, micro_batch_size):
         outer = outer + saved_bytes(saved, states)
-    # The backward pass starts with the gradient of the log-probabilities while they are still kept.
-    outer = outer + 4 * micro_batch_size * sequence_length * spec.vocab_size
+    # The backward pass starts with the gradients of the log-probabilities and of what they were made from, both in
+    # fp32, while everything is still kept.
+    outer = outer + 2 * 4 * micro_batch_size * sequence_length * spec.vocab_size
     if plan.precision == "bf16_autocast":
         outer = outer + states.activation * counts.cast
     by_group: list[Quantity] = []

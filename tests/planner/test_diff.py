@@ -1,0 +1,66 @@
+"""What differs between two designs, and what each difference did."""
+
+from __future__ import annotations
+
+from planner import cache_bytes, diff, flops, parse_spec, size
+from tests.planner.published import GEMMA_2_2B, LLAMA_2_7B, MISTRAL_7B, QWEN_2_HALF
+
+
+def with_field(path: str, value: object):  # type: ignore[no-untyped-def]
+    """Llama 2 7B with one field of its attention changed."""
+    data = LLAMA_2_7B.model_dump(mode="json")
+    data["layer_groups"][0]["layers"][0]["sequence_mixer"][path] = value
+    return parse_spec(data)
+
+
+def test_a_design_does_not_differ_from_itself_under_another_name() -> None:
+    compared = diff(LLAMA_2_7B, LLAMA_2_7B.model_copy(update={"name": "another"}))
+    assert compared.identical
+    assert compared.layers == ()
+    assert compared.effect.parameters == 0
+
+
+def test_one_field_has_the_whole_effect() -> None:
+    grouped = with_field("num_key_value_heads", 8)
+    compared = diff(LLAMA_2_7B, grouped, sequence_length=1024, context_length=4096)
+    (change,) = compared.changes
+    assert change.path == "layer_groups[0].layers[0].sequence_mixer.num_key_value_heads"
+    assert (change.before, change.after) == (32, 8)
+    # Keys and values of 24 fewer heads in 32 layers.
+    assert change.effect.parameters == -32 * 2 * 24 * 128 * 4096
+    assert change.effect.cache_bytes == -3 * cache_bytes(LLAMA_2_7B, 4096) // 4
+    assert change.effect.flops == flops(grouped, 1024).total - flops(LLAMA_2_7B, 1024).total
+    assert change.effect == compared.effect
+    (layers,) = compared.layers
+    assert layers.layers == tuple(range(32))
+    assert layers.layers_text == "0–31"
+    assert layers.fields == ("sequence_mixer.num_key_value_heads",)
+
+
+def test_a_field_that_alone_makes_no_design_says_why() -> None:
+    """24 query heads can share 8 KV heads, but not the 32 that the first design has."""
+    data = LLAMA_2_7B.model_dump(mode="json")
+    data["layer_groups"][0]["layers"][0]["sequence_mixer"] |= {"num_attention_heads": 24, "num_key_value_heads": 8}
+    changes = {change.path.rsplit(".", 1)[-1]: change for change in diff(LLAMA_2_7B, parse_spec(data)).changes}
+    assert changes["num_attention_heads"].effect is None
+    assert "24" in changes["num_attention_heads"].reason
+    assert changes["num_key_value_heads"].effect is not None
+
+
+def test_changes_in_a_pattern_are_told_layer_by_layer() -> None:
+    compared = diff(MISTRAL_7B, GEMMA_2_2B)
+    assert compared.effect.parameters == size(GEMMA_2_2B).parameters.total - size(MISTRAL_7B).parameters.total
+    by_layers = {change.layers_text: change for change in compared.layers}
+    assert by_layers["26–31"].after == ""
+    assert sum(len(change.layers) for change in compared.layers) == 32
+
+
+def test_another_kind_of_mixer_is_one_change() -> None:
+    data = QWEN_2_HALF.model_dump(mode="json")
+    data["layer_groups"][0]["layers"][0]["sequence_mixer"] = {
+        "kind": "mamba1", "intermediate_size": 1792, "state_size": 16, "time_step_rank": 56,
+    }  # fmt: skip
+    compared = diff(QWEN_2_HALF, parse_spec(data))
+    (change,) = compared.changes
+    assert change.path.endswith("sequence_mixer")
+    assert (compared.layers[0].before, compared.layers[0].after) == ("attention + mlp", "mamba1 + mlp")
