@@ -1,0 +1,387 @@
+"""The planner without a browser: ``python -m planner size|flops|cache|train|serve|fit|budget|compare|explain|… SPEC``.
+
+SPEC is a YAML or JSON specification, a Hugging Face ``config.json`` or the name of a preset. ``--json`` prints data for
+scripts. Bad input ends with status 2 and one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from pydantic import BaseModel
+
+from planner.errors import PlannerError
+from planner.plans import Plan, ServingPlan, TrainingPlan, parse_plan
+from planner.presets import load, read_yaml
+from planner.units import bytes_text, count_text, flops_text, money_text, seconds_text
+
+Rows = list[tuple[str, ...]]
+PlanType = TypeVar("PlanType", bound=Plan)
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error here does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        data, text = options.run(options)
+    except (PlannerError, OSError) as error:
+        print(f"planner {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    try:
+        print(json.dumps(_plain(data), ensure_ascii=False, indent=2) if options.json else text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; what is left must not be flushed into a closed pipe at exit.
+        sys.stdout = None
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _OneLineParser(prog="planner", description="What language-model architectures cost, by arithmetic.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_OneLineParser)
+
+    def command(name: str, run: Callable[[argparse.Namespace], tuple[Any, str]], about: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=about, description=about)
+        made.add_argument("spec", metavar="SPEC", nargs="+" if name == "compare" else None)
+        made.add_argument("--json", action="store_true", help="print data instead of a table")
+        made.set_defaults(run=run)
+        return made
+
+    sized = command("size", _size, "parameters, by component or tensor by tensor")
+    sized.add_argument("--tensors", action="store_true", help="list every tensor")
+    counted = command("flops", _flops, "FLOPs of a pass")
+    counted.add_argument("--sequence-length", type=int, default=4096)
+    counted.add_argument("--batch-size", type=int, default=1)
+    counted.add_argument("--training", action="store_true", help="forward and backward")
+    cached = command("cache", _cache, "bytes that generation keeps")
+    cached.add_argument("--context-length", type=int, default=32_768)
+    cached.add_argument("--batch-size", type=int, default=1)
+    cached.add_argument("--dtype", default="bf16")
+    for name, run, about in (
+        ("train", _train, "memory of a training step on one device"),
+        ("serve", _serve, "memory of serving on one device"),
+    ):
+        planned = command(name, run, about)
+        _add_settings(planned)
+    fitted = command("fit", _fit, "which devices hold it, by usable memory")
+    fitted.add_argument("--device", help="one device by its id; absent: the whole catalogue")
+    fitted.add_argument("--training", action="store_true", help="a training step instead of serving")
+    _add_settings(fitted)
+    budget = command("budget", _budget, "tokens, FLOPs, time and money of a training run")
+    budget.add_argument("--tokens", type=float, help="absent: twenty a parameter")
+    budget.add_argument("--sequence-length", type=int, default=4096)
+    budget.add_argument("--device")
+    budget.add_argument("--devices", type=int, default=1)
+    budget.add_argument("--utilisation", type=float, default=0.4, help="share of the dense peak (default 0.4)")
+    budget.add_argument("--precision", default="bf16")
+    compared = command("compare", _compare, "several designs against the first")
+    compared.add_argument("--sequence-length", type=int, default=4096)
+    compared.add_argument("--context-length", type=int, default=32_768)
+    explained = command("explain", _explain, "a number opened into its terms")
+    explained.add_argument("quantity", metavar="QUANTITY")
+    explained.add_argument("--block", help="one block, such as layer_groups[0].layers[0].sequence_mixer")
+    explained.add_argument("--depth", type=int, default=2, help="levels of terms to print (default 2)")
+    _add_settings(explained)
+    command("import", _import, "a Hugging Face configuration as a specification in YAML")
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a field of the plan, such as precision=bf16_autocast",
+    )
+
+
+def _plan(plan_class: type[PlanType], settings: Sequence[str]) -> PlanType:
+    data: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise PlannerError.of(
+                f"{setting!r} sets nothing.", path="--set", remedy="Write KEY=VALUE.", code="bad_setting"
+            )
+        try:
+            data[key] = read_yaml(value)
+        except yaml.YAMLError as error:
+            raise PlannerError.of(
+                f"{value!r} is no value.", path=f"--set {key}", remedy="Quote it.", code="bad_setting"
+            ) from error
+    return parse_plan(plan_class, data)
+
+
+def _positive(options: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) < 1:
+            raise PlannerError.of(
+                f"{getattr(options, name)} is no length or batch.",
+                path=f"--{name.replace('_', '-')}",
+                remedy="Choose a value above 0.",
+                code="not_positive",
+            )
+
+
+def _plain(value: Any) -> Any:
+    """Data that JSON can hold."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    return str(value)
+
+
+def table(rows: Rows) -> str:
+    """Columns side by side: the first to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _size(options: argparse.Namespace) -> tuple[Any, str]:
+    from planner.sizing import size
+
+    sized = size(load(options.spec))
+    counts = sized.parameters
+    data: dict[str, Any] = {"parameters": _plain(counts), "status": "exact"}
+    rows: Rows = [(name.replace("_", " "), f"{count:,}") for name, count in counts.by_component.items()]
+    rows += [("total", f"{counts.total:,}"), ("active a token", f"{counts.active:,}")]
+    if options.tensors:
+        data["tensors"] = [{"name": t.name, "shape": list(t.shape), "count": t.count} for t in sized.tensors]
+        rows = [(t.name, "×".join(str(extent) for extent in t.shape), f"{t.count:,}") for t in sized.tensors]
+    return data, table(rows)
+
+
+def _flops(options: argparse.Namespace) -> tuple[Any, str]:
+    from planner.compute import flops
+
+    _positive(options, "sequence_length", "batch_size")
+    counted = flops(load(options.spec), options.sequence_length, options.batch_size, options.training)
+    rows: Rows = [("", "counted", "needed")]
+    for name, count in counted.by_component.items():
+        rows.append((name.replace("_", " "), flops_text(count), flops_text(counted.needed_by_component[name])))
+    rows.append(("total", flops_text(counted.total), flops_text(counted.needed_total)))
+    return {**_plain(counted), "status": "exact"}, table(rows)
+
+
+def _cache(options: argparse.Namespace) -> tuple[Any, str]:
+    from planner.cache import cache_bytes
+
+    _positive(options, "context_length", "batch_size")
+    held = cache_bytes(load(options.spec), options.context_length, options.batch_size, options.dtype)
+    data = {
+        "cache_bytes": held,
+        "context_length": options.context_length,
+        "batch_size": options.batch_size,
+        "dtype": options.dtype,
+        "status": "exact",
+    }
+    return data, table([(f"cache at {options.context_length:,} tokens", bytes_text(held), f"{held:,} bytes")])
+
+
+def _parts(parts: dict[str, int]) -> Rows:
+    rows: Rows = [(name, bytes_text(held), f"{held:,} bytes") for name, held in parts.items()]
+    total = sum(parts.values())
+    return [*rows, ("total", bytes_text(total), f"{total:,} bytes")]
+
+
+def _train(options: argparse.Namespace) -> tuple[Any, str]:
+    from planner.training import estimate_training
+
+    plan = _plan(TrainingPlan, options.settings)
+    estimate = estimate_training(load(options.spec), plan)
+    rows = [*_parts(estimate.memory.parts), ("most is alive at", estimate.memory.peak.name, "")]
+    data = {**_plain(estimate), "parts": estimate.memory.parts}
+    data["memory"]["total_bytes"] = estimate.memory.total_bytes
+    return data, f"{table(rows)}\n{estimate.time_note}"
+
+
+def _serve(options: argparse.Namespace) -> tuple[Any, str]:
+    from planner.serving import estimate_inference
+
+    plan = _plan(ServingPlan, options.settings)
+    estimate = estimate_inference(load(options.spec), plan)
+    rows = _parts(estimate.memory.parts)
+    if plan.hardware is not None:
+        longest = estimate.max_context_length
+        rows.append(("longest context", "no bound" if longest is None else f"{longest:,}", estimate.max_context_note))
+        rows.append(("largest batch", f"{estimate.max_batch_size:,}", f"at {plan.context_length:,} tokens"))
+    data = _plain(estimate)
+    data["memory"]["total_bytes"] = estimate.memory.total_bytes
+    return data, f"{table(rows)}\n{estimate.time_note}"
+
+
+def _fit(options: argparse.Namespace) -> tuple[Any, str]:
+    from planner.hardware import hardware, hardware_catalogue
+    from planner.serving import fits
+
+    plan: TrainingPlan | ServingPlan
+    if options.training:
+        plan = _plan(TrainingPlan, options.settings)
+    else:
+        plan = _plan(ServingPlan, options.settings)
+    spec = load(options.spec)
+    devices = [hardware(options.device)] if options.device else list(hardware_catalogue())
+    found = [fits(spec, plan, device) for device in devices]
+    rows: Rows = [("device", "usable", "needed", "share", "")]
+    data = []
+    for fit in found:
+        verdict = "fits" if fit.fits else "does not fit"
+        rows.append(
+            (fit.device.id, bytes_text(fit.usable_bytes), bytes_text(fit.needed_bytes), f"{fit.share:.0%}", verdict)
+        )
+        data.append(
+            {
+                "device": fit.device.id,
+                "usable_bytes": fit.usable_bytes,
+                "needed_bytes": fit.needed_bytes,
+                "fits": fit.fits,
+                "parts": fit.parts,
+            }
+        )
+    return data, table(rows)
+
+
+def _budget(options: argparse.Namespace) -> tuple[Any, str]:
+    from planner.scaling import training_budget
+
+    budget = training_budget(
+        load(options.spec),
+        _tokens(options.tokens),
+        options.sequence_length,
+        options.device,
+        options.devices,
+        options.utilisation,
+        options.precision,
+    )
+    rows: Rows = [
+        ("parameters (active)", count_text(budget.parameters)),
+        ("tokens", f"{count_text(budget.tokens)} ({budget.tokens_per_parameter:.3g} a parameter)"),
+        ("training FLOPs", flops_text(budget.flops)),
+        ("6ND", flops_text(budget.flops_6nd)),
+    ]
+    for reading in budget.laws:
+        rows.append((f"best tokens, {reading.law.name}", count_text(reading.optimal_tokens)))
+        rows.append((f"loss, {reading.law.name}", f"{reading.loss:.3f} nats"))
+    if budget.seconds is not None and budget.device is not None and budget.device_hours is not None:
+        assumed = f"{budget.devices} × {budget.device.id} at {budget.utilisation:.0%} of {budget.precision} peak"
+        rows.append((f"time on {assumed}", seconds_text(budget.seconds)))
+        rows.append(("device hours", f"{budget.device_hours:,.0f}"))
+    if budget.cost_usd is not None:
+        rows.append(("cost", money_text(budget.cost_usd)))
+    return budget, "\n".join(
+        [table(rows), *budget.notes, "Approximated: a rule, two fitted laws and an assumed share."]
+    )
+
+
+def _tokens(written: float | None) -> int | None:
+    """A number of tokens, which may be written as 1.5e12."""
+    if written is None:
+        return None
+    if not math.isfinite(written):
+        raise PlannerError.of(
+            f"{written} is no number of tokens.", path="--tokens", remedy="Write one such as 1.5e12.", code="no_number"
+        )
+    return int(written)
+
+
+def _compare(options: argparse.Namespace) -> tuple[Any, str]:
+    from planner.comparison import ComparisonSettings, compare_specs
+
+    _positive(options, "sequence_length", "context_length")
+    specs = [load(name) for name in options.spec]
+    settings = ComparisonSettings(context_length=options.context_length, sequence_length=options.sequence_length)
+    compared = compare_specs(specs, settings)
+    texts: dict[str, Callable[[float], str]] = {"bytes": bytes_text, "flops": flops_text, "seconds": seconds_text}
+    rows: Rows = [("", *(spec.name for spec in specs), "status")]
+    for row in compared:
+        write = texts.get(row.unit, count_text)
+        cells = []
+        for value, change in zip(row.values, row.relative, strict=True):
+            moved = f" ({change:+.1%})" if change else ""
+            cells.append("not modelled" if value is None else f"{write(value)}{moved}")
+        rows.append((row.quantity, *cells, row.status))
+    return {"designs": [spec.name for spec in specs], "rows": compared}, table(rows)
+
+
+def _explain(options: argparse.Namespace) -> tuple[Any, str]:
+    from planner.explain import Term, explain, explain_block
+
+    plan: Plan | None = None
+    if options.settings:
+        training = "training" in options.quantity or "flops" in options.quantity
+        plan = _plan(TrainingPlan if training else ServingPlan, options.settings)
+    spec = load(options.spec)
+    if options.block:
+        term = explain_block(spec, options.block, options.quantity, plan)
+    else:
+        term = explain(spec, options.quantity, plan)
+
+    def lines(part: Term, level: int) -> Rows:
+        rows: Rows = [("  " * level + part.name, f"{part.value:,}", f"= {part.text}")]
+        if level < options.depth:
+            for child in part.children:
+                rows += lines(child, level + 1)
+        return rows
+
+    def data(part: Term) -> dict[str, Any]:
+        return {
+            "name": part.name,
+            "value": part.value,
+            "formula": str(part.formula),
+            "unit": part.unit,
+            "status": part.status,
+            "source": part.source,
+            "path": part.path,
+            "times": part.times,
+            "symbols": {entry.symbol: entry.value for entry in part.symbols},
+            "children": [data(child) for child in part.children],
+        }
+
+    rows = lines(term, 0)
+    numbers = max(len(row[1]) for row in rows)
+    names = max(len(row[0]) for row in rows)
+    text = "\n".join(f"{name.ljust(names)}  {value.rjust(numbers)}  {formula}" for name, value, formula in rows)
+    where = ", ".join(f"{entry.symbol} = {entry.value:,}" for entry in term.symbols)
+    return data(term), f"{text}\nin {term.unit} ({term.status}), with {where}" if where else text
+
+
+def _import(options: argparse.Namespace) -> tuple[Any, str]:
+    spec = load(options.spec)
+    return spec.to_dict(), spec.to_yaml().rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""The command line: tables, data for scripts, and one line on stderr with status 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from planner import parse_spec, size
+from planner.__main__ import main
+from planner.presets import read_yaml
+from tests.planner.published import LLAMA_2_7B
+
+
+@pytest.fixture
+def spec_file(tmp_path: pathlib.Path) -> str:
+    path = tmp_path / "llama.yaml"
+    path.write_text(LLAMA_2_7B.to_yaml(), encoding="utf-8")
+    return str(path)
+
+
+def output_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 0
+    written = capsys.readouterr()
+    assert written.err == ""
+    return written.out
+
+
+def data_of(capsys: pytest.CaptureFixture[str], *arguments: str):  # type: ignore[no-untyped-def]
+    return json.loads(output_of(capsys, *arguments, "--json"))
+
+
+def test_size(spec_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "6,738,415,616" in output_of(capsys, "size", spec_file)
+    data = data_of(capsys, "size", spec_file, "--tensors")
+    assert data["parameters"]["total"] == 6_738_415_616
+    assert sum(tensor["count"] for tensor in data["tensors"]) == 6_738_415_616
+
+
+def test_flops_and_cache(spec_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    forward = data_of(capsys, "flops", spec_file, "--sequence-length", "512")
+    training = data_of(capsys, "flops", spec_file, "--sequence-length", "512", "--training")
+    assert training["total"] == 3 * forward["total"]
+    assert data_of(capsys, "cache", spec_file, "--context-length", "4096")["cache_bytes"] == 2**31
+    assert "2 GiB" in output_of(capsys, "cache", spec_file, "--context-length", "4096")
+
+
+def test_serve_and_fit(spec_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    served = data_of(capsys, "serve", spec_file, "--set", "weight_format=int8", "--set", "hardware=h100")
+    assert served["memory"]["total_bytes"] > served["memory"]["weights_bytes"] > 6e9
+    assert served["max_context_length"] > 100_000
+    fitted = data_of(capsys, "fit", spec_file)
+    assert {row["device"]: row["fits"] for row in fitted}["h100"] is True
+    assert {row["device"]: row["fits"] for row in fitted}["laptop_16gb"] is False
+    assert "does not fit" in output_of(capsys, "fit", spec_file, "--device", "t4")
+
+
+def test_budget(spec_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = data_of(capsys, "budget", spec_file, "--device", "h100", "--devices", "8", "--tokens", "1e12")
+    assert data["tokens"] == 10**12
+    assert data["cost_usd"] > 0
+    assert "Approximated" in output_of(capsys, "budget", spec_file)
+
+
+def test_compare(spec_file: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "tied.yaml"
+    other.write_text(LLAMA_2_7B.model_copy(update={"name": "tied", "tie_word_embeddings": True}).to_yaml(), "utf-8")
+    rows = {row["quantity"]: row for row in data_of(capsys, "compare", spec_file, str(other))["rows"]}
+    assert rows["Parameters"]["absolute"] == [0, -32_000 * 4096]
+    assert "tied" in output_of(capsys, "compare", spec_file, str(other))
+
+
+def test_explain(spec_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    block = "layer_groups[0].layers[0].sequence_mixer"
+    assert "2·d·h·(n_kv + n_q)" in output_of(capsys, "explain", spec_file, "parameters", "--block", block)
+    data = data_of(capsys, "explain", spec_file, "cache", "--set", "context_length=4096")
+    assert data["value"] == 2**31
+    assert data["symbols"]["T"] == 4096
+
+
+def test_import_gives_a_specification(spec_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_spec(read_yaml(output_of(capsys, "import", spec_file))) == LLAMA_2_7B
+    imported = parse_spec(data_of(capsys, "import", "llama-2-7b"))
+    assert size(imported).parameters.total == 6_738_415_616
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["size", "no-such-preset"],
+        ["size", "/nowhere/spec.yaml"],
+        ["size"],
+        ["shrink", "llama-2-7b"],
+        ["flops", "llama-2-7b", "--sequence-length", "0"],
+        ["flops", "llama-2-7b", "--sequence-length", "many"],
+        ["cache", "llama-2-7b", "--dtype", "int3"],
+        ["train", "llama-2-7b", "--set", "zero_stage=3"],
+        ["train", "llama-2-7b", "--set", "precision=[bf16"],
+        ["serve", "llama-2-7b", "--set", "weight_format=q4_k_m"],
+        ["serve", "llama-2-7b", "--set", "hardware=h1000"],
+        ["serve", "llama-2-7b", "--set", "hardware"],
+        ["fit", "llama-2-7b", "--device", "abacus"],
+        ["budget", "llama-2-7b", "--utilisation", "2"],
+        ["budget", "llama-2-7b", "--tokens", "nan"],
+        ["budget", "llama-2-7b", "--tokens", "inf"],
+        ["explain", "llama-2-7b", "beauty"],
+        ["explain", "llama-2-7b", "parameters", "--block", "layer_groups[9]"],
+    ],
+    ids=" ".join,
+)
+def test_bad_input_ends_with_status_2_and_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main(arguments)
+    except SystemExit as ended:
+        status = ended.code
+    written = capsys.readouterr()
+    assert status == 2
+    assert written.out == ""
+    assert len(written.err.splitlines()) == 1
+    assert written.err.startswith("planner")
+
+
+def test_a_broken_specification_names_its_field(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(LLAMA_2_7B.to_yaml().replace("num_key_value_heads: 32", "num_key_value_heads: 5"), "utf-8")
+    assert main(["size", str(path)]) == 2
+    assert "sequence_mixer.num_key_value_heads" in capsys.readouterr().err
+
+
+def test_as_a_program(spec_file: str) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "planner", *arguments], capture_output=True, text=True, env=os.environ, check=False
+        )
+
+    good = run("size", spec_file, "--json")
+    assert good.returncode == 0
+    assert json.loads(good.stdout)["parameters"]["total"] == 6_738_415_616
+    bad = run("size", "nothing-like-it")
+    assert bad.returncode == 2
+    assert len(bad.stderr.splitlines()) == 1
