@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import re
 
 import streamlit as st
-import yaml
 
-from pages.widgets import chrome, figures
+from pages.widgets import chrome, figures, layer_strip
 from pages.widgets.draft import Draft, Settings, opened
-from planner import ArchitectureSpec, InvalidSpec, PlannerError, Problem, parse_spec, size
+from planner import ArchitectureSpec, InvalidSpec, PlannerError, Problem, size
+from planner.presets import from_text, preset, preset_ids
 
 LARGEST_FILE_BYTES = 2_000_000
 
@@ -22,27 +21,7 @@ def read(text: str) -> ArchitectureSpec:
     """
     if len(text) > LARGEST_FILE_BYTES:
         raise InvalidSpec.of("This is far larger than any configuration.", remedy="Paste the config.json alone.")
-    try:
-        data: Any = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
-    except json.JSONDecodeError as error:
-        raise InvalidSpec.of(
-            f"This is no JSON: {error.msg}.", path=f"line {error.lineno}", remedy="Mend it there.", code="no_json"
-        ) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}" if mark is not None else ""
-        raise InvalidSpec.of(
-            "This is neither JSON nor YAML.", path=where, remedy="Mend it there.", code="no_yaml"
-        ) from error
-    except RecursionError as error:
-        raise InvalidSpec.of(
-            "This is nested too deeply to be a configuration.", remedy="Paste the config.json."
-        ) from error
-    if isinstance(data, dict) and "layer_groups" not in data and ("model_type" in data or "architectures" in data):
-        from planner import from_huggingface
-
-        return from_huggingface(data)
-    return parse_spec(data)
+    return from_text(text)
 
 
 def marked_lines(text: str, problems: tuple[Problem, ...]) -> list[tuple[int, str, Problem]]:
@@ -50,8 +29,9 @@ def marked_lines(text: str, problems: tuple[Problem, ...]) -> list[tuple[int, st
     lines = text.splitlines()
     found = []
     for problem in problems:
-        if problem.path.startswith("line "):
-            number = int(problem.path.removeprefix("line "))
+        broken = re.search(r"\bline (\d+)\b", problem.remedy) if not problem.path else None
+        if broken is not None:
+            number = int(broken.group(1))
             found.append((number, lines[number - 1] if number <= len(lines) else "", problem))
             continue
         leaf = problem.path.rsplit(".", 1)[-1].split("[")[0]
@@ -108,28 +88,21 @@ def open_dialog(draft: Draft) -> None:
 
 
 def _presets(draft: Draft) -> None:
-    names = preset_names()
-    if not names:
-        chrome.empty_state("No presets here", "Paste a config.json instead.", key="no-presets")
-        return
-    from planner import load
-
-    chosen = st.selectbox("Published architectures", names, index=None, placeholder="Choose one, or type to search")
+    chosen = st.selectbox(
+        "Published architectures", preset_ids(), index=None, placeholder="Choose one, or type to search"
+    )
     if chosen is None:
         return
     with chrome.guard():
-        spec = load(chosen)
-        total = size(spec).parameters.total
-        chrome.note(f"{spec.name}: {figures.count(total).exact} parameters in {spec.num_layers:,} layers.")
+        found = preset(chosen)
+        total = size(found.spec).parameters.total
+        chrome.html(layer_strip.static(found.spec, height=36, label=found.title))
+        chrome.note(f"{found.title}: {figures.count(total).exact} parameters in {found.spec.num_layers:,} layers.")
+        chrome.note(f"Source: {found.source}")
+        if found.note:
+            chrome.note(found.note)
         if st.button("Open the preset", type="primary"):
-            _replace(draft, spec)
-
-
-def preset_names() -> list[str]:
-    """The names that ``planner.load`` knows presets by."""
-    from planner.paths import ASSETS
-
-    return sorted(path.stem for path in (ASSETS / "presets").glob("*.yaml"))
+            _replace(draft, found.spec)
 
 
 def _replace(draft: Draft, spec: ArchitectureSpec) -> None:

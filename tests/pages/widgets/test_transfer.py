@@ -63,5 +63,5 @@ def test_text_that_is_no_design_is_refused_without_a_traceback(text: str) -> Non
 
 def test_broken_json_names_its_line() -> None:
     with pytest.raises(PlannerError) as refused:
-        transfer.read('{\n  "vocab_size": 3,\n  oops\n}')
-    assert refused.value.path == "line 3"
+        transfer.read(text := '{\n  "vocab_size": 3,\n  oops\n}')
+    assert transfer.marked_lines(text, refused.value.problems)[0][:2] == (3, "  oops")
