@@ -234,13 +234,14 @@ def norm_activations(
     """What one norm over the residual width keeps: its input, and its statistics in fp32."""
     tokens = batch_size * sequence_length
     # A norm before a mixer reads the residual stream, one after it reads the mixer's output, which autocast leaves in
-    # bf16. LayerNorm runs in fp32 under autocast and keeps the copy that it reads.
-    layer_norm = spec.norm.kind == "layer_norm"
-    kind = "residual" if layer_norm or not after_mixer else "compute"
+    # bf16; LayerNorm keeps its statistics in the type that it reads, RMSNorm keeps its own in fp32.
+    kind = "compute" if after_mixer else "residual"
     yield SavedTensor("input", tokens * spec.hidden_size, kind)
-    if layer_norm:
-        yield SavedTensor("mean", tokens, "float32")
-    yield SavedTensor("inverse deviation", tokens, "float32")
+    if spec.norm.kind == "layer_norm":
+        yield SavedTensor("mean", tokens, kind)
+        yield SavedTensor("inverse deviation", tokens, kind)
+    else:
+        yield SavedTensor("inverse root mean square", tokens, "float32")
 
 
 def layer_activations(
@@ -288,7 +289,8 @@ def outer_activations(
     if spec.final_logit_softcap is not None:
         yield "lm_head", SavedTensor("bounded logits", tokens * spec.vocab_size)
     yield "loss", SavedTensor("log-probabilities", tokens * spec.vocab_size, "float32")
-    yield "loss", SavedTensor("labels, as given and shifted", 2 * tokens, "int64")
+    yield "loss", SavedTensor("labels", tokens, "int64")
+    yield "loss", SavedTensor("the loss and its weight", 2, "float32")
 
 
 def estimate_training(spec: ArchitectureSpec, plan: TrainingPlan) -> TrainingEstimate:

@@ -12,8 +12,9 @@ from planner import MachineProfile, UnsupportedPlan, hardware, hardware_catalogu
 from planner.hardware import GIB, machine_profile, profile_path
 
 NAMED = [
-    "t4", "a10", "l4", "l40s", "a100_40gb", "a100", "h100", "h200", "b200",
-    "rtx3090", "rtx4090", "rtx5090", "mi300x", "mi325x", "m2_ultra", "m3_max", "m4_max",
+    "t4", "a10", "l4", "l40s", "a100_40gb", "a100", "h100", "h200", "b200", "b300", "gb200", "gb300",
+    "rtx3090", "rtx4090", "rtx5090", "mi300x", "mi325x", "mi355x", "m2_ultra", "m3_max", "m4_max",
+    "tpu_v5e", "tpu_v5p", "tpu_v6e", "laptop_16gb", "cpu_server",
 ]  # fmt: skip
 
 
