@@ -22,10 +22,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(functools.partial(shutil.rmtree, directory, ignore_errors=True))
     os.environ["PLUMBLINE_DATA_DIR"] = directory
     os.environ.pop("PLUMBLINE_DATABASE_URL", None)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # each process would else take every core for its matmuls
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device; torch is imported only if there is such a test."""
+    """Keep tests that share a server in one process, and skip those marked `gpu` where there is no CUDA device.
+
+    Torch is imported only if there is a `gpu` test.
+    """
+    for item in items:
+        for shared in ("browser", "postgres"):
+            if item.get_closest_marker(shared) and not item.get_closest_marker("xdist_group"):
+                item.add_marker(pytest.mark.xdist_group(shared))
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_items and not _has_cuda():
         for item in gpu_items:
