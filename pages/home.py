@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -96,10 +97,8 @@ def load_example(store: Any) -> None:
     if importlib.util.find_spec("db.example") is None:
         return
     if st.button("Load the ready example", help="Designs with measured results and a decision, to look around in"):
-        from db.example import import_example
-
         with chrome.guard():
-            import_example(store)
+            importlib.import_module("db.example").import_example(store)
             st.rerun()
 
 

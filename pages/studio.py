@@ -21,6 +21,7 @@ from pages.widgets import (
     studio_numbers,
     terms,
     theme,
+    words,
 )
 from pages.widgets import (
     draft as drafts,
@@ -33,8 +34,8 @@ from planner.serving import WEIGHT_FORMATS
 
 CONTEXTS = tuple(2**exponent for exponent in range(10, 21))
 SHARES = {"parameters": "parameters", "flops": "FLOPs", "cache_bytes": "cache"}
+# Shown first; the rest of the catalogue is one click away.
 DEVICES = ("here", "laptop_16gb", "rtx4090", "l40s", "h100", "h200", "mi300x")
-"""Shown first; the rest of the catalogue is one click away."""
 
 
 def main() -> None:
@@ -66,6 +67,7 @@ def main() -> None:
         will_it_run(draft)
     components(draft)
     terms.show_if_asked(draft)
+    studio_actions.show_if_opening(draft)
 
 
 def head(draft: Draft) -> None:
@@ -156,7 +158,8 @@ def paints() -> list[Paint]:
 
 def paint_label(kind: str) -> str:
     """A short name for a chip."""
-    return {"moe": "MoE", "latent_attention": "Latent"}.get(kind, layer_strip.words.kind_label(kind))
+    short = {"moe": "MoE", "latent_attention": "Latent"}
+    return short[kind] if kind in short else words.kind_label(kind)
 
 
 def paint(draft: Draft, name: str) -> None:
@@ -270,7 +273,7 @@ def components(draft: Draft) -> None:
     with chrome.panel("Parameters by component", "counted", key="components"):
         entries = [
             charts.Bar(
-                layer_strip.words.kind_label(name),
+                words.kind_label(name),
                 count,
                 theme.component_token(name),
                 str(figures.count(count)),

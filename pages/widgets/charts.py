@@ -12,7 +12,7 @@ variant's ``theme.VARIANTS[index].token`` with its ``dash``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,11 @@ def power_of_two_label(value: float) -> str:
     return f"{value:g}"
 
 
+def plain_label(value: float) -> str:
+    """``0.125`` as ``1/8``, ``2048`` as ``2,048``: marks of a base-two axis whose title has the unit already."""
+    return f"1/{round(1 / value):,}" if value < 1 else f"{value:,.0f}"
+
+
 def lines(
     curves: Sequence[Curve], *, x: Axis, y: Axis, height: int = 250, marks: Sequence[Mark] = (), end_labels: bool = True
 ) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def lines(
         "layout": {
             **_layout(palette, height, right=right),
             "xaxis": _axis(x, x_range, palette, grid=False),
-            "yaxis": _axis(y, y_range, palette, grid=True),
+            "yaxis": _axis(y, y_range, palette, grid=True, label=plain_label),
             "annotations": annotations,
             "shapes": shapes,
             "showlegend": False,
@@ -198,7 +203,14 @@ def _range(values: Sequence[float], axis: Axis, padding: float = 0.06) -> tuple[
     )
 
 
-def _axis(axis: Axis, limits: tuple[float, float] | None, palette: theme.Palette, *, grid: bool) -> dict[str, Any]:
+def _axis(
+    axis: Axis,
+    limits: tuple[float, float] | None,
+    palette: theme.Palette,
+    *,
+    grid: bool,
+    label: Callable[[float], str] = power_of_two_label,
+) -> dict[str, Any]:
     drawn: dict[str, Any] = {
         "title": {"text": axis.title, "font": {"size": 11.5, "color": palette["soft"]}, "standoff": 8},
         "type": "log" if axis.log else "linear",
@@ -220,7 +232,7 @@ def _axis(axis: Axis, limits: tuple[float, float] | None, palette: theme.Palette
         high = math.floor(limits[1] / math.log10(2) + 1e-9)
         step = max(1, math.ceil((high - low) / 6))
         ticks = [2.0**exponent for exponent in range(low, high + 1, step)]
-        labels = [power_of_two_label(tick) for tick in ticks]
+        labels = [label(tick) for tick in ticks]
     if ticks is not None:
         drawn["tickvals"] = list(ticks)
         drawn["ticktext"] = list(labels) if labels is not None else [f"{tick:g}" for tick in ticks]
@@ -234,11 +246,11 @@ def _end_labels(
     if limits is None:
         return []
     scale = height / (limits[1] - limits[0])
-    ends = []
+    ends: list[tuple[float, float, Curve]] = []
     for curve in curves:
         if len(curve.x) and math.isfinite(curve.y[-1]) and (curve.y[-1] > 0 or not y.log):
             value = math.log10(curve.y[-1]) if y.log else curve.y[-1]
-            ends.append([value, (value - limits[0]) * scale, curve])
+            ends.append((value, (value - limits[0]) * scale, curve))
     ends.sort(key=lambda end: end[1])
     placed: list[dict[str, Any]] = []
     floor = -math.inf

@@ -85,7 +85,8 @@ def panel(title: str, note: str = "", *, key: str, height: Any = "content") -> I
 
     ``height="stretch"`` makes panels in neighbouring columns equally tall.
     """
-    with st.container(border=True, key=f"panel-{key}", height=height, gap="small") as container:
+    container = st.container(border=True, key=f"panel-{key}", height=height, gap="small")
+    with container:
         heading(title, note)
         yield container
 

@@ -36,7 +36,9 @@ class BrowserComponent:
         if self._renderer is None or self._manager is not manager:
             self._renderer = st.components.v2.component(self.name, css=self._style, js=self._script)
             self._manager = manager
-        callbacks = {f"on_{name}_change": _reader(key, name, handler) for name, handler in handlers.items()}
+        callbacks: dict[str, Any] = {
+            f"on_{name}_change": _reader(key, name, handler) for name, handler in handlers.items()
+        }
         self._renderer(data=dict(data), key=key, **callbacks)
 
 

@@ -19,6 +19,7 @@ from planner import ArchitectureSpec
 from planner.blocks import Block, layer_parts
 
 _component = BrowserComponent("diagram")
+_WITH_NORMS = 2
 _FIGURES = {"parameters": figures.count, "flops": figures.flops, "cache_bytes": figures.memory}
 
 
@@ -90,7 +91,7 @@ def _group(spec: ArchitectureSpec, index: int, selected: tuple[int, ...], part: 
     chosen = set(selected)
     whole = {"part": "layer", "layers": [first, last, 1]}
     lead = next((each.sequence_mixer or each.channel_mixer for each in group.layers), None)
-    entry = {
+    entry: dict[str, Any] = {
         "path": f"layer_groups[{index}]",
         "title": name,
         "times": f"×{group.repeats:,}" if group.repeats > 1 else "",
@@ -103,6 +104,10 @@ def _group(spec: ArchitectureSpec, index: int, selected: tuple[int, ...], part: 
     if not chosen & set(layers):
         return entry
     inside = []
+    # A long pattern is read by its mixers; its norms would double it.
+    short = len(group.layers) > _WITH_NORMS
+    if short:
+        entry["note"] += " · norms not drawn"
     for place, layer in enumerate(group.layers):
         own = edits.pattern_indices(spec, index, place)
         target = [own[0], own[-1], len(group.layers)]
@@ -110,6 +115,8 @@ def _group(spec: ArchitectureSpec, index: int, selected: tuple[int, ...], part: 
             inside.append(_caption(index, place, own, part, chosen))
         for name_of_part in layer_parts(layer):
             mixer = getattr(layer, name_of_part, None)
+            if mixer is None and short:
+                continue
             is_norm = mixer is None
             picked = bool(chosen & set(own)) and part == name_of_part
             inside.append(

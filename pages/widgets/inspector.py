@@ -10,9 +10,9 @@ import streamlit as st
 from pages.widgets import chrome, edits, figures, spec_fields, words
 from pages.widgets.draft import Draft
 from pages.widgets.spec_fields import Form
-from planner import ArchitectureSpec, Layer, LayerGroup, PlannerError, Problem
+from planner import ArchitectureSpec, Layer, PlannerError, Problem
 from planner.blocks import Block
-from planner.components import Norm
+from planner.components import Component, Norm
 from planner.spec import Positions
 
 NOTHING = "none"
@@ -107,7 +107,8 @@ def _rename(draft: Draft, key: str) -> None:
 
 def _part_of_model(draft: Draft, name: str, union: Any) -> None:
     """A part of the model that is one of several kinds: its kind and its fields."""
-    part = getattr(draft.spec, name)
+    part: Any = getattr(draft.spec, name)
+    model: type[Component] = type(part)
     kinds = edits.kinds_of(union)
     key = f"kind:{name}:{draft.generation}"
 
@@ -122,7 +123,7 @@ def _part_of_model(draft: Draft, name: str, union: Any) -> None:
     def apply(changes: Mapping[str, Any]) -> None:
         draft.change(edits.rebuilt(draft.spec, **{name: edits.revalued(part, dict(changes))}), refresh=False)
 
-    if spec_fields.fields_of(type(part)):
+    if spec_fields.fields_of(model):
         spec_fields.show(part, _form(draft, name, apply))
 
 
@@ -257,11 +258,10 @@ def _choice(label: str, options: list[str], value: str, key: str, switch: Any, p
 
 
 def _cost(draft: Draft, costs: Mapping[str, Block]) -> None:
-    path = path_of(draft.spec, draft.selected[0], draft.part)
+    path = path_of(draft.spec, draft.selected, draft.part)
     block = costs.get(path)
     if block is None:
         return
-    group = draft.spec.layer_groups[int(path.split("]")[0].split("[")[1])]
     times = f" × {block.repeats:,}" if block.repeats > 1 else ""
     context = figures.context(draft.settings.serving.context_length)
     length = figures.context(draft.settings.training.sequence_length)
@@ -281,22 +281,24 @@ def _cost(draft: Draft, costs: Mapping[str, Block]) -> None:
         for name, text, hover in lines
     )
     chrome.html(
-        f'<div class="pl-cost"><h2 class="pl-heading">What {_this(draft, group)} costs</h2>'
+        f'<div class="pl-cost"><h2 class="pl-heading">What {_this(draft, path)} costs</h2>'
         f'<table class="pl-table">{body}</table></div>'
     )
 
 
-def _this(draft: Draft, group: LayerGroup) -> str:
+def _this(draft: Draft, path: str) -> str:
     if draft.part != "layer":
         return "this block"
-    return "this layer" if len(group.layers) == 1 or len(draft.selected) == 1 else "this part of the group"
+    return "this group" if path.count("[") == 1 else "this layer"
 
 
-def path_of(spec: ArchitectureSpec, layer: int, part: str) -> str:
-    """The block that a layer's part belongs to."""
-    for index, layers in enumerate(edits.group_ranges(spec)):
-        if layer in layers:
-            place = (layer - layers[0]) % len(spec.layer_groups[index].layers)
+def path_of(spec: ArchitectureSpec, layers: tuple[int, ...], part: str) -> str:
+    """The block that layers' part belongs to: of several different layers the first; all of a group are the group."""
+    for index, inside in enumerate(edits.group_ranges(spec)):
+        if layers[0] in inside:
+            if part == "layer" and set(inside) <= set(layers):
+                return f"layer_groups[{index}]"
+            place = (layers[0] - inside[0]) % len(spec.layer_groups[index].layers)
             where = f"layer_groups[{index}].layers[{place}]"
             return where if part == "layer" else f"{where}.{part}"
     return ""

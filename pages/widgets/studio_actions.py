@@ -55,8 +55,7 @@ def _lazily(label: str, key: str, fill: Callable[[], None], primary: bool = Fals
 
 
 def _design_menu(draft: Draft) -> None:
-    if st.button("Open a preset or a file …", width="stretch"):
-        transfer.open_dialog(draft)
+    st.button("Open a preset or a file …", width="stretch", on_click=_close_and_open)
     chrome.heading("Take away")
     transfer.export_menu(draft)
     chrome.heading("Baseline", draft.baseline_label)
@@ -71,6 +70,20 @@ def _design_menu(draft: Draft) -> None:
     if draft.origin is not None:
         label = f"revision {draft.origin.number}"
         st.button(label.capitalize(), width="stretch", on_click=_set_baseline, args=(draft, draft.origin.spec, label))
+
+
+_OPENING = "studio-opening"
+
+
+def _close_and_open() -> None:
+    st.session_state["menu-open"] = False
+    st.session_state[_OPENING] = True
+
+
+def show_if_opening(draft: Draft) -> None:
+    """Show the dialog that opens another design, if it was asked for; at the end of the page."""
+    if st.session_state.pop(_OPENING, False):
+        transfer.open_dialog(draft)
 
 
 def _set_baseline(draft: Draft, spec: ArchitectureSpec, label: str) -> None:
@@ -95,7 +108,6 @@ def _save_menu(draft: Draft) -> None:
 def _save(draft: Draft, store: Any, note: str, anew: bool = False) -> None:
     with chrome.guard():
         save(draft, store, note, anew=anew)
-        st.session_state.pop("menu-save", None)
         st.rerun()
 
 

@@ -62,7 +62,9 @@ def open_dialog(draft: Draft) -> None:
     with preset:
         _presets(draft)
     with pasted:
-        dropped = st.file_uploader("A config.json, or a specification as YAML or JSON", type=["json", "yaml", "yml"])
+        dropped = st.file_uploader(
+            "A config.json, or a specification as YAML or JSON", type=["json", "yaml", "yml"], max_upload_size=2
+        )
         text = st.text_area(
             "Or its text",
             height=220,
@@ -111,6 +113,7 @@ def _replace(draft: Draft, spec: ArchitectureSpec) -> None:
     fresh.past = [*draft.past, draft.spec]
     fresh.settings = Settings(draft.settings.serving, draft.settings.training, draft.settings.share)
     fresh.generation = draft.generation + 1
+    fresh.address = draft.address  # else the old draft in the address would be taken for a wish
     st.session_state["draft"] = fresh
     st.rerun()
 

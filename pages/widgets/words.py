@@ -28,7 +28,7 @@ def kind_label(kind: str) -> str:
 
 def title(part: Any) -> str:
     """A component and its variety: ``Attention · grouped-query, full``."""
-    name = kind_label(part.kind)
+    name = "MoE" if part.kind == "moe" else kind_label(part.kind)
     if part.kind == "attention":
         heads, shared = part.num_attention_heads, part.num_key_value_heads
         sharing = "multi-head" if shared == heads else "multi-query" if shared == 1 else "grouped-query"

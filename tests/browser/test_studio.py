@@ -137,3 +137,58 @@ def test_no_error_reaches_the_console_or_the_page(page: Any, server: str) -> Non
     page.wait_for_timeout(500)
     assert errors == []
     assert page.locator(".stException").count() == 0
+
+
+def test_a_pasted_configuration_is_refused_at_its_line_and_a_preset_opens_is_saved_and_queued(
+    page: Any, server: str
+) -> None:
+    opened(page, server)
+    page.get_by_role("button", name="Design").click()
+    page.get_by_role("button", name="Open a preset").click()
+    dialog = page.get_by_role("dialog", name="Open a design")
+    dialog.get_by_text("Paste or drop").click()
+    box = dialog.get_by_role("textbox", name="Or its text")
+    box.fill('{\n  "model_type": "llama",\n  "hidden_size": 64,\n  "gears": 5\n}')
+    box.press("Control+Enter")
+    line = dialog.locator(".pl-source div", has_text='"gears": 5')
+    line.wait_for()
+    assert line.locator("span").inner_text() == "4"
+    assert page.locator(".pl-head h1").inner_text() == "New design"
+
+    dialog.get_by_role("tab", name="Presets").click()
+    dialog.get_by_role("combobox").fill("llama-2-7b")
+    page.keyboard.press("Enter")
+    dialog.get_by_text("6,738,415,616 parameters").wait_for()
+    dialog.get_by_role("button", name="Open the preset").click()
+    wait_for_number(page, "parameters", "6.74")
+    assert "Llama 2 7B" in page.locator(".pl-head h1").inner_text()
+
+    page.get_by_role("button", name="Save revision").click()
+    page.get_by_role("button", name="Save as a new design").click()
+    page.wait_for_url("**/studio?design=*&revision=1")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Verify").click()
+    page.get_by_text("Takes about").wait_for()
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.get_by_text("It is in the queue.").wait_for()
+
+    page.goto(server)
+    page.get_by_role("link", name="Llama 2 7B").click()
+    page.wait_for_url("**/studio?design=*")
+    wait_for_number(page, "parameters", "6.74")
+
+
+def test_a_copied_address_opens_the_same_unsaved_design_in_a_fresh_tab(page: Any, server: str) -> None:
+    opened(page, server)
+    page.locator(".lanes").focus()
+    page.keyboard.press("Control+a")
+    inspector(page, "layers 0–31")
+    page.locator(WINDOW).click()
+    # 32 layers of 4,096 tokens: 2 * 8 * 128 * 2 bytes a token and layer are 512 MiB.
+    wait_for_number(page, "cache", "512")
+    page.wait_for_function("location.search.includes('draft=')")
+    address = page.url
+    fresh = page.context.new_page()
+    fresh.goto(address)
+    fresh.wait_for_selector(".st-key-panel-strip .cell")
+    wait_for_number(fresh, "cache", "512")
