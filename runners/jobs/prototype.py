@@ -1,0 +1,160 @@
+"""A prototype: the design scaled down by stated rules, trained on real text, with samples of what it then writes."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from planner.compute import flops
+from planner.plans import PrototypePlan
+from planner.prototype import ScaledSpec, scale_down
+from planner.sizing import size
+from planner.spec import ArchitectureSpec, LearnedPositions
+from runners.environment import default_device, describe
+from runners.events import Artifact, Event, Log, Metric, Progress, Result
+from runners.jobs.base import JobContext, JobFailure
+from runners.jobs.verify import prediction
+from runners.models import Decoder, build
+from runners.profile import bf16_pays, current
+from runners.telemetry import Telemetry
+from runners.training.data import NoData, Text, load_text
+from runners.training.loop import Diverged, Trainer, TrainingSettings
+from runners.training.schedule import RULE, peak_rate
+
+PROMPTS = ("def ", "import ", "class ")
+TEMPERATURE = 0.8
+LEAST_FREE_BYTES = 200 * 2**20
+
+
+@dataclass
+class _Record:
+    """What this attempt saw last, and how fast it was."""
+
+    loss: float | None = None
+    bits_per_byte: float | None = None
+    speeds: list[float] = field(default_factory=list)
+
+
+def run(spec: ArchitectureSpec, plan: PrototypePlan, context: JobContext) -> Iterator[Event]:
+    """Train the scaled-down design; a later attempt goes on from the last checkpoint with the same batches."""
+    scaled = scale_down(spec, plan.parameter_budget, sequence_length=plan.sequence_length)
+    free = shutil.disk_usage(context.directory).free
+    if free < 3 * 12 * scaled.parameters + LEAST_FREE_BYTES:
+        raise JobFailure(f"the disk is too full for checkpoints: {free / 1e9:.1f} GB are free")
+    device = default_device()
+    environment = describe(device)
+    profile = current()
+    try:
+        text = load_text(plan.data)
+    except NoData as error:
+        raise JobFailure(str(error)) from error
+    settings = TrainingSettings(
+        steps=plan.steps,
+        batch_size=plan.batch_size,
+        sequence_length=plan.sequence_length,
+        peak_rate=plan.learning_rate or peak_rate(scaled.spec.hidden_size),
+        warmup_steps=plan.warmup_steps,
+        weight_decay=plan.weight_decay,
+        gradient_clip=plan.gradient_clip,
+        seed=plan.seed,
+        evaluate_every=plan.evaluate_every,
+        checkpoint_every=plan.checkpoint_every,
+        bf16=bf16_pays(profile),
+        device=device,
+    )
+    model = build(scaled.spec, device=device, seed=plan.seed)
+    trainer = Trainer(model, text, settings, context.directory)
+    first = trainer.resume()
+    if first:
+        yield Log(f"resumed at step {first}")
+    precision = "bf16 autocast" if settings.bf16 else "fp32"
+    yield Log(f"{scaled.parameters:,} parameters, {precision} on {environment['device']}; {text.description}")
+    telemetry = Telemetry()
+    if telemetry.note:
+        yield Log(telemetry.note)
+    record = _Record()
+    yield from _train(trainer, plan, telemetry, first, record)
+    yield Artifact("weights", "checkpoint/model.safetensors", "application/octet-stream")
+    yield Log("writing samples")
+    samples = list(_samples(model, plan, device))
+    yield Result("prototype", _values(scaled, plan, settings, trainer, text, samples, record), environment)
+
+
+def _train(trainer: Trainer, plan: PrototypePlan, telemetry: Telemetry, first: int, record: _Record) -> Iterator[Event]:
+    tokens = plan.batch_size * plan.sequence_length
+    started = time.perf_counter()
+    try:
+        for step in trainer.run():
+            speed = tokens / step.seconds
+            record.speeds.append(speed)
+            yield Metric("loss", step.step, step.loss)
+            yield Metric("gradient_norm", step.step, step.gradient_norm)
+            yield Metric("learning_rate", step.step, step.learning_rate)
+            yield Metric("tokens_per_second", step.step, speed)
+            if step.step % 5 == 0:
+                yield Metric("memory_bytes", step.step, telemetry.read().process_bytes)
+            if step.bits_per_byte is not None:
+                yield Metric("bits_per_byte", step.step, step.bits_per_byte)
+                record.bits_per_byte = step.bits_per_byte
+            record.loss = step.loss
+            done = step.step + 1
+            elapsed = time.perf_counter() - started
+            left = elapsed / (done - first) * (plan.steps - done)
+            yield Progress(done, plan.steps, "steps", f"· {done * tokens:,} tokens", left)
+    except Diverged as error:
+        raise JobFailure(f"learning_rate: {error}; choose a lower rate or a longer warm-up") from error
+
+
+def _samples(model: Decoder, plan: PrototypePlan, device: str) -> Iterator[dict[str, Any]]:
+    if plan.sample_tokens == 0:
+        return
+    model.eval()
+    positions = model.spec.positions
+    longest = positions.num_positions if isinstance(positions, LearnedPositions) else None
+    for index, prompt in enumerate(PROMPTS):
+        count = plan.sample_tokens if longest is None else min(plan.sample_tokens, longest - len(prompt))
+        tokens = torch.tensor([list(prompt.encode())], device=device)
+        made = model.generate(tokens, count, temperature=TEMPERATURE, seed=plan.seed + index)
+        written = bytes(made[0, tokens.shape[1] :].tolist()).decode("utf-8", "replace")
+        yield {"prompt": prompt, "text": written, "seed": plan.seed + index, "note": f"temperature {TEMPERATURE}"}
+
+
+def _values(
+    scaled: ScaledSpec,
+    plan: PrototypePlan,
+    settings: TrainingSettings,
+    trainer: Trainer,
+    text: Text,
+    samples: list[dict[str, Any]],
+    record: _Record,
+) -> dict[str, Any]:
+    tokens = plan.steps * plan.batch_size * plan.sequence_length
+    counted = sum(parameter.numel() for parameter in trainer.model.parameters())
+    step_flops = flops(scaled.spec, plan.sequence_length, plan.batch_size, training=True).total
+    return {
+        "bits_per_byte": record.bits_per_byte if record.bits_per_byte is not None else trainer.bits_per_byte(),
+        "loss": record.loss,
+        "tokens": tokens,
+        "training_flops": step_flops * plan.steps,
+        "tokens_per_second": statistics.median(record.speeds) if record.speeds else None,
+        "parameters": counted,
+        "active_parameters": size(scaled.spec).parameters.active,
+        "seed": plan.seed,
+        "learning_rate": settings.peak_rate,
+        "learning_rate_rule": RULE if plan.learning_rate is None else "as given",
+        "precision": "bf16 autocast" if settings.bf16 else "fp32",
+        "kernels": "triton" if settings.device == "cuda" else "eager",
+        "rules": scaled.rules,
+        "spec": scaled.spec.to_dict(),
+        "samples": samples,
+        "data": {"description": text.description, "files": text.files, "sha256": text.digest},
+        "rows": [
+            prediction("Parameters", scaled.parameters, counted, "parameters", "counted over the trained module"),
+        ],
+    }

@@ -1,0 +1,56 @@
+"""Checkpoints: weights and optimizer state as safetensors, the rest as JSON; whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+LATEST = "checkpoint"
+
+
+def save(directory: pathlib.Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Write a checkpoint beside the last one and put it in its place when it is whole."""
+    temporary = directory / f"{LATEST}.new"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, temporary / "model.safetensors")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{names[id(parameter)]}|{key}"] = value.detach().contiguous()
+    save_file(tensors, temporary / "optimizer.safetensors")
+    (temporary / "state.json").write_text(json.dumps(state))
+    for path in temporary.iterdir():
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+    final, old = directory / LATEST, directory / f"{LATEST}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    temporary.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(directory: pathlib.Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Put the last whole checkpoint into the model and the optimizer; its state, or ``None`` where there is none."""
+    found = next((p for p in (directory / LATEST, directory / f"{LATEST}.old") if (p / "state.json").exists()), None)
+    if found is None:
+        return None
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in load_file(found / "model.safetensors").items():
+            parameters[name].copy_(value)
+    for key, value in load_file(found / "optimizer.safetensors").items():
+        name, _, field = key.rpartition("|")
+        optimizer.state[parameters[name]][field] = value
+    state: dict[str, Any] = json.loads((found / "state.json").read_text())
+    return state

@@ -1,0 +1,123 @@
+"""The training loop of a prototype: AdamW, clipped gradients, a metric a step. Knows no job and no database."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runners.models import Decoder
+from runners.training import checkpoint
+from runners.training.data import Text, batch
+from runners.training.schedule import learning_rate
+
+VALIDATION_BATCHES = 8
+VALIDATION_SEED = 987_654_321
+
+
+class Diverged(ArithmeticError):
+    """The loss is not a number any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """What the loop is told."""
+
+    steps: int
+    batch_size: int
+    sequence_length: int
+    peak_rate: float
+    warmup_steps: int
+    weight_decay: float
+    gradient_clip: float
+    seed: int
+    evaluate_every: int
+    checkpoint_every: int
+    bf16: bool
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step gave. ``bits_per_byte`` only where the validation text was read."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+    bits_per_byte: float | None
+
+
+class Trainer:
+    """A model in training; ``run`` goes on from the directory's checkpoint if there is one."""
+
+    def __init__(self, model: Decoder, text: Text, settings: TrainingSettings, directory: pathlib.Path) -> None:
+        self.model, self.text, self.settings, self.directory = model, text, settings, directory
+        decayed = [p for p in model.parameters() if p.dim() >= 2]
+        rest = [p for p in model.parameters() if p.dim() < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+            lr=settings.peak_rate,
+            betas=(0.9, 0.95),
+        )
+        self.first_step = 0
+
+    def resume(self) -> int:
+        """Load the checkpoint; the step that comes next."""
+        state = checkpoint.load(self.directory, self.model, self.optimizer)
+        self.first_step = int(state["next_step"]) if state is not None else 0
+        return self.first_step
+
+    def run(self) -> Iterator[Step]:
+        """Train; yields a record a step, and checkpoints after the record was taken."""
+        settings = self.settings
+        for step in range(self.first_step, settings.steps):
+            started = time.perf_counter()
+            rate = learning_rate(step, settings.steps, settings.warmup_steps, settings.peak_rate)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            tokens = self._batch(self.text.training, settings.seed, step)
+            with self._precision():
+                loss = self.model(tokens, labels=tokens).loss
+            assert loss is not None
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
+            self.optimizer.step()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise Diverged(f"the loss is {value} at step {step}")
+            seconds = time.perf_counter() - started
+            last = step == settings.steps - 1
+            bits = self.bits_per_byte() if last or (step + 1) % settings.evaluate_every == 0 else None
+            yield Step(step, value, norm.item(), rate, seconds, bits)
+            if last or (step + 1) % settings.checkpoint_every == 0:
+                checkpoint.save(self.directory, self.model, self.optimizer, {"next_step": step + 1})
+
+    @torch.no_grad()
+    def bits_per_byte(self) -> float:
+        """Mean loss on validation text in bits; the same sequences at every call and for every design."""
+        total = 0.0
+        for index in range(VALIDATION_BATCHES):
+            tokens = self._batch(self.text.validation, VALIDATION_SEED, index)
+            with self._precision():
+                loss = self.model(tokens, labels=tokens).loss
+            assert loss is not None
+            total += loss.item()
+        return total / VALIDATION_BATCHES / math.log(2)
+
+    def _batch(self, text: Tensor, seed: int, step: int) -> Tensor:
+        settings = self.settings
+        return batch(text, seed, step, settings.batch_size, settings.sequence_length).to(settings.device)
+
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
+        if not self.settings.bf16:
+            return contextlib.nullcontext()
+        return torch.autocast(self.settings.device.split(":")[0], torch.bfloat16)

@@ -1,0 +1,62 @@
+"""Peak memory of a training step, measured by MemTracker on tensors without data.
+
+One AdamW step with its state in place, fused attention, on PyTorch's CPU operator set; nothing is allocated, so a model
+of any size can be measured on any machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from planner.spec import ArchitectureSpec
+from runners.models import build
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredMemory:
+    """Bytes at the step's peak, by part; ``activations_bytes`` is what is neither state nor gradient."""
+
+    total_bytes: int
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+
+
+def measure_training_memory(
+    spec: ArchitectureSpec, batch_size: int, sequence_length: int, precision: Literal["fp32", "bf16_autocast"]
+) -> MeasuredMemory:
+    """The peak of one optimizer step over (batch_size, sequence_length) tokens."""
+    with FakeTensorMode():
+        model = build(spec, kernels="eager")
+        optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+        tokens = torch.zeros(batch_size, sequence_length, dtype=torch.long)
+        autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if precision == "bf16_autocast":
+            autocast = torch.autocast("cpu", torch.bfloat16)
+        for parameter in model.parameters():  # the first step makes the optimizer's state
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer, tokens)
+        with tracker:
+            with autocast:
+                loss = model(tokens, labels=tokens).loss
+            assert loss is not None
+            loss.backward()
+            del loss
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        snapshot = next(iter(tracker.get_tracker_snapshot("peak").values()))
+    parts = {str(kind.value if hasattr(kind, "value") else kind): int(value) for kind, value in snapshot.items()}
+    total = parts.pop("Total")
+    parameters, gradients, optimizer_state = (parts.get(name, 0) for name in ("Parameter", "Gradient", "Optstate"))
+    rest = total - parameters - gradients - optimizer_state
+    return MeasuredMemory(total, parameters, gradients, optimizer_state, rest)
