@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from planner.components.base import CacheEntry, Component, Operation, Tensor, linear, projection, refuse
+from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
 from planner.quantities import Quantity, exact_divide, floor_divide, smallest
 
 
@@ -119,6 +119,30 @@ class Attention(Component):
         yield Operation("scores", self.component, square, needed)
         yield Operation("weighted values", self.component, square, needed)
         yield projection("output projection", self.component, tokens, queries, hidden_size)
+
+    def saved_activations(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[SavedTensor]:
+        tokens = batch_size * sequence_length
+        queries = self.num_attention_heads * self.head_dim
+        keys = self.num_key_value_heads * self.head_dim
+        yield SavedTensor("input", tokens * hidden_size)
+        if self.query_key_norm is not None:
+            yield SavedTensor("queries and keys before their norms", tokens * (queries + keys))
+            rows = self.num_attention_heads + self.num_key_value_heads if self.query_key_norm == "head" else 2
+            yield SavedTensor("inverse deviations", tokens * rows, "float32")
+        yield SavedTensor("queries", tokens * queries)
+        yield SavedTensor("keys", tokens * keys)
+        yield SavedTensor("values", tokens * keys)
+        yield SavedTensor("attention output", tokens * queries)
+        if self.logit_softcap is not None:
+            # No fused kernel bounds scores: they are computed again from queries and keys, and the mask is kept.
+            if self.sliding_window is not None:
+                yield SavedTensor("mask", sequence_length * sequence_length, "bool")
+            return
+        yield SavedTensor("log-sum-exp of scores", tokens * self.num_attention_heads, "float32")
+        if self.sliding_window is not None:
+            yield SavedTensor("mask", sequence_length * sequence_length)
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         kept = context_length

@@ -69,7 +69,9 @@ class SavedTensor:
     name: str
     elements: Quantity
     dtype_class: str = "compute"
-    """``compute`` (the autocast type), ``float32``, ``int64`` or ``bool``."""
+    """``compute`` (the type that matrices are multiplied in), ``residual`` (that of the residual stream, which autocast
+    leaves in fp32), ``float32``, ``int64``, ``int32``, ``bool``, or ``copy``: a copy of weights in the compute type,
+    made only where that is not their own."""
 
 
 class Component(BaseModel):
@@ -96,6 +98,15 @@ class Component(BaseModel):
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         """The matrix multiplications of one forward pass."""
+        raise NotImplementedError
+
+    def saved_activations(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[SavedTensor]:
+        """What autograd keeps for the backward pass, with fused attention; each tensor once.
+
+        A mixer lists its input, which it owns; its output belongs to what reads it.
+        """
         raise NotImplementedError
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from planner.components.attention import attended_pairs
-from planner.components.base import CacheEntry, Component, Operation, Tensor, linear, projection, refuse
-from planner.quantities import Quantity
+from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.quantities import Quantity, largest, smallest
 
 
 class LatentAttention(Component):
@@ -85,6 +85,27 @@ class LatentAttention(Component):
             factor = 2 * batch_size * heads * width
             yield Operation(name, self.component, factor * square, factor * pairs)
         yield projection("output projection", self.component, tokens, heads * self.v_head_dim, hidden_size)
+
+    def saved_activations(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[SavedTensor]:
+        tokens = batch_size * sequence_length
+        heads = self.num_attention_heads
+        yield SavedTensor("input", tokens * hidden_size)
+        if self.q_lora_rank is not None:
+            yield SavedTensor("query latent", tokens * self.q_lora_rank)
+            yield SavedTensor("inverse deviation of the query latent", tokens, "float32")
+            yield SavedTensor("normalized query latent", tokens * self.q_lora_rank)
+        yield SavedTensor("key-value latent and rotated key", tokens * (self.kv_lora_rank + self.qk_rope_head_dim))
+        yield SavedTensor("inverse deviation of the key-value latent", tokens, "float32")
+        yield SavedTensor("normalized key-value latent", tokens * self.kv_lora_rank)
+        # Fused attention wants queries, keys and values of one width: the narrower are padded with zeros.
+        width = largest(self.qk_nope_head_dim + self.qk_rope_head_dim, self.v_head_dim)
+        for name in ("queries", "keys", "values", "attention output"):
+            yield SavedTensor(name, tokens * heads * width)
+        yield SavedTensor("log-sum-exp of scores", tokens * heads, "float32")
+        padded = smallest(1, width - self.v_head_dim)
+        yield SavedTensor("attention output without padding", padded * tokens * heads * self.v_head_dim)
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("key-value latent", (context_length, self.kv_lora_rank), grows=True)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from planner.components.base import CacheEntry, Component, Operation, Tensor, linear, projection
+from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection
 from planner.quantities import Quantity
 
 
@@ -59,6 +59,27 @@ class Mamba1(Component):
         yield projection("parameter projection", self.component, tokens, inner, rank + 2 * state)
         yield projection("time step projection", self.component, tokens, rank, inner)
         yield projection("output projection", self.component, tokens, inner, hidden_size)
+
+    def saved_activations(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[SavedTensor]:
+        tokens = batch_size * sequence_length
+        inner, parameters = self.intermediate_size, self.time_step_rank + 2 * self.state_size
+        yield SavedTensor("input", tokens * hidden_size)
+        yield SavedTensor("projected input and gate", tokens * 2 * inner)
+        yield SavedTensor("padded convolution input", batch_size * (sequence_length + self.conv_kernel - 1) * inner)
+        yield SavedTensor("convolution filter", inner * self.conv_kernel, "copy")
+        yield SavedTensor("convolution output", tokens * inner)
+        yield SavedTensor("scan input", tokens * inner)
+        yield SavedTensor("time step latent, B and C", tokens * parameters)
+        if self.parameter_norms:
+            yield SavedTensor("inverse deviations", tokens * 3, "float32")
+            yield SavedTensor("normalized time step latent, B and C", tokens * parameters)
+        yield SavedTensor("time steps before softplus", tokens * inner, "float32")
+        yield SavedTensor("time steps", tokens * inner, "float32")
+        yield SavedTensor("decay rates and their exponential", 2 * inner * self.state_size, "float32")
+        yield SavedTensor("scan output", tokens * inner)
+        yield SavedTensor("gated output", tokens * inner)
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("convolution", (self.intermediate_size, self.conv_kernel), grows=False)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from planner.components.base import CacheEntry, Component, Operation, Tensor, linear, projection, refuse
+from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
 from planner.quantities import Quantity, ceiling_divide
 
 
@@ -88,6 +88,25 @@ class Mamba2(Component):
         yield projection("chunk states", self.component, carried, state, inner)
         yield projection("outputs from states", self.component, carried, state, inner)
         yield projection("output projection", self.component, tokens, inner, hidden_size)
+
+    def saved_activations(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[SavedTensor]:
+        tokens = batch_size * sequence_length
+        inner, channels, heads = self.intermediate_size, self.convolution_channels, self.num_heads
+        yield SavedTensor("input", tokens * hidden_size)
+        yield SavedTensor("projected input, gate and time steps", tokens * (inner + channels + heads))
+        yield SavedTensor("padded convolution input", batch_size * (sequence_length + self.conv_kernel - 1) * channels)
+        yield SavedTensor("convolution filter", channels * self.conv_kernel, "copy")
+        yield SavedTensor("convolution output", tokens * channels)
+        yield SavedTensor("scan input, B and C", tokens * channels)
+        yield SavedTensor("time steps before softplus", tokens * heads, "float32")
+        yield SavedTensor("time steps", tokens * heads, "float32")
+        yield SavedTensor("decay rates and their exponential", 2 * heads, "float32")
+        yield SavedTensor("scan output", tokens * inner)
+        yield SavedTensor("gated output", tokens * inner)
+        yield SavedTensor("inverse deviation", tokens, "float32")
+        yield SavedTensor("normalized output", tokens * inner)
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("convolution", (self.convolution_channels, self.conv_kernel), grows=False)

@@ -7,10 +7,19 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from planner.components.base import Component, Operation, Tensor, linear, projection
+from planner.components.base import Component, Operation, SavedTensor, Tensor, linear, projection
 from planner.quantities import Quantity
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared"]
+
+
+def saved_inside(activation: Activation, gated: bool, rows: Quantity, width: Quantity) -> Iterator[SavedTensor]:
+    """What is kept between the projections of ``rows`` rows through ``width`` channels."""
+    if gated:
+        yield SavedTensor("gate and up projections", rows * 2 * width)
+    elif activation != "relu":  # whose derivative is read from its result
+        yield SavedTensor("up projection", rows * width)
+    yield SavedTensor("activated", rows * width)
 
 
 class MLP(Component):
@@ -37,3 +46,10 @@ class MLP(Component):
             yield projection("gate projection", self.component, tokens, hidden_size, self.intermediate_size)
         yield projection("up projection", self.component, tokens, hidden_size, self.intermediate_size)
         yield projection("down projection", self.component, tokens, self.intermediate_size, hidden_size)
+
+    def saved_activations(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[SavedTensor]:
+        tokens = batch_size * sequence_length
+        yield SavedTensor("input", tokens * hidden_size)
+        yield from saved_inside(self.activation, self.gated, tokens, self.intermediate_size)

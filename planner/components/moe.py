@@ -11,8 +11,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from planner.components.base import Component, Operation, Tensor, linear, projection, refuse
-from planner.components.mlp import Activation
+from planner.components.base import Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.components.mlp import Activation, saved_inside
 from planner.quantities import Quantity
 
 
@@ -122,3 +122,23 @@ class MoE(Component):
             yield projection("shared expert down", self.component, tokens, shared, hidden_size)
         if self.shared_expert_gate:
             yield projection("shared expert gate", self.component, tokens, hidden_size, 1)
+
+    def saved_activations(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[SavedTensor]:
+        tokens = batch_size * sequence_length
+        rows = tokens * self.num_experts_per_tok
+        yield SavedTensor("input", tokens * hidden_size)
+        yield SavedTensor("router scores", tokens * self.num_experts, "float32")
+        yield SavedTensor("chosen experts, and rows there and back", 3 * rows, "int64")
+        if self.normalize_weights:
+            yield SavedTensor("weights and their sum", rows + tokens, "float32")
+        yield SavedTensor("weights of the chosen experts", rows)
+        yield SavedTensor("ends of the experts' rows", self.num_experts, "int32")
+        yield SavedTensor("rows sorted by expert", rows * hidden_size)
+        yield from saved_inside(self.activation, self.gated, rows, self.intermediate_size)
+        yield SavedTensor("expert outputs", rows * hidden_size)
+        if self.shared_intermediate_size is not None:
+            yield from saved_inside(self.activation, self.gated, tokens, self.shared_intermediate_size)
+        if self.shared_expert_gate:
+            yield SavedTensor("shared expert's output and gate", tokens * (hidden_size + 1))

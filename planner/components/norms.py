@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from planner.components.base import Component, Operation, Tensor
+from planner.components.base import Component, Operation, SavedTensor, Tensor
 from planner.quantities import Quantity
 
 
@@ -26,6 +26,13 @@ class RMSNorm(Component):
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         return iter(())
 
+    def saved_activations(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[SavedTensor]:
+        tokens = batch_size * sequence_length
+        yield SavedTensor("input", tokens * hidden_size, "residual")
+        yield SavedTensor("inverse deviation", tokens, "float32")
+
 
 class LayerNorm(Component):
     """Subtract the mean, divide by the deviation; a weight and a bias a channel."""
@@ -42,6 +49,13 @@ class LayerNorm(Component):
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         return iter(())
+
+    def saved_activations(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[SavedTensor]:
+        tokens = batch_size * sequence_length
+        yield SavedTensor("input", tokens * hidden_size, "residual")
+        yield SavedTensor("mean and inverse deviation", 2 * tokens, "float32")
 
 
 Norm = Annotated[RMSNorm | LayerNorm, Field(discriminator="kind")]

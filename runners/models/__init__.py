@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import torch
 
+from planner.sizing import size
 from planner.spec import ArchitectureSpec
 from runners.models.context import Kernels
 from runners.models.decoder import Decoder, ModelOutput
 
 __all__ = ["Decoder", "Kernels", "ModelOutput", "build"]
+
+
+def _keep_in_float32(model: Decoder) -> None:
+    """Decay rates, skips and biases of time steps stay in full precision, as the planner counts them."""
+    sized = size(model.spec)
+    kept = {tensor.name for tensor in (*sized.tensors, *sized.buffers) if tensor.dtype_class == "float32"}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in kept:
+            tensor.data = tensor.data.float()
 
 
 def build(
@@ -28,6 +38,8 @@ def build(
             model = Decoder(spec, kernels)
         if dtype != torch.float32:
             model = model.to(dtype)
+        if dtype in (torch.bfloat16, torch.float16):
+            _keep_in_float32(model)
         if str(device) != "meta":
             model.reset_parameters(seed)
     return model

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
-from runners.models.context import BuildContext, Kernels
+from runners.models.context import BuildContext, Kernels, in_compute_type
 from runners.models.norms import inner_norm
-from runners.models.rotary import rotate, rotation
+from runners.models.rotary import rotate_from
 
 
 def visible(queries: Tensor, keys: Tensor, window: int | None, dilation: int | None) -> Tensor:
@@ -21,6 +23,11 @@ def visible(queries: Tensor, keys: Tensor, window: int | None, dilation: int | N
     if dilation is not None:
         seen &= distance % dilation == 0
     return seen
+
+
+def _widened(x: Tensor, channels: int) -> Tensor:
+    """``x`` (batch, heads, positions, channels) with further channels of zeros, laid out positions before heads."""
+    return F.pad(x.transpose(1, 2), (0, channels)).transpose(1, 2)
 
 
 def attend(
@@ -37,7 +44,16 @@ def attend(
     ``mask`` is (queries, keys) of bool; ``None`` stands for the plain causal mask over equal positions.
     """
     group = query.shape[1] // key.shape[1]
+    if softcap is not None and kernels != "reference":
+        result: Tensor = _SoftcappedAttention.apply(query, key, value, mask, scale, softcap)
+        return result
     if softcap is None and kernels != "reference":
+        missing = query.shape[-1] - value.shape[-1]
+        if missing > 0:
+            # Fused attention wants one width; zeros in further channels of the values change nothing.
+            return attend(query, key, _widened(value, missing), mask, scale, softcap, kernels)[..., :-missing]
+        if missing < 0:
+            query, key = _widened(query, -missing), _widened(key, -missing)
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=group > 1
         )
@@ -50,6 +66,26 @@ def attend(
     scores = scores.masked_fill(~mask, float("-inf"))
     wide = scores.dtype if scores.dtype == torch.float64 else torch.float32
     return torch.softmax(scores, -1, dtype=wide).to(query.dtype) @ value
+
+
+class _SoftcappedAttention(torch.autograd.Function):
+    """Saves queries, keys and values and computes the scores again in the backward pass, as fused kernels do."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.settings = scale, softcap
+        return attend(query, key, value, mask, scale, softcap, "reference")
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors[:3]]
+        with torch.enable_grad():
+            scale, softcap = ctx.settings
+            mixed = attend(leaves[0], leaves[1], leaves[2], ctx.saved_tensors[3], scale, softcap, "reference")
+        return *torch.autograd.grad(mixed, leaves, gradients[0]), None, None, None
 
 
 class AttentionCache:
@@ -108,6 +144,7 @@ class Attention(nn.Module):
         return AttentionCache(made[0], made[1])
 
     def forward(self, x: Tensor, cache: AttentionCache | None = None, start: int = 0) -> Tensor:
+        x = in_compute_type(x)
         component = self.component
         batch, length, _ = x.shape
         query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
@@ -121,8 +158,8 @@ class Attention(nn.Module):
         value = value.view(batch, length, component.num_key_value_heads, component.head_dim).transpose(1, 2)
         positions = torch.arange(start, start + length, device=x.device)
         if self.theta is not None:
-            cosine, sine = rotation(positions, component.rotary_dim, self.theta, query.dtype)
-            query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
+            query = rotate_from(query, start, component.rotary_dim, self.theta, self.kernels)
+            key = rotate_from(key, start, component.rotary_dim, self.theta, self.kernels)
         window, dilation = component.sliding_window, component.dilation
         mask = None if window is None else visible(positions, positions, window, dilation)
         if cache is not None:

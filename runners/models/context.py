@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from planner.components import Norm
 
 Kernels = Literal["auto", "reference", "eager", "triton"]
@@ -19,3 +22,14 @@ class BuildContext:
     rope_theta: float | None
     """Base of the rotary frequencies; ``None`` where positions are not rotary."""
     kernels: Kernels
+
+
+def in_compute_type(x: Tensor) -> Tensor:
+    """``x`` in the type that autocast multiplies in, unchanged where autocast is off.
+
+    Autocast would cast the input of each projection anew, and autograd would keep every copy; a module casts once.
+    """
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))

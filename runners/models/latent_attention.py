@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 import planner.components as components
 from runners.models.attention import attend, visible
-from runners.models.context import BuildContext
+from runners.models.context import BuildContext, in_compute_type
 from runners.models.norms import inner_norm
-from runners.models.rotary import rotate, rotation
+from runners.models.rotary import joined, rotate_from
 
 
 class LatentCache:
@@ -66,6 +66,7 @@ class LatentAttention(nn.Module):
         return LatentCache(made[0], made[1])
 
     def forward(self, x: Tensor, cache: LatentCache | None = None, start: int = 0) -> Tensor:
+        x = in_compute_type(x)
         component = self.component
         batch, length, _ = x.shape
         heads, nope, rope = component.num_attention_heads, component.qk_nope_head_dim, component.qk_rope_head_dim
@@ -74,9 +75,9 @@ class LatentAttention(nn.Module):
         latent, rotated = self.kv_a_proj(x).split((component.kv_lora_rank, rope), dim=-1)
         latent = self.kv_a_norm(latent)
         positions = torch.arange(start, start + length, device=x.device)
-        cosine, sine = rotation(positions, rope, self.theta, query.dtype)
         query_nope, query_rope = query.split((nope, rope), dim=-1)
-        query_rope, rotated = rotate(query_rope, cosine, sine), rotate(rotated, cosine, sine)
+        query_rope = rotate_from(query_rope, start, rope, self.theta, self.kernels)
+        rotated = rotate_from(rotated, start, rope, self.theta, self.kernels)
         if cache is not None:
             cache.latent[:, start : start + length] = latent.to(cache.latent.dtype)
             cache.rotated[:, start : start + length] = rotated.to(cache.rotated.dtype)
@@ -85,10 +86,10 @@ class LatentAttention(nn.Module):
                 return self.o_proj(mixed)
         expanded = self.kv_b_proj(latent).view(batch, length, heads, nope + component.v_head_dim).transpose(1, 2)
         key_nope, value = expanded.split((nope, component.v_head_dim), dim=-1)
-        key = torch.cat((key_nope, rotated[:, None].expand(-1, heads, -1, -1)), dim=-1)
-        query = torch.cat((query_nope, query_rope), dim=-1)
-        mixed = attend(query, key, value, None, self.scale, None, self.kernels)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        key = joined(key_nope, rotated[:, None].expand(-1, heads, -1, -1))
+        query = joined(query_nope, query_rope)
+        mixed = attend(query, key, value.contiguous(), None, self.scale, None, self.kernels)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1).contiguous())
 
     def _absorbed(
         self, query_nope: Tensor, query_rope: Tensor, cache: LatentCache, length: int, positions: Tensor

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
-from runners.models.context import BuildContext
+from runners.models.context import BuildContext, in_compute_type
 from runners.models.convolution import last_inputs, short_convolution
+from runners.models.mlp import gated
 from runners.models.norms import inner_norm
 from runners.models.selective_scan import selective_scan, selective_scan_from
 
@@ -67,6 +68,7 @@ class Mamba1(nn.Module):
     def __init__(self, component: components.Mamba1, context: BuildContext) -> None:
         super().__init__()
         self.component = component
+        self.kernels = context.kernels
         inner, state, rank = component.intermediate_size, component.state_size, component.time_step_rank
         self.in_proj = nn.Linear(context.hidden_size, 2 * inner, bias=component.use_bias)
         self.conv1d = ConvolutionFilter(inner, component.conv_kernel, component.use_conv_bias)
@@ -94,6 +96,7 @@ class Mamba1(nn.Module):
         return StateCache(made[0], made[1])
 
     def forward(self, x: Tensor, cache: StateCache | None = None, start: int = 0) -> Tensor:
+        x = in_compute_type(x)
         component = self.component
         inputs, gate = self.in_proj(x).chunk(2, dim=-1)
         inputs = F.silu(self.conv1d(inputs, cache))
@@ -104,11 +107,11 @@ class Mamba1(nn.Module):
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         dt = F.softplus(F.linear(dt, self.dt_proj.weight).to(wide) + self.dt_proj.bias.to(wide))
         A = -torch.exp(self.A_log.to(wide))
-        parts = (inputs.to(wide), dt, A, B.to(wide), C.to(wide))
         if cache is None:
-            y = selective_scan(*parts, component.chunk_size)
+            y = selective_scan(inputs, dt, A, B, C, component.chunk_size)
         else:
+            parts = (inputs.to(wide), dt, A, B.to(wide), C.to(wide))
             y, last = selective_scan_from(cache.state.to(wide), *parts, component.chunk_size)
             cache.state.copy_(last)
-        y = (y + self.D.to(wide) * parts[0]).to(inputs.dtype) * F.silu(gate)
-        return self.out_proj(y)
+        y = (y + self.D.to(wide) * inputs).to(inputs.dtype)
+        return self.out_proj(gated(gate, y, "silu", self.kernels))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
-from runners.models.context import BuildContext
+from runners.models.context import BuildContext, in_compute_type
 from runners.models.mamba1 import ConvolutionFilter, StateCache, initial_step_bias
+from runners.models.mlp import gated
 from runners.models.norms import RMSNorm
 
 
@@ -66,6 +69,26 @@ def chunked_dual(
     return y.transpose(2, 3).reshape(batch, chunks * chunk, heads, width)[:, :length], carried
 
 
+class _ChunkedDual(torch.autograd.Function):
+    """Saves the inputs and computes the chunks again in the backward pass, as fused kernels do.
+
+    What autograd would keep of a chunk is quadratic in its length for every head.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
+        ctx.save_for_backward(x, dt, A, B, C)
+        ctx.chunk = chunk
+        return chunked_dual(x, dt, A, B, C, chunk)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        with torch.enable_grad():
+            y, _ = chunked_dual(leaves[0], leaves[1], leaves[2], leaves[3], leaves[4], ctx.chunk)
+        return *torch.autograd.grad(y, leaves, gradients[0]), None
+
+
 def recurrent_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
     """One position from a state; shapes as in :func:`chunked_dual` with one position."""
     shared = x.shape[2] // B.shape[2]
@@ -81,6 +104,7 @@ class Mamba2(nn.Module):
     def __init__(self, component: components.Mamba2, context: BuildContext) -> None:
         super().__init__()
         self.component = component
+        self.kernels = context.kernels
         inner, channels, heads = component.intermediate_size, component.convolution_channels, component.num_heads
         self.in_proj = nn.Linear(context.hidden_size, inner + channels + heads, bias=component.use_bias)
         self.conv1d = ConvolutionFilter(channels, component.conv_kernel, component.use_conv_bias)
@@ -104,6 +128,7 @@ class Mamba2(nn.Module):
         return StateCache(made[0], made[1])
 
     def forward(self, x: Tensor, cache: StateCache | None = None, start: int = 0) -> Tensor:
+        x = in_compute_type(x)
         component = self.component
         batch, length, _ = x.shape
         inner, groups, state = component.intermediate_size, component.n_groups, component.state_size
@@ -115,8 +140,10 @@ class Mamba2(nn.Module):
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide))
         A = -torch.exp(self.A_log.to(wide))
-        if cache is None:
+        if cache is None and self.kernels == "reference":
             y, _ = chunked_dual(inputs, dt, A, B, C, component.chunk_size)
+        elif cache is None:
+            y = _ChunkedDual.apply(inputs, dt, A, B, C, component.chunk_size)
         else:
             held = cache.state.to(wide)
             parts = (inputs.to(wide), dt, A, B.to(wide), C.to(wide))
@@ -127,5 +154,5 @@ class Mamba2(nn.Module):
                 y, last = chunked_dual(*parts, component.chunk_size, held)
             assert last is not None
             cache.state.copy_(last)
-        y = (y + self.D.to(y.dtype)[:, None] * inputs.to(y.dtype)).reshape(batch, length, inner).to(inputs.dtype)
-        return self.out_proj(self.norm(y * F.silu(gate)))
+        y = (y + self.D.to(wide)[:, None] * inputs).to(inputs.dtype).reshape(batch, length, inner)
+        return self.out_proj(self.norm(gated(gate, y, "silu", self.kernels)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
 from planner.components.mlp import Activation
-from runners.models.context import BuildContext
+from runners.models.context import BuildContext, Kernels, in_compute_type
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -25,20 +28,51 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
             return F.relu(x).square()
 
 
+class _GatedFunction(torch.autograd.Function):
+    """Saves its two inputs; autograd through the plain formula keeps the activated gate as well."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.activation = activation
+        return activate(gate, activation) * up
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        with torch.enable_grad():
+            leaf = gate.detach().requires_grad_()
+            activated = activate(leaf, ctx.activation)
+        (to_gate,) = torch.autograd.grad(activated, leaf, gradients[0] * up)
+        return to_gate, gradients[0] * activated.detach(), None
+
+
+def gated(gate: Tensor, up: Tensor, activation: Activation, kernels: Kernels) -> Tensor:
+    """``activation(gate) * up``, all of one shape."""
+    if kernels == "reference":
+        return activate(gate, activation) * up
+    result: Tensor = _GatedFunction.apply(gate, up, activation)
+    return result
+
+
 class FeedForward(nn.Module):
     """Two or three projections through ``width`` channels; also a shared expert."""
 
-    def __init__(self, hidden_size: int, width: int, gated: bool, activation: Activation, bias: bool) -> None:
+    def __init__(
+        self, hidden_size: int, width: int, gated: bool, activation: Activation, bias: bool, kernels: Kernels
+    ) -> None:
         super().__init__()
+        self.kernels = kernels
         self.activation = activation
         self.gate_proj = nn.Linear(hidden_size, width, bias=bias) if gated else None
         self.up_proj = nn.Linear(hidden_size, width, bias=bias)
         self.down_proj = nn.Linear(width, hidden_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = in_compute_type(x)
         if self.gate_proj is None:
             return self.down_proj(activate(self.up_proj(x), self.activation))
-        return self.down_proj(activate(self.gate_proj(x), self.activation) * self.up_proj(x))
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x), self.activation, self.kernels))
 
 
 class MLP(FeedForward):
@@ -46,5 +80,10 @@ class MLP(FeedForward):
 
     def __init__(self, component: components.MLP, context: BuildContext) -> None:
         super().__init__(
-            context.hidden_size, component.intermediate_size, component.gated, component.activation, component.bias
+            context.hidden_size,
+            component.intermediate_size,
+            component.gated,
+            component.activation,
+            component.bias,
+            context.kernels,
         )

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 import planner.components as components
-from runners.models.context import BuildContext
+from runners.models.context import BuildContext, Kernels, in_compute_type
 from runners.models.expert_matmul import expert_matmul
-from runners.models.mlp import FeedForward, activate
+from runners.models.mlp import FeedForward, activate, gated
 
 
 class Router(nn.Module):
@@ -52,9 +52,10 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """The matrices of all experts, stacked: (num_experts, outputs, inputs)."""
 
-    def __init__(self, component: components.MoE, hidden_size: int) -> None:
+    def __init__(self, component: components.MoE, hidden_size: int, kernels: Kernels) -> None:
         super().__init__()
         self.component = component
+        self.kernels = kernels
         width, count = component.intermediate_size, component.num_experts
         if component.gated:
             self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * width, hidden_size))
@@ -66,7 +67,7 @@ class Experts(nn.Module):
         """Rows (rows, hidden_size) sorted by expert through each one's expert."""
         if self.component.gated:
             gate, up = expert_matmul(rows, self.gate_up_proj.transpose(1, 2), ends).chunk(2, -1)
-            mixed = activate(gate, self.component.activation) * up
+            mixed = gated(gate, up, self.component.activation, self.kernels)
         else:
             mixed = activate(expert_matmul(rows, self.up_proj.transpose(1, 2), ends), self.component.activation)
         return expert_matmul(mixed, self.down_proj.transpose(1, 2), ends)
@@ -80,23 +81,28 @@ class MoE(nn.Module):
         self.component = component
         hidden = context.hidden_size
         self.router = Router(component, hidden)
-        self.experts = Experts(component, hidden)
+        self.experts = Experts(component, hidden, context.kernels)
         if component.shared_intermediate_size is not None:
             width = component.shared_intermediate_size
-            self.shared_expert = FeedForward(hidden, width, component.gated, component.activation, False)
+            self.shared_expert = FeedForward(
+                hidden, width, component.gated, component.activation, bias=False, kernels=context.kernels
+            )
         if component.shared_expert_gate:
             self.shared_expert_gate = nn.Linear(hidden, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = in_compute_type(x).reshape(-1, x.shape[-1])
         chosen, weights = self.router(rows)
         order = chosen.flatten().argsort(stable=True)
         experts = chosen.flatten()[order]
         counts = torch.zeros(self.component.num_experts, dtype=torch.int32, device=x.device)
         ends = counts.scatter_add_(0, experts, torch.ones_like(experts, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
         source = order // self.component.num_experts_per_tok
-        outputs = self.experts(rows[source], ends) * weights.flatten()[order, None].to(x.dtype)
-        mixed = torch.zeros_like(rows, dtype=outputs.dtype).index_add(0, source, outputs)
+        outputs = self.experts(rows[source], ends)
+        # Back in the tokens' order, so that the sum over a token's experts is one reduction in a fixed order.
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
+        outputs = outputs[back].view(*chosen.shape, -1)
+        mixed = (outputs * weights.to(outputs.dtype)[..., None]).sum(1)
         if self.component.shared_intermediate_size is not None:
             shared = self.shared_expert(rows)
             if self.component.shared_expert_gate:

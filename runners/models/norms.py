@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
-from runners.models.context import BuildContext, Kernels
+from runners.models.context import BuildContext, Kernels, in_compute_type
 
 
 class _RMSNormFunction(torch.autograd.Function):
     """Saves the input and one scale a row, where autograd through the plain formula keeps three copies."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, offset: float, dtype: torch.dtype) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
         ctx.save_for_backward(x, scale, weight)
         ctx.offset = offset
-        return (wide * scale * (weight.to(wide.dtype) + offset)).to(x.dtype)
+        return (wide * scale * (weight.to(wide.dtype) + offset)).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
@@ -32,17 +32,18 @@ class _RMSNormFunction(torch.autograd.Function):
         along = (weighted * normalized).mean(-1, keepdim=True)
         to_x = ((weighted - normalized * along) * scale).to(x.dtype)
         to_weight = (gradient * normalized).flatten(0, -2).sum(0).to(weight.dtype)
-        return to_x, to_weight, None, None
+        return to_x, to_weight, None, None, None
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, zero_centered: bool, kernels: Kernels) -> Tensor:
-    """Normalize the last dimension of ``x``; computed in fp32 (or fp64), returned in ``x``'s type."""
+    """Normalize the last dimension of ``x``; computed in fp32 (or fp64), returned in ``x``'s or autocast's type."""
     offset = 1.0 if zero_centered else 0.0
     if kernels == "reference":
         wide = x if x.dtype == torch.float64 else x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
-        return (wide * scale * (weight.to(wide.dtype) + offset)).to(x.dtype)
-    result: Tensor = _RMSNormFunction.apply(x, weight, epsilon, offset)
+        return in_compute_type((wide * scale * (weight.to(wide.dtype) + offset)).to(x.dtype))
+    dtype = in_compute_type(x[..., :0]).dtype
+    result: Tensor = _RMSNormFunction.apply(x, weight, epsilon, offset, dtype)
     return result
 
 
@@ -70,7 +71,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+        return in_compute_type(F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon))
 
 
 def stream_norm(context: BuildContext, channels: int | None = None) -> nn.Module:

@@ -13,16 +13,29 @@ import torch
 from torch import Tensor
 
 
-def _recur(decay: Tensor, update: Tensor) -> Tensor:
-    """States h[t] = decay[t] h[t-1] + update[t]; both (chunks, chunk, …), in order over chunks."""
+def _recur(decay: Tensor, states: Tensor) -> Tensor:
+    """States h[t] = decay[t] h[t-1] + states[t], in place; both (chunks, chunk, …), in order over chunks."""
     chunks, length = decay.shape[:2]
-    states, carried = torch.empty_like(update), torch.empty_like(decay)
-    states[:, 0], carried[:, 0] = update[:, 0], decay[:, 0]
+    carried = torch.empty_like(decay)
+    carried[:, 0] = decay[:, 0]
     for position in range(1, length):
-        torch.addcmul(update[:, position], decay[:, position], states[:, position - 1], out=states[:, position])
+        states[:, position].addcmul_(decay[:, position], states[:, position - 1])
         torch.mul(carried[:, position - 1], decay[:, position], out=carried[:, position])
     for chunk in range(1, chunks):
         states[chunk].addcmul_(carried[chunk], states[chunk - 1, -1])
+    return states
+
+
+def _recur_backwards(decay: Tensor, states: Tensor) -> Tensor:
+    """States s[t] = states[t] + decay[t+1] s[t+1], in place: how gradients of the states above flow."""
+    chunks, length = decay.shape[:2]
+    carried = torch.empty_like(decay)
+    carried[:-1, -1], carried[-1, -1] = decay[1:, 0], 0
+    for position in range(length - 2, -1, -1):
+        states[:, position].addcmul_(decay[:, position + 1], states[:, position + 1])
+        torch.mul(carried[:, position + 1], decay[:, position + 1], out=carried[:, position])
+    for chunk in range(chunks - 2, -1, -1):
+        states[chunk].addcmul_(carried[chunk], states[chunk + 1, 0])
     return states
 
 
@@ -46,51 +59,56 @@ def _states(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, chunk: int, initial: Te
     return decay, _recur(decay, update)
 
 
-class _SelectiveScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
-        _, states = _states(x, dt, A, B, chunk, None)
-        ctx.save_for_backward(x, dt, A, B, C)
-        ctx.chunk = chunk
-        return _unchunked((states * _chunked(C, chunk)[..., None, :]).sum(-1))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        x, dt, A, B, C = ctx.saved_tensors
-        chunk = ctx.chunk
-        decay, states = _states(x, dt, A, B, chunk, None)
-        to_y = _chunked(gradients[0].contiguous(), chunk)
-        to_C = (to_y[..., None] * states).sum(-2)
-        # Gradients of the states flow backwards: s[t] = dy[t] C[t] + decay[t+1] s[t+1].
-        flat = decay.flatten(0, 1)
-        following = torch.cat((flat[1:], torch.zeros_like(flat[:1]))).flip(0).view_as(decay)
-        received = (to_y[..., None] * _chunked(C, chunk)[..., None, :]).flatten(0, 1).flip(0).view_as(decay)
-        to_states = _recur(following, received).flatten(0, 1).flip(0).view_as(decay)
-        earlier = states.flatten(0, 1)
-        earlier = torch.cat((torch.zeros_like(earlier[:1]), earlier[:-1])).view_as(states)
-        to_exponent = to_states * earlier * decay
-        steps, inputs, keys = _chunked(dt, chunk), _chunked(x, chunk), _chunked(B, chunk)
-        to_A = (to_exponent * steps[..., None]).sum((0, 1, 2))
-        through_B = (to_states * keys[..., None, :]).sum(-1)
-        to_dt = (to_exponent * A).sum(-1) + through_B * inputs
-        to_x = through_B * steps
-        to_B = (to_states * (steps * inputs)[..., None]).sum(-2)
-        return _unchunked(to_x), _unchunked(to_dt), to_A, _unchunked(to_B), _unchunked(to_C), None
-
-
 def _padded(x: Tensor, chunk: int) -> Tensor:
     """Zeros after the last position, to whole chunks; a step of zero length leaves the state as it is."""
     missing = -x.shape[1] % chunk
     return torch.nn.functional.pad(x, (0, 0, 0, missing)) if missing else x.contiguous()
 
 
+class _SelectiveScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
+        ctx.save_for_backward(x, dt, A, B, C)
+        ctx.chunk = chunk
+        length = x.shape[1]
+        x, dt, B, C = (_padded(part.to(A.dtype), chunk) for part in (x, dt, B, C))
+        states = _states(x, dt, A, B, chunk, None)[1]
+        return _unchunked((states * _chunked(C, chunk)[..., None, :]).sum(-1))[:, :length]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        x, dt, A, B, C = ctx.saved_tensors
+        chunk, length = ctx.chunk, x.shape[1]
+        types = x.dtype, B.dtype, C.dtype
+        x, dt, B, C, gradient = (_padded(part.to(A.dtype), chunk) for part in (x, dt, B, C, gradients[0]))
+        # At most four tensors of (positions, channels, state) are alive at once.
+        decay, states = _states(x, dt, A, B, chunk, None)
+        to_y = _chunked(gradient, chunk)
+        to_C = (to_y[..., None] * states).sum(-2)
+        to_states = _recur_backwards(decay, to_y[..., None] * _chunked(C, chunk)[..., None, :])
+        # The gradient of the exponent dt A at t is s[t] decay[t] h[t-1], which takes the place of the decay.
+        to_exponent = decay.flatten(0, 1)
+        to_exponent[1:].mul_(states.flatten(0, 1)[:-1])
+        to_exponent[0] = 0
+        del states
+        to_exponent = to_exponent.view_as(decay).mul_(to_states)
+        steps, inputs, keys = _chunked(dt, chunk), _chunked(x, chunk), _chunked(B, chunk)
+        to_A = (to_exponent * steps[..., None]).sum((0, 1, 2))
+        through_B = (to_states * keys[..., None, :]).sum(-1)
+        to_dt = (to_exponent * A).sum(-1) + through_B * inputs
+        to_x = through_B * steps
+        to_B = (to_states * (steps * inputs)[..., None]).sum(-2)
+        to_x, to_dt, to_B, to_C = (_unchunked(part)[:, :length] for part in (to_x, to_dt, to_B, to_C))
+        return to_x.to(types[0]), to_dt, to_A, to_B.to(types[1]), to_C.to(types[2]), None
+
+
 def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
-    """Outputs y of x and dt (batch, positions, channels), A (channels, state), B and C (batch, positions, state)."""
-    length = x.shape[1]
-    chunk = min(chunk, length)
-    padded = [_padded(part, chunk) for part in (x, dt, B, C)]
-    result: Tensor = _SelectiveScan.apply(padded[0], padded[1], A, padded[2], padded[3], chunk)
-    return result[:, :length]
+    """Outputs y of x and dt (batch, positions, channels), A (channels, state), B and C (batch, positions, state).
+
+    Computed and returned in the type of ``A``.
+    """
+    result: Tensor = _SelectiveScan.apply(x, dt, A, B, C, min(chunk, x.shape[1]))
+    return result
 
 
 @torch.no_grad()

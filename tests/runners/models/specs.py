@@ -40,7 +40,7 @@ def latent_attentions(draw: st.DrawFn) -> dict[str, Any]:
         "kv_lora_rank": 8,
         "qk_nope_head_dim": 6,
         "qk_rope_head_dim": 4,
-        "v_head_dim": draw(st.sampled_from([6, 10])),
+        "v_head_dim": draw(st.sampled_from([6, 10, 12])),
         "attention_bias": draw(st.booleans()),
     }
 
