@@ -142,8 +142,10 @@ class Draft:
         query: dict[str, str] = {}
         if self.origin is not None:
             query = {"design": str(self.origin.design_id), "revision": str(self.origin.number)}
-        if self.origin is None or self.unsaved_changes or self.settings != Settings():
-            query["draft"] = pack(self.spec, self.settings)
+        usual = self.saved if self.origin is None else self.origin.spec
+        held = None if self.baseline == usual and self.baseline == self.spec else self.baseline
+        if self.origin is None or self.unsaved_changes or self.settings != Settings() or held not in (None, usual):
+            query["draft"] = pack(self.spec, self.settings, held, self.baseline_label)
         return query
 
 
@@ -154,15 +156,16 @@ def opened(spec: ArchitectureSpec, origin: Origin | None = None) -> Draft:
     return Draft(spec=spec, origin=origin, saved=baseline, baseline=baseline, baseline_label=label)
 
 
-def pack(spec: ArchitectureSpec, settings: Settings) -> str:
-    """A design and its settings as text that fits into an address."""
+def pack(spec: ArchitectureSpec, settings: Settings, baseline: ArchitectureSpec | None = None, label: str = "") -> str:
+    """A design, its settings and the baseline, where it has another one, as text that fits into an address."""
     usual = Settings()
     changed = {
         "serving": _difference(settings.serving, usual.serving),
         "training": _difference(settings.training, usual.training),
         "share": settings.share,
     }
-    data = json.dumps([spec.to_dict(), changed], separators=(",", ":")).encode()
+    held = [] if baseline is None else [baseline.to_dict(), label]
+    data = json.dumps([spec.to_dict(), changed, *held], separators=(",", ":")).encode()
     squeezed = zlib.compressobj(9, wbits=-15)
     return base64.urlsafe_b64encode(squeezed.compress(data) + squeezed.flush()).decode().rstrip("=")
 
@@ -172,8 +175,8 @@ def _difference(plan: Plan, usual: Plan) -> dict[str, Any]:
     return {name: value for name, value in plan.model_dump(mode="json").items() if value != standard[name]}
 
 
-def unpack(text: str) -> tuple[ArchitectureSpec, Settings]:
-    """The design and the settings that :func:`pack` wrote; raises ``PlannerError`` for anything else."""
+def unpack(text: str) -> tuple[ArchitectureSpec, Settings, ArchitectureSpec | None, str]:
+    """What :func:`pack` was given; raises ``PlannerError`` for anything else."""
     usual = Settings()
     try:
         raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
@@ -181,7 +184,8 @@ def unpack(text: str) -> tuple[ArchitectureSpec, Settings]:
         data = inflater.decompress(raw, LARGEST_DRAFT_BYTES)
         if inflater.unconsumed_tail or not inflater.eof:
             raise ValueError("cut short, or too large")
-        spec, changed = json.loads(data)
+        spec, changed, *held = json.loads(data)
+        baseline, label = held or (None, "")
         serving = {**usual.serving.model_dump(), **changed["serving"]}
         training = {**usual.training.model_dump(), **changed["training"]}
         share = changed["share"]
@@ -195,7 +199,7 @@ def unpack(text: str) -> tuple[ArchitectureSpec, Settings]:
             code="unreadable_draft",
         ) from error
     settings = Settings(parse_plan(ServingPlan, serving), parse_plan(TrainingPlan, training), share)
-    return parse_spec(spec), settings
+    return parse_spec(spec), settings, None if baseline is None else parse_spec(baseline), str(label)[:120]
 
 
 def current(default: ArchitectureSpec) -> Draft:
@@ -217,12 +221,15 @@ def from_address(asked: Mapping[str, str], default: ArchitectureSpec) -> Draft:
         origin = _origin(asked) if "design" in asked else None
         draft = opened(origin.spec if origin is not None else default, origin)
         if "draft" in asked:
-            spec, draft.settings = unpack(asked["draft"])
+            spec, settings, baseline, label = unpack(asked["draft"])
             if origin is None:
-                draft = replace(opened(spec), settings=draft.settings)
+                draft = opened(spec)
             elif spec != draft.spec:
                 draft.past = [draft.spec]
                 draft.spec = spec
+            draft.settings = settings
+            if baseline is not None:
+                draft.baseline, draft.baseline_label = baseline, label
         return draft
     except (StoreError, PlannerError) as error:
         return replace(opened(default), notice=str(error))

@@ -95,6 +95,25 @@ def _model(draft: Draft) -> None:
     spec_fields.show(draft.spec, _form(draft, "model", apply), names)
     _part_of_model(draft, "positions", Positions)
     _part_of_model(draft, "norm", Norm)
+    with st.container(horizontal=True, gap="small", key="stack-tools"):
+        st.button("Add a layer", on_click=_append, args=(draft,), help="A copy of the last layer, behind it")
+        st.button(
+            "Fold the stack",
+            on_click=_fold,
+            args=(draft,),
+            help="Write the stack as its shortest repeating pattern, else as runs of equal layers",
+        )
+    if "layers" in draft.problems:
+        chrome.field_error(draft.problems["layers"])
+
+
+def _append(draft: Draft) -> None:
+    if try_edit(draft, edits.append_layer, field="layers"):
+        draft.select("layer", (draft.spec.num_layers - 1,))
+
+
+def _fold(draft: Draft) -> None:
+    try_edit(draft, lambda spec: spec.with_layers(edits.unfolded(spec)), field="layers")
 
 
 def _rename(draft: Draft, key: str) -> None:

@@ -160,6 +160,7 @@ def stops(model: BaseModel, view: FieldView, accepts: Callable[[Any], bool] | No
 
 
 _slider = BrowserComponent("slider")
+_FEW = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,8 @@ def show(model: BaseModel, form: Form, names: tuple[str, ...] | None = None) -> 
     views = [view for view in fields_of(type(model)) if names is None or view.name in names]
     first = [view for view in views if view.required or view.kind == "integer" or _is_set(model, view)]
     rest = [view for view in views if view not in first]
+    if len(rest) <= _FEW:
+        first, rest = views, []
     for view in first:
         _row(model, view, form)
     if rest:

@@ -273,3 +273,19 @@ def test_setting_a_mixer_of_every_kind_on_one_layer_keeps_the_rest() -> None:
     assert [group.num_layers for group in draft.spec.layer_groups] == [3, 1, 28]
     inspector.set_mixer(draft, "channel_mixer", "mlp")
     assert draft.spec == starting_spec()
+
+
+def test_a_layer_can_be_added_and_a_painted_pattern_folded() -> None:
+    app = opened()
+    next(button for button in app.button if button.label == "Add a layer").click().run()
+    assert draft_of(app).spec.num_layers == 33
+    draft_of(app).change(starting_spec())
+    for layer in range(3, 32, 4):
+        draft_of(app).select("layer", (layer,))
+        inspector.set_mixer(draft_of(app), ATTENTION, "mamba2")
+    draft_of(app).select("model")
+    app.run()
+    assert len(draft_of(app).spec.layer_groups) == 16
+    next(button for button in app.button if button.label == "Fold the stack").click().run()
+    (group,) = draft_of(app).spec.layer_groups
+    assert (group.repeats, len(group.layers)) == (8, 4)

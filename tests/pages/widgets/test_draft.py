@@ -17,7 +17,7 @@ from planner import PlannerError, ServingPlan, TrainingPlan
 def test_a_packed_draft_comes_back_with_its_settings_and_is_short() -> None:
     settings = Settings(ServingPlan(context_length=8192), TrainingPlan(sequence_length=1024), "flops")
     text = drafts.pack(starting_spec(), settings)
-    assert drafts.unpack(text) == (starting_spec(), settings)
+    assert drafts.unpack(text) == (starting_spec(), settings, None, "")
     assert len(text) < 500
 
 
@@ -62,3 +62,16 @@ def test_a_selection_loses_the_layers_that_are_gone() -> None:
     draft.select("layer", (15,))
     draft.change(edits.set_repeats(draft.spec, 0, 4))
     assert (draft.part, draft.selected) == ("model", ())
+
+
+def test_an_address_holds_the_baseline_that_a_design_is_held_against() -> None:
+    draft = drafts.opened(starting_spec())
+    draft.change(edits.set_repeats(draft.spec, 0, 16))
+    again = drafts.from_address(draft.query(), starting_spec())
+    assert again.spec == draft.spec
+    assert (again.baseline, again.baseline_label) == (starting_spec(), "as opened")
+
+
+def test_an_untouched_design_needs_no_baseline_in_its_address() -> None:
+    draft = drafts.opened(starting_spec())
+    assert draft.query() == {"draft": drafts.pack(starting_spec(), Settings())}
