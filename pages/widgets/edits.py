@@ -18,6 +18,8 @@ from planner.components import ChannelMixer, Component, SequenceMixer
 from planner.spec import problems_of
 
 MIXER_UNIONS: dict[str, Any] = {"sequence_mixer": SequenceMixer, "channel_mixer": ChannelMixer}
+_SHARED = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+"""Fields that mean the same in every component that has them; a ``head_dim`` of attention is none of Mamba's."""
 LARGEST_STACK = 2048
 """Layers that the editor takes: more is a slip of the keyboard, and the strip could not show them."""
 
@@ -166,7 +168,7 @@ def _with_groups(spec: ArchitectureSpec, groups: Sequence[LayerGroup]) -> Archit
 def starting_part(component: type[Component], spec: ArchitectureSpec, like: Component | None = None) -> Component:
     """A component of another kind to begin with: the design's own where it has one, else usual proportions.
 
-    Fields that ``like`` shares by name keep its values.
+    Counts of heads and the inner width are taken over from ``like`` where it has them.
     """
     kind = component.model_fields["kind"].default
     for layer in unfolded(spec):
@@ -197,7 +199,7 @@ def starting_part(component: type[Component], spec: ArchitectureSpec, like: Comp
         usual["num_heads"] = max(1, 2 * hidden // usual["head_dim"])
     values: dict[str, Any] = {}
     for name, field in component.model_fields.items():
-        kept = getattr(like, name, None) if like is not None and name != "kind" else None
+        kept = getattr(like, name, None) if name in _SHARED else None
         if field.is_required():
             values[name] = kept if kept is not None else usual.get(name, hidden)
     try:

@@ -36,8 +36,15 @@ _STANDARD: dict[str, Plan] = {
 
 def show(draft: Draft, settings_form: Callable[[Draft], None]) -> None:
     """The row of actions at the right of the header."""
-    st.button("↶", key="undo", help="Undo", shortcut="Ctrl+Z", disabled=not draft.past, on_click=draft.undo)
-    st.button("↷", key="redo", help="Redo", shortcut="Ctrl+Shift+Z", disabled=not draft.future, on_click=draft.redo)
+    st.button("↶", key="undo", help="Undo (Ctrl+Z)", shortcut="Ctrl+Z", disabled=not draft.past, on_click=draft.undo)
+    st.button(
+        "↷",
+        key="redo",
+        help="Redo (Ctrl+Shift+Z)",
+        shortcut="Ctrl+Shift+Z",
+        disabled=not draft.future,
+        on_click=draft.redo,
+    )
     _lazily("Design", "open", lambda: _design_menu(draft))
     _lazily("Settings", "settings", lambda: settings_form(draft))
     _lazily("Save revision", "save", lambda: _save_menu(draft))

@@ -22,6 +22,8 @@ _SERVING = ("cache", "inference_memory", "weights_memory")
 _ALSO = {"flops_forward": ("flops_forward", "flops_training")}
 _TITLES = {"flops_forward": "Forward", "flops_training": "Training"}
 DEEPEST = 2
+LONGEST_FORMULA = 420
+LONGEST_CELL = 150
 
 
 def ask(quantity: str) -> None:
@@ -67,8 +69,12 @@ def show(term: Any) -> None:
         f"<b>{chrome.escape(figure.value)}</b> <small>{chrome.escape(unit)}</small>"
         f'<em class="pl-figures">{whole} {chrome.escape(term.unit)}</em></div>'
     )
-    with st.container(key=f"formula-{term.name.replace(' ', '-')}"):
-        st.latex(term.latex)
+    latex = term.latex
+    if len(latex) <= LONGEST_FORMULA:
+        with st.container(key=f"formula-{term.name.replace(' ', '-')}"):
+            st.latex(latex)
+    else:
+        chrome.note("The sum of the terms below: layers of several kinds make it too long for one line.")
     rows = "".join(_rows(term, term.value, 0))
     chrome.html(
         '<table class="pl-table pl-terms"><tr><th>Term</th><th>Formula</th><th>Value</th><th>Share</th></tr>'
@@ -94,10 +100,18 @@ def _rows(term: Any, total: float, depth: int) -> list[str]:
         share = figures.percent(child.value / total) if total else ""
         made.append(
             f'<tr class="depth-{depth}"><td style="padding-left:{8 + 16 * depth}px">{chrome.escape(child.name)}</td>'
-            f'<td class="pl-formula" title="{chrome.escape(child.substitution)}">{chrome.escape(child.text)}</td>'
+            f'<td class="pl-formula" title="{chrome.escape(child.substitution)}">{_formula(child)}</td>'
             f'<td class="fig" title="{chrome.escape(figure.exact)}">{chrome.escape(figure)}</td>'
             f'<td class="fig">{share}</td></tr>'
         )
         if depth < DEEPEST:
             made += _rows(child, total, depth + 1)
     return made
+
+
+def _formula(term: Any) -> str:
+    """A term's formula for a cell; a long one of several children is said to be their sum."""
+    text = term.text
+    if len(text) > LONGEST_CELL and len(term.children) > 1:
+        return f'<span class="pl-soft">the sum of {len(term.children)} terms</span>'
+    return f'<div class="pl-long">{chrome.escape(text)}</div>' if len(text) > LONGEST_CELL else chrome.escape(text)

@@ -80,3 +80,11 @@ def test_every_kind_of_every_union_can_be_begun_with_at_every_width() -> None:
         for union in edits.MIXER_UNIONS.values():
             for kind, component in edits.kinds_of(union).items():
                 assert edits.starting_part(component, spec).kind == kind
+
+
+def test_mamba_in_place_of_attention_begins_with_twice_the_width() -> None:
+    """The usual expansion of Mamba-2: Dao & Gu 2024, arXiv:2405.21060, section 9."""
+    spec = edits.rebuilt(alternating(1), hidden_size=4096)
+    attention = spec.layer_groups[0].layers[2].sequence_mixer
+    mamba = edits.starting_part(edits.kinds_of(edits.MIXER_UNIONS["sequence_mixer"])["mamba2"], spec, attention)
+    assert mamba.num_heads * mamba.head_dim == 2 * 4096  # type: ignore[attr-defined]
