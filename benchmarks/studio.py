@@ -123,6 +123,7 @@ def _paint_times(page: Any, rounds: int) -> list[float]:
     """From a click on a paint to the redrawn cache number: the whole edit."""
     page.locator(".lanes").focus()
     page.keyboard.press("Control+a")
+    page.wait_for_selector(".chip:enabled")
     page.wait_for_timeout(1000)
     times = []
     for index in range(rounds):

@@ -282,4 +282,5 @@ def _show_slider(model: BaseModel, view: FieldView, value: Any, form: Form, key:
     texts = ["none" if step is None else f"{step:,}" for step in steps]
     place = steps.index(value) if value in steps else 0
     data = {"label": view.label, "texts": texts, "index": place, "ticks": len(steps) <= 12}
-    _slider.mount(data, f"slide:{key}", {"pick": pick})
+    # The slider holds nothing of its own, so it may stay in the browser when the fields are filled afresh.
+    _slider.mount(data, f"slide:{form.key.partition(':')[0]}:{view.name}", {"pick": pick})

@@ -83,7 +83,7 @@ def test_every_kind_of_every_union_can_be_begun_with_at_every_width() -> None:
 
 
 def test_mamba_in_place_of_attention_begins_with_twice_the_width() -> None:
-    """The usual expansion of Mamba-2: Dao & Gu 2024, arXiv:2405.21060, section 9."""
+    """``expand=2`` is the reference implementation's: github.com/state-spaces/mamba, mamba_ssm/modules/mamba2.py."""
     spec = edits.rebuilt(alternating(1), hidden_size=4096)
     attention = spec.layer_groups[0].layers[2].sequence_mixer
     mamba = edits.starting_part(edits.kinds_of(edits.MIXER_UNIONS["sequence_mixer"])["mamba2"], spec, attention)
