@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from planner.activations import ACTIVATION_TYPES, layer_activations, outer_activations, saved_bytes
 from planner.cache import CACHE_DTYPE_BYTES
 from planner.compute import TRAINING_FACTOR
 from planner.errors import PlannerError
@@ -26,11 +27,9 @@ from planner.spec import ArchitectureSpec, Layer
 from planner.symbolic import symbolic_fields
 from planner.training import (
     DEVICE_OVERHEAD_BYTES,
+    backward_start_bytes,
     check_training_plan,
-    layer_activations,
-    outer_activations,
-    saved_bytes,
-    state_bytes,
+    is_cast,
     training_memory,
 )
 
@@ -311,7 +310,7 @@ def _training_memory(reading: _Reading) -> _Node:
     moment = memory.moments[known.moments.index(known.peak)]
     activations = _Node("activations", moment.activations_bytes)
     if moment is memory.moments[0]:
-        activations = _activations(reading, plan, moment.activations_bytes)
+        activations = _activations(reading, plan)
     return _sum(
         f"training memory: {moment.name}",
         [
@@ -324,30 +323,29 @@ def _training_memory(reading: _Reading) -> _Node:
     )
 
 
-def _activations(reading: _Reading, plan: TrainingPlan, total: Quantity) -> _Node:
-    states, spec = state_bytes(plan), reading.spec
+def _activations(reading: _Reading, plan: TrainingPlan) -> _Node:
+    types, spec = ACTIVATION_TYPES[plan.precision], reading.spec
+    length, batch = reading.sequence_length, reading.batch_size
     nodes: list[_Node] = []
     for path, name, layer, repeats, times in reading.layers():
         leaves: dict[str, list[_Node]] = {}
-        for part, saved in layer_activations(spec, layer, reading.sequence_length, reading.batch_size, f"{path}."):
-            leaf = _Node(saved.name, saved_bytes(saved, states) * repeats, path=f"{path}.{part}", times=times)
+        for part, saved in layer_activations(spec, layer, length, batch):
+            leaf = _Node(saved.name, saved_bytes(saved, types) * repeats, path=f"{path}.{part}", times=times)
             leaves.setdefault(part, []).append(leaf)
+        for part, tensor in layer_tensors(spec, layer):
+            if types.copied and is_cast(tensor):
+                copy = types.compute * tensor.count * repeats
+                leaf = _Node(f"{tensor.name}, cast", copy, path=f"{path}.{part}", times=times)
+                leaves.setdefault(part, []).append(leaf)
         parts = [
             _sum(part.replace("_", " "), held, path=f"{path}.{part}", times=times) for part, held in leaves.items()
         ]
         nodes.append(_sum(name, parts, path=path, times=times))
-    for part, saved in outer_activations(spec, reading.sequence_length, reading.batch_size):
-        nodes.append(_Node(f"{part.replace('_', ' ')}: {saved.name}", saved_bytes(saved, states), path=part))
-    listed: Quantity = 0
-    for node in nodes:
-        listed = listed + node.value
-    nodes.append(
-        _Node(
-            "gradients of the loss, and weights cast for multiplication",
-            total - listed,
-            source="Alive when the backward pass starts, beside what the forward pass saved",
-        )
-    )
+    for part, saved in outer_activations(spec, length, batch):
+        nodes.append(_Node(f"{part.replace('_', ' ')}: {saved.name}", saved_bytes(saved, types), path=part))
+    alive = "Alive when the backward pass starts, beside what the forward pass saved"
+    for name, held in backward_start_bytes(spec, plan, length, batch):
+        nodes.append(_Node(name, held, source=alive))
     return _sum("activations", nodes, source="Tensors that each component saves for the backward pass")
 
 

@@ -2,8 +2,8 @@
 
 What is modelled: one device, AdamW, fp32, bf16 autocast, bf16 with fp32 master weights, and pure bf16, fused
 attention, no recomputation. Everything else is refused by name. The states are counted to the element; the activations
-are the tensors that each component says it saves for the backward pass. Time is not modelled yet, so the fields of time
-are ``None``: see ``time_note``.
+are the tensors that each component says it saves for the backward pass (:mod:`planner.activations`). Time is not
+modelled yet, so the fields of time are ``None``: see ``time_note``.
 
 A step has moments at which much is alive at once; the largest decides (``peak``). With gradients that stay allocated
 (accumulation, or master weights) that is the start of the backward pass and the total is the plain sum of the parts;
@@ -15,16 +15,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from planner.components.base import SavedTensor
+from planner.activations import ACTIVATION_TYPES, layer_activations, outer_activations, saved_bytes
+from planner.components.base import Tensor
 from planner.errors import Problem, UnsupportedPlan
 from planner.plans import TrainingPlan
 from planner.quantities import Quantity, largest
 from planner.sizing import layer_tensors, outer_tensors
-from planner.spec import ArchitectureSpec, Layer, LearnedPositions
+from planner.spec import ArchitectureSpec, Layer
 
 DEVICE_OVERHEAD_BYTES = 512 * 2**20
 """What a process takes on a device beside its allocator: the CUDA context and the libraries' workspaces (0.3 to 0.6 GiB
 on current devices). Modelled, and no part of what an allocator reports."""
+
+NORM_TEMPORARIES = 6
+"""fp32 tensors of the stream's size while a norm runs backward: its input and gradient, the normalized and the weighted
+gradient, and two on the way to the result."""
 
 TIME_NOTE = "The time of a step is not modelled yet: measure it with a benchmark, or use a budget at a stated share."
 
@@ -37,24 +42,20 @@ class StateBytes:
     gradient: int
     master: int
     moments: int
-    activation: int
-    """Of a saved tensor in the type that matrices are multiplied in."""
-    residual: int
-    """Of the residual stream, which autocast leaves in fp32."""
 
 
 def state_bytes(plan: TrainingPlan) -> StateBytes:
     """Bytes a parameter of the plan's precision."""
     match plan.precision:
         case "fp32":
-            return StateBytes(weight=4, gradient=4, master=0, moments=8, activation=4, residual=4)
+            return StateBytes(weight=4, gradient=4, master=0, moments=8)
         case "bf16_autocast":
-            return StateBytes(weight=4, gradient=4, master=0, moments=8, activation=2, residual=4)
+            return StateBytes(weight=4, gradient=4, master=0, moments=8)
         case "bf16_mixed":
             gradient = 4 if plan.gradient_dtype == "fp32" else 2
-            return StateBytes(weight=2, gradient=gradient, master=4, moments=8, activation=2, residual=2)
+            return StateBytes(weight=2, gradient=gradient, master=4, moments=8)
         case "bf16":
-            return StateBytes(weight=2, gradient=2, master=0, moments=4, activation=2, residual=2)
+            return StateBytes(weight=2, gradient=2, master=0, moments=4)
     raise UnsupportedPlan.of(
         f"Training in {plan.precision} is not modelled.",
         path="precision",
@@ -185,8 +186,6 @@ class States:
     """Parameters that follow the precision of the model."""
     kept_in_float32: Quantity
     """Parameters that stay in fp32 whatever the precision (decay rates of state space layers)."""
-    cast: Quantity
-    """Weights of matrix multiplications, of which autocast makes bf16 copies that live until the backward pass."""
     buffer_bytes: Quantity
 
 
@@ -194,12 +193,9 @@ def count_states(spec: ArchitectureSpec) -> States:
     """Elements of all parameters by how they are kept; reads numbers, arrays and symbols."""
     weights: Quantity = 0
     float32: Quantity = 0
-    cast: Quantity = 0
     buffers: Quantity = 0
     for tensor in outer_tensors(spec):
         weights = weights + tensor.count
-        if tensor.component == "lm_head" or (tensor.component == "token_embedding" and spec.tie_word_embeddings):
-            cast = cast + tensor.count
     for group in spec.layer_groups:
         for layer in group.layers:
             for _, tensor in layer_tensors(spec, layer):
@@ -208,89 +204,31 @@ def count_states(spec: ArchitectureSpec) -> States:
                     float32 = float32 + count
                 else:
                     weights = weights + count
-                    if len(tensor.shape) >= 2 and not tensor.name.startswith("conv1d"):
-                        cast = cast + count
             if layer.channel_mixer is not None:
                 for buffer in layer.channel_mixer.buffers(spec.hidden_size):
                     buffers = buffers + 4 * buffer.count * group.repeats
-    return States(weights, float32, cast, buffers)
+    return States(weights, float32, buffers)
 
 
-def saved_bytes(tensor: SavedTensor, states: StateBytes) -> Quantity:
-    """Bytes of a saved tensor under a precision."""
-    width = {
-        "compute": states.activation,
-        "residual": states.residual,
-        "float32": 4,
-        "int64": 8,
-        "bool": 1,
-    }[tensor.dtype_class]
-    return tensor.elements * width
+def is_cast(tensor: Tensor) -> bool:
+    """Whether autocast copies a layer's parameter to bf16 and autograd keeps the copy: matrices that are multiplied."""
+    return len(tensor.shape) >= 2 and tensor.dtype_class == "weight" and not tensor.name.startswith("conv1d")
 
 
-def norm_activations(
-    spec: ArchitectureSpec, sequence_length: Quantity, batch_size: Quantity, after_mixer: bool
-) -> Iterator[SavedTensor]:
-    """What one norm over the residual width keeps: its input, and its statistics in fp32."""
-    tokens = batch_size * sequence_length
-    # A norm before a mixer reads the residual stream, one after it reads the mixer's output, which autocast leaves in
-    # bf16; LayerNorm keeps its statistics in the type that it reads, RMSNorm keeps its own in fp32.
-    kind = "compute" if after_mixer else "residual"
-    yield SavedTensor("input", tokens * spec.hidden_size, kind)
-    if spec.norm.kind == "layer_norm":
-        yield SavedTensor("mean", tokens, kind)
-        yield SavedTensor("inverse deviation", tokens, kind)
+def backward_start_bytes(
+    spec: ArchitectureSpec, plan: TrainingPlan, sequence_length: Quantity, batch_size: Quantity
+) -> Iterator[tuple[str, Quantity]]:
+    """What is alive when the backward pass starts, beside what the forward pass saved; in bytes, by name."""
+    logits = batch_size * sequence_length * spec.vocab_size
+    types = ACTIVATION_TYPES[plan.precision]
+    if spec.final_logit_softcap is None:
+        yield "logits", types.compute * logits
     else:
-        yield SavedTensor("inverse root mean square", tokens, "float32")
-
-
-def layer_activations(
-    spec: ArchitectureSpec, layer: Layer, sequence_length: Quantity, batch_size: Quantity, where: str = ""
-) -> Iterator[tuple[str, SavedTensor]]:
-    """What the forward pass of one layer keeps for the backward pass, each with the part of the layer that keeps it.
-
-    Raises
-    ------
-    UnsupportedPlan
-        where a component does not say what it saves.
-    """
-    for stem, mixer in (("sequence", layer.sequence_mixer), ("channel", layer.channel_mixer)):
-        if mixer is None:
-            continue
-        for name in (f"{stem}_norm", f"{stem}_post_norm"):
-            if name in layer.norm_names:
-                for saved in norm_activations(spec, sequence_length, batch_size, name.endswith("post_norm")):
-                    yield name, saved
-        saves = getattr(mixer, "saved_activations", None)
-        if saves is None:
-            raise UnsupportedPlan.of(
-                f"What {mixer.component.replace('_', ' ')} keeps for the backward pass is not modelled.",
-                path=f"{where}{stem}_mixer",
-                remedy="Choose another component, or measure the memory with a verification.",
-                code="activations_not_modelled",
-            )
-        for saved in saves(spec.hidden_size, sequence_length, batch_size):
-            yield f"{stem}_mixer", saved
-
-
-def outer_activations(
-    spec: ArchitectureSpec, sequence_length: Quantity, batch_size: Quantity
-) -> Iterator[tuple[str, SavedTensor]]:
-    """What is kept outside the layers: token ids, the final norm, the head's input, logits and log-probabilities."""
-    tokens = batch_size * sequence_length
-    yield "token_embedding", SavedTensor("token ids", tokens, "int64")
-    if isinstance(spec.positions, LearnedPositions):
-        yield "position_embedding", SavedTensor("position ids", sequence_length, "int64")
-    if spec.final_norm:
-        for saved in norm_activations(spec, sequence_length, batch_size, after_mixer=False):
-            yield "final_norm", saved
-    yield "lm_head", SavedTensor("input", tokens * spec.hidden_size)
-    yield "lm_head", SavedTensor("logits", tokens * spec.vocab_size)
-    if spec.final_logit_softcap is not None:
-        yield "lm_head", SavedTensor("bounded logits", tokens * spec.vocab_size)
-    yield "loss", SavedTensor("log-probabilities", tokens * spec.vocab_size, "float32")
-    yield "loss", SavedTensor("labels", tokens, "int64")
-    yield "loss", SavedTensor("the loss and its weight", 2, "float32")
+        yield "logits, after they were bounded", types.compute * logits
+    yield "gradients of the log-probabilities and of what they were made from", 2 * 4 * logits
+    yield "the loss", 4
+    if types.copied:
+        yield "the head's weights cast for multiplication", types.compute * spec.vocab_size * spec.hidden_size
 
 
 def estimate_training(spec: ArchitectureSpec, plan: TrainingPlan) -> TrainingEstimate:
@@ -311,57 +249,111 @@ def estimate_training(spec: ArchitectureSpec, plan: TrainingPlan) -> TrainingEst
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """One mixer, with the norms around it, in the order of the forward pass."""
+
+    saved: Quantity
+    """Bytes kept from its forward to its backward pass, weights cast by autocast included."""
+    working: Quantity
+    """Bytes that its backward pass makes while all of that is still kept."""
+    parameters: Quantity
+
+
+def _stages(
+    spec: ArchitectureSpec, layer: Layer, plan: TrainingPlan, sequence_length: Quantity, batch_size: Quantity
+) -> Iterator[_Stage]:
+    """The mixers of a layer.
+
+    The working set is an estimate: a gradient for every saved tensor of the compute type, the stream's own, and what
+    the component says it computes again.
+    """
+    types = ACTIVATION_TYPES[plan.precision]
+    stream = types.residual * batch_size * sequence_length * spec.hidden_size
+    for stem, mixer in (("sequence", layer.sequence_mixer), ("channel", layer.channel_mixer)):
+        if mixer is None:
+            continue
+        saved: Quantity = 0
+        working = stream
+        for part, tensor in layer_activations(spec, layer, sequence_length, batch_size):
+            if part.startswith(stem):
+                saved = saved + saved_bytes(tensor, types)
+                if part.endswith("mixer") and tensor.dtype_class == "compute":
+                    working = working + saved_bytes(tensor, types)
+        for tensor in mixer.backward_temporaries(sequence_length, batch_size):
+            working = working + saved_bytes(tensor, types)
+        parameters: Quantity = 0
+        stacked = False
+        for part, parameter in layer_tensors(spec, layer):
+            if part.startswith(stem):
+                parameters = parameters + parameter.count
+                if is_cast(parameter) and types.copied:
+                    saved = saved + types.compute * parameter.count
+                if is_cast(parameter) and len(parameter.shape) == 3 and not stacked:
+                    # The gradient of all experts is made at once, while what it is made from is still kept; under
+                    # autocast in bf16 first.
+                    stacked = True
+                    width = state_bytes(plan).gradient + (types.compute if types.copied else 0)
+                    working = working + width * parameter.count
+        yield _Stage(saved, working, parameters)
+
+
 def training_memory(
     spec: ArchitectureSpec, plan: TrainingPlan, sequence_length: Quantity, micro_batch_size: Quantity
 ) -> TrainingMemory:
     """The same with quantities in place of the plan's numbers: works on all three readings."""
-    states = state_bytes(plan)
+    states, types = state_bytes(plan), ACTIVATION_TYPES[plan.precision]
     counts = count_states(spec)
-    total_count = counts.weights + counts.kept_in_float32
     parameters = states.weight * counts.weights + 4 * counts.kept_in_float32 + counts.buffer_bytes
     gradients = states.gradient * counts.weights + 4 * counts.kept_in_float32
     optimizer = (states.master + states.moments) * counts.weights + 8 * counts.kept_in_float32
-    outer: Quantity = 0
+    groups = [
+        (group.repeats, [list(_stages(spec, layer, plan, sequence_length, micro_batch_size)) for layer in group.layers])
+        for group in spec.layer_groups
+    ]
+    in_layers: Quantity = 0
+    for repeats, layers in groups:
+        for stages in layers:
+            for stage in stages:
+                in_layers = in_layers + repeats * stage.saved
+    activations = in_layers
     for _, saved in outer_activations(spec, sequence_length, micro_batch_size):
-        outer = outer + saved_bytes(saved, states)
-    # The backward pass starts with the gradients of the log-probabilities and of what they were made from, both in
-    # fp32, while everything is still kept.
-    outer = outer + 2 * 4 * micro_batch_size * sequence_length * spec.vocab_size
-    if plan.precision == "bf16_autocast":
-        outer = outer + states.activation * counts.cast
-    by_group: list[Quantity] = []
-    weights_by_group: list[Quantity] = []
-    for group_index, group in enumerate(spec.layer_groups):
-        kept: Quantity = 0
-        weights: Quantity = 0
-        for layer_index, layer in enumerate(group.layers):
-            where = f"layer_groups[{group_index}].layers[{layer_index}]."
-            for _, saved in layer_activations(spec, layer, sequence_length, micro_batch_size, where):
-                kept = kept + saved_bytes(saved, states)
-            for _, tensor in layer_tensors(spec, layer):
-                weights = weights + tensor.count
-        by_group.append(kept * group.repeats)
-        weights_by_group.append(weights * group.repeats)
-    activations = outer
-    for kept in by_group:
-        activations = activations + kept
+        activations = activations + saved_bytes(saved, types)
+    for _, alive in backward_start_bytes(spec, plan, sequence_length, micro_batch_size):
+        activations = activations + alive
     held = plan.precision == "bf16_mixed" or (plan.global_batch_size or 0) > plan.micro_batch_size
     moments = [
         Moment("start of the backward pass", parameters, gradients if held else 0, optimizer, activations),
     ]
-    if not held:
-        # Gradients appear as activations go. Within a group both are linear in the layers done, so that the most is
-        # at a boundary between groups.
-        gradient_share = states.gradient
-        remaining, done = activations - outer, total_count
-        for weights in weights_by_group:
-            done = done - weights
-        for kept, weights in zip(reversed(by_group), reversed(weights_by_group), strict=True):
-            moments.append(
-                Moment("inside the backward pass", parameters, gradient_share * done, optimizer, remaining),
+    # Whoever calls the model holds its logits, and the token ids and labels, until the step is over.
+    throughout = micro_batch_size * sequence_length * (types.compute * spec.vocab_size + 2 * 8)
+    made: Quantity = 0
+    for tensor in outer_tensors(spec):
+        if tensor.component in ("lm_head", "norm"):
+            made = made + states.gradient * tensor.count
+    kept = in_layers + throughout
+    if spec.final_norm:
+        moments.append(
+            Moment(
+                "backward pass of the final norm",
+                parameters,
+                gradients if held else made,
+                optimizer,
+                kept + NORM_TEMPORARIES * 4 * micro_batch_size * sequence_length * spec.hidden_size,
             )
-            remaining, done = remaining - kept, done + weights
-        moments.append(Moment("optimizer step", parameters, gradients, optimizer, 0))
+        )
+    for repeats, layers in reversed(groups):
+        layer_saved, layer_made = _whole(layers, states)
+        # Inside a group both what is kept and what is made are linear in the layers done: the most is at an end.
+        for done, name in ((0, "backward pass of a group's last layers"), (repeats - 1, "of a group's first layers")):
+            rest, ready = kept - done * layer_saved, made + done * layer_made
+            for stages in reversed(layers):
+                for stage in reversed(stages):
+                    now = gradients if held else ready
+                    moments.append(Moment(name, parameters, now, optimizer, rest + stage.working))
+                    rest, ready = rest - stage.saved, ready + states.gradient * stage.parameters
+        kept, made = kept - repeats * layer_saved, made + repeats * layer_made
+    moments.append(Moment("optimizer step", parameters, gradients, optimizer, throughout))
     return TrainingMemory(
         parameters_bytes=parameters,
         gradients_bytes=gradients,
@@ -371,3 +363,14 @@ def training_memory(
         overhead_bytes=DEVICE_OVERHEAD_BYTES,
         moments=tuple(moments),
     )
+
+
+def _whole(layers: list[list[_Stage]], states: StateBytes) -> tuple[Quantity, Quantity]:
+    """Bytes that one repeat of a group keeps, and those of its gradients."""
+    saved: Quantity = 0
+    made: Quantity = 0
+    for stages in layers:
+        for stage in stages:
+            saved = saved + stage.saved
+            made = made + states.gradient * stage.parameters
+    return saved, made

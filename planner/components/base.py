@@ -109,6 +109,10 @@ class Component(BaseModel):
         """
         raise NotImplementedError
 
+    def backward_temporaries(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
+        """What the backward pass makes and drops besides gradients of saved tensors: states computed again, for one."""
+        return iter(())
+
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         """What is kept for one sequence of ``context_length`` tokens while generating."""
         return iter(())

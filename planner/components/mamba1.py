@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection
-from planner.quantities import Quantity
+from planner.quantities import Quantity, rounded_up, smallest
 
 
 class Mamba1(Component):
@@ -80,6 +80,11 @@ class Mamba1(Component):
         yield SavedTensor("decay rates and their exponential", 2 * inner * self.state_size, "float32")
         yield SavedTensor("scan output", tokens * inner)
         yield SavedTensor("gated output", tokens * inner)
+
+    def backward_temporaries(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
+        # States, decays and their gradients over all positions, computed again in fp32.
+        padded = batch_size * rounded_up(sequence_length, smallest(self.chunk_size, sequence_length))
+        yield SavedTensor("states and decays", 4 * padded * self.intermediate_size * self.state_size, "float32")
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("convolution", (self.intermediate_size, self.conv_kernel), grows=False)

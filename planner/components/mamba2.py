@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
-from planner.quantities import Quantity, ceiling_divide
+from planner.quantities import Quantity, ceiling_divide, rounded_up
 
 
 class Mamba2(Component):
@@ -105,8 +105,14 @@ class Mamba2(Component):
         yield SavedTensor("decay rates and their exponential", 2 * heads, "float32")
         yield SavedTensor("scan output", tokens * inner)
         yield SavedTensor("gated output", tokens * inner)
-        yield SavedTensor("inverse deviation", tokens, "float32")
+        yield SavedTensor("inverse deviations of the groups", tokens * self.n_groups, "float32")
         yield SavedTensor("normalized output", tokens * inner)
+
+    def backward_temporaries(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
+        # Inside every chunk a square of positions a head: decays in fp32, and scores, weights and a gradient.
+        squares = batch_size * rounded_up(sequence_length, self.chunk_size) * self.chunk_size * self.num_heads
+        yield SavedTensor("decays between positions of a chunk", 2 * squares, "float32")
+        yield SavedTensor("scores and weights between positions of a chunk", 3 * squares)
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("convolution", (self.convolution_channels, self.conv_kernel), grows=False)

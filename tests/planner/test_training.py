@@ -1,0 +1,216 @@
+"""Training memory: states by hand, what is refused, the three readings, and the peak against PyTorch's MemTracker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sympy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner import ArchitectureSpec, TrainingPlan, UnsupportedPlan, estimate_training, explain, fits, scale_down
+from planner.training import training_memory
+from tests.planner.published import DEEPSEEK_V3, GEMMA_2_2B, LLAMA_2_7B, MAMBA_2_130M, MAMBA_130M, MIXTRAL_8X7B
+from tests.planner.strategies import specs
+from tests.planner.test_readings import assert_readings_agree
+
+PRECISIONS = ("fp32", "bf16_autocast", "bf16_mixed", "bf16")
+LLAMA_PARAMETERS = 6_738_415_616
+
+
+@pytest.mark.parametrize(
+    "precision, gradient_dtype, bytes_a_parameter",
+    [
+        # Weight, gradient, and what the optimizer keeps: the master weight and two moments.
+        ("fp32", "bf16", (4, 4, 8)),
+        ("bf16_autocast", "bf16", (4, 4, 8)),
+        ("bf16_mixed", "bf16", (2, 2, 12)),
+        ("bf16_mixed", "fp32", (2, 4, 12)),
+        ("bf16", "bf16", (2, 2, 4)),
+    ],
+)
+def test_states_by_hand(precision: Any, gradient_dtype: Any, bytes_a_parameter: tuple[int, int, int]) -> None:
+    plan = TrainingPlan(precision=precision, gradient_dtype=gradient_dtype)
+    memory = estimate_training(LLAMA_2_7B, plan).memory
+    assert (memory.parameters_bytes, memory.gradients_bytes, memory.optimizer_bytes) == tuple(
+        width * LLAMA_PARAMETERS for width in bytes_a_parameter
+    )
+
+
+def test_activations_of_llama_by_hand() -> None:
+    """bf16, one sequence of 512: what each of the 32 layers keeps, and what stands outside them."""
+    tokens, h, f, heads, vocabulary = 512, 4096, 11_008, 32, 32_000
+    norm = 2 * tokens * h + 4 * tokens
+    attention = 2 * tokens * (h + 4 * h) + 4 * tokens * heads  # input, queries, keys, values, output; log-sum-exp
+    channel = 2 * tokens * (h + 3 * f)  # input, gate, up, and their product
+    head = 2 * tokens * h + norm + 4 * tokens * vocabulary  # input, final norm, log-probabilities
+    ids = 8 * tokens + 8 * tokens + 4
+    alive = 2 * tokens * vocabulary + 2 * 4 * tokens * vocabulary + 4  # logits, two gradients in fp32, the loss
+    plan = TrainingPlan(sequence_length=tokens, precision="bf16_mixed")
+    expected = 32 * (2 * norm + attention + channel) + head + ids + alive
+    assert estimate_training(LLAMA_2_7B, plan).memory.activations_bytes == expected
+
+
+def test_with_held_gradients_the_total_is_the_plain_sum() -> None:
+    memory = estimate_training(LLAMA_2_7B, TrainingPlan()).memory
+    assert memory.peak.name == "start of the backward pass"
+    assert memory.total_bytes == (
+        memory.parameters_bytes
+        + memory.gradients_bytes
+        + memory.optimizer_bytes
+        + memory.activations_bytes
+        + memory.communication_bytes
+        + memory.overhead_bytes
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(spec=specs(), precision=st.sampled_from(PRECISIONS), accumulated=st.booleans())
+def test_the_parts_are_those_of_the_largest_moment(spec: ArchitectureSpec, precision: Any, accumulated: bool) -> None:
+    plan = TrainingPlan(precision=precision, sequence_length=64, global_batch_size=4 if accumulated else None)
+    memory = estimate_training(spec, plan).memory
+    assert sum(memory.parts.values()) == memory.total_bytes
+    assert memory.total_bytes - memory.overhead_bytes == max(moment.total_bytes for moment in memory.moments)
+
+
+def test_accumulation_keeps_gradients_through_the_forward_pass() -> None:
+    once = estimate_training(LLAMA_2_7B, TrainingPlan(precision="fp32")).memory
+    often = estimate_training(LLAMA_2_7B, TrainingPlan(precision="fp32", global_batch_size=8)).memory
+    assert once.moments[0].gradients_bytes == 0
+    assert often.moments[0].gradients_bytes == often.gradients_bytes == 4 * LLAMA_PARAMETERS
+
+
+def test_time_is_absent_and_says_so() -> None:
+    estimate = estimate_training(LLAMA_2_7B, TrainingPlan(hardware="h100"))
+    assert (estimate.step_seconds, estimate.tokens_per_second, estimate.model_flops_utilization) == (None, None, None)
+    assert "not modelled" in estimate.time_note
+    assert estimate.status == "modelled"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"precision": "fp8"},
+        {"precision": "bf16", "gradient_dtype": "fp32"},
+        {"optimizer": "muon"},
+        {"zero_stage": 1},
+        {"data_parallel": 2},
+        {"tensor_parallel": 2},
+        {"sequence_parallel": True},
+        {"pipeline_parallel": 2},
+        {"virtual_stages": 2},
+        {"expert_parallel": 2},
+        {"context_parallel": 2},
+        {"recompute": "full"},
+        {"attention": "eager"},
+        {"dropout": 0.1},
+        {"chunked_loss": True},
+        {"offload": "optimizer"},
+        {"micro_batch_size": 2, "global_batch_size": 3},
+    ],
+    ids=str,
+)
+def test_what_is_not_modelled_is_refused_by_name(change: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedPlan) as caught:
+        estimate_training(LLAMA_2_7B, TrainingPlan(**change))
+    assert caught.value.path in change
+    assert caught.value.remedy
+
+
+def test_every_unsupported_field_is_named_at_once() -> None:
+    with pytest.raises(UnsupportedPlan) as caught:
+        estimate_training(LLAMA_2_7B, TrainingPlan(optimizer="lion", zero_stage=3, data_parallel=8))
+    assert [problem.path for problem in caught.value.problems] == ["optimizer", "zero_stage", "data_parallel"]
+
+
+def test_a_7b_model_does_not_train_on_one_h100() -> None:
+    fit = fits(LLAMA_2_7B, TrainingPlan(sequence_length=512), "h100")
+    assert not fit.fits
+    assert sum(fit.parts.values()) == fit.needed_bytes
+
+
+# --- readings ---
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@settings(max_examples=6, deadline=None)
+@given(spec=specs(most_layers=2), length=st.integers(1, 300), batch=st.integers(1, 5))
+def test_readings_agree(precision: Any, spec: ArchitectureSpec, length: int, batch: int) -> None:
+    plan = TrainingPlan(precision=precision)
+
+    def formula(made: ArchitectureSpec, tokens: Any, sequences: Any) -> Any:
+        memory = training_memory(made, plan, tokens, sequences)
+        return memory.activations_bytes + 3 * memory.moments[0].total_bytes + 7 * memory.moments[2].total_bytes
+
+    assert_readings_agree(formula, spec, length, batch)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@settings(max_examples=4, deadline=None)
+@given(spec=specs(most_layers=2))
+def test_the_explanation_gives_the_number(precision: Any, spec: ArchitectureSpec) -> None:
+    plan = TrainingPlan(precision=precision, sequence_length=100, micro_batch_size=2)
+    term = explain(spec, "training_memory", plan)
+    assert term.value == estimate_training(spec, plan).memory.total_bytes
+    for part in term.walk():
+        values = {sympy.Symbol(s.symbol, integer=True, positive=True): s.value for s in part.symbols}
+        assert part.formula.subs(values) == part.value
+        if part.children:
+            assert sum(child.value for child in part.children) == part.value
+
+
+# --- measured ---
+
+
+def measured_peak_bytes(spec: ArchitectureSpec, plan: TrainingPlan) -> int:
+    """Peak of a second training step under MemTracker, on tensors without data."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    from runners.models import build
+
+    with FakeTensorMode():
+        model = build(spec, kernels="eager")
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        ids = torch.randint(0, spec.vocab_size, (plan.micro_batch_size, plan.sequence_length))
+        labels = ids.clone()
+
+        def step() -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "bf16_autocast"):
+                output = model(ids, labels)
+            output.loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        step()
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer, ids, labels)
+        with tracker:
+            step()
+        return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
+
+
+# What is scaled down to which vocabulary: with the large one the loss decides the peak, with bytes the layers do.
+SMALL = {
+    f"{spec.name}, {vocabulary} words": scale_down(spec, 200_000, vocab_size=vocabulary, sequence_length=64).spec
+    for spec, vocabulary in (
+        (LLAMA_2_7B, 1000),
+        (LLAMA_2_7B, 256),
+        (GEMMA_2_2B, 256),
+        (MIXTRAL_8X7B, 256),
+        (DEEPSEEK_V3, 256),
+        (MAMBA_2_130M, 256),
+        (MAMBA_130M, 256),
+    )
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
+@pytest.mark.parametrize("name", SMALL)
+def test_the_total_less_the_overhead_is_the_measured_peak(name: str, precision: Any) -> None:
+    plan = TrainingPlan(precision=precision, micro_batch_size=2, sequence_length=64)
+    memory = estimate_training(SMALL[name], plan).memory
+    measured = measured_peak_bytes(SMALL[name], plan)
+    assert memory.total_bytes - memory.overhead_bytes == pytest.approx(measured, rel=0.06)
