@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
+from runners.kernels.causal_attention import triton_causal_attention
+from runners.kernels.choice import takes_triton
 from runners.models.context import BuildContext, Kernels, in_compute_type
 from runners.models.norms import inner_norm
 from runners.models.rotary import rotate_from
@@ -170,5 +172,9 @@ class Attention(nn.Module):
                 value = torch.cat((old_value.to(value.dtype), value), 2)
                 mask = visible(positions, torch.cat((old_positions, positions)), window, dilation)
         scale = component.softmax_scale or component.head_dim**-0.5
-        mixed = attend(query, key, value, mask, scale, component.logit_softcap, self.kernels)
+        if component.logit_softcap is None and dilation is None and takes_triton(self.kernels, query):
+            # Queries are the last positions of the keys, cached ones included: what the kernel takes them for.
+            mixed = triton_causal_attention(query, key, value, scale, window)
+        else:
+            mixed = attend(query, key, value, mask, scale, component.logit_softcap, self.kernels)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))

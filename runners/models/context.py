@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from planner.components import Norm
-
-Kernels = Literal["auto", "reference", "eager", "triton"]
+from runners.kernels.choice import Kernels as Kernels
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import planner.components as components
 from planner.components.mlp import Activation
+from runners.kernels.choice import takes_triton
+from runners.kernels.swiglu import triton_swiglu
 from runners.models.context import BuildContext, Kernels, in_compute_type
 
 
@@ -49,6 +51,8 @@ class _GatedFunction(torch.autograd.Function):
 
 def gated(gate: Tensor, up: Tensor, activation: Activation, kernels: Kernels) -> Tensor:
     """``activation(gate) * up``, all of one shape."""
+    if activation == "silu" and takes_triton(kernels, gate):
+        return triton_swiglu(gate, up)
     if kernels == "reference":
         return activate(gate, activation) * up
     result: Tensor = _GatedFunction.apply(gate, up, activation)

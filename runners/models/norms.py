@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
+from runners.kernels.choice import takes_triton
+from runners.kernels.rms_norm import triton_rms_norm
 from runners.models.context import BuildContext, Kernels, in_compute_type
 
 
@@ -31,13 +33,15 @@ class _RMSNormFunction(torch.autograd.Function):
         weighted = gradient * (weight.to(scale.dtype) + ctx.offset)
         along = (weighted * normalized).mean(-1, keepdim=True)
         to_x = ((weighted - normalized * along) * scale).to(x.dtype)
-        to_weight = (gradient * normalized).flatten(0, -2).sum(0).to(weight.dtype)
+        to_weight = (gradient * normalized).flatten(0, -1 - weight.dim()).sum(0).to(weight.dtype)
         return to_x, to_weight, None, None, None
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, zero_centered: bool, kernels: Kernels) -> Tensor:
     """Normalize the last dimension of ``x``; computed in fp32 (or fp64), returned in ``x``'s or autocast's type."""
     offset = 1.0 if zero_centered else 0.0
+    if takes_triton(kernels, x):
+        return triton_rms_norm(x, weight, epsilon, zero_centered)
     if kernels == "reference":
         wide = x if x.dtype == torch.float64 else x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
@@ -48,17 +52,22 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, zero_centered: bool, ker
 
 
 class RMSNorm(nn.Module):
-    """One weight a channel; ``weight`` has shape (channels,)."""
+    """One weight a channel; ``weight`` has shape (channels,). Each of ``groups`` of channels has a scale of its own."""
 
-    def __init__(self, channels: int, epsilon: float, zero_centered: bool, kernels: Kernels) -> None:
+    def __init__(self, channels: int, epsilon: float, zero_centered: bool, kernels: Kernels, groups: int = 1) -> None:
         super().__init__()
+        self.groups = groups
         self.epsilon = epsilon
         self.zero_centered = zero_centered
         self.kernels = kernels
         self.weight = nn.Parameter(torch.zeros(channels) if zero_centered else torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.epsilon, self.zero_centered, self.kernels)
+        if self.groups == 1:
+            return rms_norm(x, self.weight, self.epsilon, self.zero_centered, self.kernels)
+        grouped, weight = x.unflatten(-1, (self.groups, -1)), self.weight.view(self.groups, -1)
+        kernels: Kernels = "reference" if self.kernels == "reference" else "eager"  # the kernel reads one row of weights
+        return rms_norm(grouped, weight, self.epsilon, self.zero_centered, kernels).flatten(-2)
 
 
 class LayerNorm(nn.Module):

@@ -1,0 +1,71 @@
+"""Times of the kernels on a GPU, as ratios to PyTorch's own in the same run.
+
+python -m runners kernels bench [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from runners.kernels.registry import KERNELS
+
+WARMUPS, REPETITIONS = 20, 100
+
+
+def _milliseconds(call: Any) -> float:
+    for _ in range(WARMUPS):
+        call()
+    times = []
+    for _ in range(REPETITIONS):
+        started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        started.record()
+        call()
+        ended.record()
+        torch.cuda.synchronize()
+        times.append(started.elapsed_time(ended))
+    return statistics.median(times)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 2 where there is no GPU: a time that was not taken on one does not exist."""
+    parser = argparse.ArgumentParser(prog="python -m runners kernels bench")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print("There is no CUDA device here: kernels are timed on a GPU alone.", file=sys.stderr)
+        return 2
+    device = torch.device("cuda")
+    rows = []
+    for kernel in KERNELS:
+        for case in kernel.benchmark_cases():
+            inputs = case.make(device)
+            calls = {name: functools.partial(case.call, name, inputs) for name in ("eager", "triton")}
+            times = {name: _milliseconds(call) for name, call in calls.items()}
+            rows.append(
+                {
+                    "kernel": kernel.name,
+                    "case": case.label,
+                    "eager_milliseconds": times["eager"],
+                    "triton_milliseconds": times["triton"],
+                    "ratio": times["eager"] / times["triton"],
+                    "gigabytes_per_second": case.moved_bytes / times["triton"] / 1e6,
+                    "teraflops_per_second": case.operations / times["triton"] / 1e9,
+                }
+            )
+    if arguments.json:
+        print(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}))
+    else:
+        for row in rows:
+            print(
+                f"{row['kernel']:<18} {row['case']:<30} {row['triton_milliseconds']:8.3f} ms, "
+                f"{row['ratio']:.2f} times PyTorch's own ({row['eager_milliseconds']:.3f} ms)"
+            )
+    return 0

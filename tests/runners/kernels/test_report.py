@@ -1,0 +1,37 @@
+"""The compiled kernels: the default launches spill nothing, and attention multiplies on tensor cores."""
+
+from __future__ import annotations
+
+import pytest
+
+from runners.kernels.report import CompileTask, compile_and_read, compile_tasks
+
+pytest.importorskip("triton")
+
+TASKS = list(compile_tasks())
+
+
+def tasks_of(kernel: str, architecture: int) -> list[CompileTask]:
+    return [task for task in TASKS if task.variant.kernel == kernel and task.architecture == architecture]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize("kernel", ["rms_norm", "swiglu", "causal_attention"])
+def test_default_launches_spill_nothing(kernel: str, architecture: int) -> None:
+    tasks = tasks_of(kernel, architecture)
+    assert tasks
+    for task in tasks:
+        entry = compile_and_read(task)
+        assert entry["spills"] == 0, task.label
+        assert 0 < entry["registers"] <= 255, task.label
+        uses_tensor_cores = bool(entry["tensor_core_instructions"])
+        assert uses_tensor_cores == (kernel == "causal_attention" and task.variant.dtype != "fp32"), task.label
+
+
+def test_one_kernel_is_compiled_and_read() -> None:
+    """The fast part of the above, for every run."""
+    entry = compile_and_read(tasks_of("swiglu", 90)[0])
+    assert entry["registers"] > 0
+    assert entry["spills"] == 0
