@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import subprocess
 
@@ -10,9 +11,13 @@ import pytest
 from scripts.environment import ROOT
 
 
+# `make test` itself runs these tests, and hands its own flags to every make below it.
+OUTSIDE_MAKE = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+
+
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["make", "--no-print-directory", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=OUTSIDE_MAKE, capture_output=True, text=True, check=False)
 
 
 def test_make_alone_lists_the_targets() -> None:
@@ -74,6 +79,6 @@ def test_continuous_integration_ends_with_pytests_own_line_and_its_status(line: 
     script.write_bytes((ROOT / ".ci" / "run").read_bytes())
     script.chmod(0o755)
     (tmp_path / "Makefile").write_text(f"test:\n\t@echo '{line}'; echo 'make: leaving'; exit {1 if status else 0}\n")
-    outcome = subprocess.run([script], capture_output=True, text=True, check=False)
+    outcome = subprocess.run([script], env=OUTSIDE_MAKE, capture_output=True, text=True, check=False)
     assert outcome.returncode == status
     assert outcome.stdout.splitlines()[-1] == expected
