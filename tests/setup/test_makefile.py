@@ -10,7 +10,6 @@ import pytest
 
 from scripts.environment import ROOT
 
-
 # `make test` itself runs these tests, and hands its own flags to every make below it.
 OUTSIDE_MAKE = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
 
