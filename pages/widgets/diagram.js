@@ -35,7 +35,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
       share.title = row.hover;
       const bar = element("i", "bar", share);
       bar.style.background = `var(--${row.token})`;
-      bar.style.width = `calc((100% - 76px) * ${row.length / 100})`;
+      bar.style.width = `calc((100% - 62px) * ${row.length / 100})`;
       element("span", "", share, row.value);
     }
     return line;
