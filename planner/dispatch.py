@@ -28,8 +28,6 @@ START_SECONDS = 8.0
 """Starting a process, loading PyTorch and building the model."""
 STEP_SECONDS = 0.01
 """What a step takes beside its matrix multiplications, however small the model: launching a few hundred operations."""
-MODELLED_BYTES_PER_PARAMETER = 16
-"""fp32 weights, gradients and two moments, where the activations of a component are not modelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +81,6 @@ def _rate(profile: MachineProfile | None, dtype: str) -> tuple[float, str]:
     )
 
 
-def _training_bytes(spec: ArchitectureSpec, plan: TrainingPlan) -> int:
-    try:
-        return int(estimate_training(spec, plan).memory.total_bytes)
-    except UnsupportedPlan:
-        return MODELLED_BYTES_PER_PARAMETER * size(spec).parameters.total
-
-
 def _prototype(spec: ArchitectureSpec, plan: PrototypePlan, profile: MachineProfile | None) -> JobEstimate:
     scaled = scale_down(spec, plan.parameter_budget, sequence_length=plan.sequence_length)
     step = flops(scaled.spec, plan.sequence_length, plan.batch_size, training=True).total
@@ -103,7 +94,7 @@ def _prototype(spec: ArchitectureSpec, plan: PrototypePlan, profile: MachineProf
     return JobEstimate(
         seconds,
         disk,
-        _training_bytes(scaled.spec, training),
+        estimate_training(scaled.spec, training).memory.total_bytes,
         f"{count_text(scaled.parameters)} parameters, {plan.steps:,} steps of {count_text(step)} FLOPs; {source}",
     )
 
@@ -128,7 +119,7 @@ def _benchmark(spec: ArchitectureSpec, plan: BenchmarkPlan, profile: MachineProf
     return JobEstimate(
         seconds,
         0,
-        _training_bytes(measured, training),
+        estimate_training(measured, training).memory.total_bytes,
         f"at most {repetitions:,} repetitions of {', '.join(plan.phases)} of "
         f"{count_text(size(measured).parameters.total)} parameters; {source}",
     )

@@ -5,9 +5,12 @@ attention, no recomputation. Everything else is refused by name. The states are 
 are the tensors that each component says it saves for the backward pass (:mod:`planner.activations`). Time is not
 modelled yet, so the fields of time are ``None``: see ``time_note``.
 
-A step has moments at which much is alive at once; the largest decides (``peak``). With gradients that stay allocated
-(accumulation, or master weights) that is the start of the backward pass and the total is the plain sum of the parts;
-where PyTorch frees gradients between steps, fewer are alive then, and the end of the backward pass competes with it.
+A step has moments at which much is alive at once; the largest decides (``peak``). With a large vocabulary that is mostly
+the start of the backward pass, where logits and their gradients meet everything that was saved; with a small one it lies
+inside the backward pass, where gradients appear, saved tensors go, and each component's backward pass needs room of its
+own. Gradients that stay allocated (accumulation, or master weights) are there throughout; else PyTorch frees them
+between steps. The optimizer is taken to be fused: it needs no room of its own. On small models of every component the
+total less the overhead is within 6% of the peak that MemTracker reports, and equal to it where the loss decides.
 """
 
 from __future__ import annotations
@@ -221,10 +224,7 @@ def backward_start_bytes(
     """What is alive when the backward pass starts, beside what the forward pass saved; in bytes, by name."""
     logits = batch_size * sequence_length * spec.vocab_size
     types = ACTIVATION_TYPES[plan.precision]
-    if spec.final_logit_softcap is None:
-        yield "logits", types.compute * logits
-    else:
-        yield "logits, after they were bounded", types.compute * logits
+    yield "logits", types.compute * logits
     yield "gradients of the log-probabilities and of what they were made from", 2 * 4 * logits
     yield "the loss", 4
     if types.copied:
