@@ -41,6 +41,18 @@ def three_digits(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def digits_text(value: float, digits: int = 4) -> str:
+    """``value`` to so many significant digits, without an exponent: a loss of ``2.417``, a rate of ``12,480``.
+
+    >>> digits_text(2.41689), digits_text(12480.3), digits_text(0.00123456, 2)
+    ('2.417', '12,480', '0.0012')
+    """
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
 def _scaled(value: float, steps: tuple[tuple[float, str], ...], unit: str) -> str:
     """``value`` in the largest step that leaves at least one, after rounding to three digits."""
     magnitude = abs(value)

@@ -1,0 +1,81 @@
+"""The fields of a job's plan as widgets, generated from its class; a wrong value leaves its message at its field."""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Any, Literal, TypeVar
+
+import streamlit as st
+from pydantic.fields import FieldInfo
+
+from pages.widgets import chrome
+from planner import UnsupportedPlan, parse_plan
+from planner.plans import Plan
+
+PlanType = TypeVar("PlanType", bound=Plan)
+
+
+def plan_fields(
+    plan_class: type[PlanType], key: str, columns: int = 3, given: dict[str, Any] | None = None
+) -> PlanType | None:
+    """Widgets for every field; the plan they make, or ``None`` while a field is wrong (and says so)."""
+    data: dict[str, Any] = {}
+    places: dict[str, Any] = {}
+    cells: list[Any] = []
+    for index, (name, field) in enumerate(plan_class.model_fields.items()):
+        if index % columns == 0:
+            cells = list(st.columns(columns))
+        with cells[index % columns]:
+            default = (given or {}).get(name, field.get_default(call_default_factory=True))
+            value = _field(name, field, default, f"{key}-{name}")
+            places[name] = st.container()
+        if value is not None:
+            data[name] = value
+    try:
+        return parse_plan(plan_class, data)
+    except UnsupportedPlan as refused:
+        for problem in refused.problems:
+            with places.get(problem.path.split("[")[0], st.container()):
+                chrome.field_error(problem)
+        return None
+
+
+def label_of(name: str) -> str:
+    """A field's name for people."""
+    return name.replace("_", " ").capitalize()
+
+
+def _field(name: str, field: FieldInfo, default: Any, key: str) -> Any:
+    """The value that the widget holds, as plain data; ``None`` where it is left empty."""
+    label = label_of(name)
+    choices, several, plain = _shape(field.annotation)
+    if choices and several:
+        chosen = st.multiselect(label, choices, default=list(default), key=key)
+        return chosen
+    if choices:
+        return st.selectbox(label, choices, index=choices.index(default), key=key)
+    if plain is bool:
+        return st.checkbox(label, value=bool(default), key=key)
+    # Numbers are typed as text: what was typed stays, and the plan itself says what is wrong with it.
+    text = st.text_input(label, value="" if default is None else _shown(default), key=key).strip()
+    if not text:
+        return None
+    return text.replace(",", "") if plain in (int, float) else text
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _shape(annotation: Any) -> tuple[list[Any], bool, Any]:
+    """The choices of a field, whether several may be chosen, and its plain type."""
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        return list(typing.get_args(annotation)), False, str
+    if origin is tuple:
+        return _shape(typing.get_args(annotation)[0])[0], True, str
+    if origin in (typing.Union, types.UnionType):
+        inner = [part for part in typing.get_args(annotation) if part is not type(None)]
+        return _shape(inner[0])
+    return [], False, annotation
