@@ -11,6 +11,7 @@ from planner.errors import InvalidSpec, PlannerError, Problem, UnsupportedArchit
 from planner.explain import Term, explain, explain_block
 from planner.hardware import Device, MachineProfile, hardware, hardware_catalogue
 from planner.interop import from_huggingface
+from planner.interop.export import to_huggingface
 from planner.plans import (
     BenchmarkPlan,
     KernelsPlan,
@@ -64,13 +65,14 @@ __all__ = [
     "explain_block",
     "fits",
     "flops",
+    "from_huggingface",
     "hardware",
     "hardware_catalogue",
-    "from_huggingface",
     "load",
     "parse_plan",
     "parse_spec",
     "scale_down",
     "size",
+    "to_huggingface",
     "training_budget",
 ]

@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     explained.add_argument("--depth", type=int, default=2, help="levels of terms to print (default 2)")
     _add_settings(explained)
     command("import", _import, "a Hugging Face configuration as a specification in YAML")
+    command("export", _export, "a specification as a Hugging Face configuration")
     return parser
 
 
@@ -381,6 +382,13 @@ def _explain(options: argparse.Namespace) -> tuple[Any, str]:
 def _import(options: argparse.Namespace) -> tuple[Any, str]:
     spec = load(options.spec)
     return spec.to_dict(), spec.to_yaml().rstrip()
+
+
+def _export(options: argparse.Namespace) -> tuple[Any, str]:
+    from planner.interop.export import to_huggingface
+
+    config = to_huggingface(load(options.spec))
+    return config, json.dumps(config, ensure_ascii=False, indent=2)
 
 
 if __name__ == "__main__":

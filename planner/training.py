@@ -5,12 +5,13 @@ attention, no recomputation. Everything else is refused by name. The states are 
 are the tensors that each component says it saves for the backward pass (:mod:`planner.activations`). Time is not
 modelled yet, so the fields of time are ``None``: see ``time_note``.
 
-A step has moments at which much is alive at once; the largest decides (``peak``). With a large vocabulary that is mostly
-the start of the backward pass, where logits and their gradients meet everything that was saved; with a small one it lies
-inside the backward pass, where gradients appear, saved tensors go, and each component's backward pass needs room of its
-own. Gradients that stay allocated (accumulation, or master weights) are there throughout; else PyTorch frees them
-between steps. The optimizer is taken to be fused: it needs no room of its own. On small models of every component the
-total less the overhead is within 6% of the peak that MemTracker reports, and equal to it where the loss decides.
+A step has moments at which much is alive at once; the largest decides (``peak``). With a large vocabulary that is
+mostly the start of the backward pass, where logits and their gradients meet everything that was saved; with a small
+one it lies inside the backward pass, where gradients appear, saved tensors go, and each component's backward pass
+needs room of its own. Gradients that stay allocated (accumulation, or master weights) are there throughout; else
+PyTorch frees them between steps. The optimizer is taken to be fused: it needs no room of its own. On small models of
+every component the total less the overhead is within 6% of the peak that MemTracker reports, and equal to it where
+the loss decides.
 """
 
 from __future__ import annotations

@@ -88,6 +88,11 @@ def test_import_gives_a_specification(spec_file: str, capsys: pytest.CaptureFixt
     assert size(imported).parameters.total == 6_738_415_616
 
 
+def test_export_gives_a_configuration(spec_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads(output_of(capsys, "export", spec_file))
+    assert (config["model_type"], config["num_hidden_layers"]) == ("llama", 32)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -104,6 +109,7 @@ def test_import_gives_a_specification(spec_file: str, capsys: pytest.CaptureFixt
         ["serve", "llama-2-7b", "--set", "hardware=h1000"],
         ["serve", "llama-2-7b", "--set", "hardware"],
         ["fit", "llama-2-7b", "--device", "abacus"],
+        ["export", "jamba-v0.1"],
         ["budget", "llama-2-7b", "--utilisation", "2"],
         ["budget", "llama-2-7b", "--tokens", "nan"],
         ["budget", "llama-2-7b", "--tokens", "inf"],
