@@ -314,12 +314,10 @@ def prototypes(
         series = left.segmented_control(
             "Series", ["loss", "bits_per_byte"], default="loss", key="series", format_func=lambda s: s.replace("_", " ")
         )
-        x_axis = (
-            right.segmented_control(
-                "Over", list(X_AXES), default=x_now, key="x-axis", format_func=lambda name: X_AXES[name]
-            )
-            or x_now
+        chosen = right.segmented_control(
+            "Over", list(X_AXES), default=x_now, key="x-axis", format_func=lambda name: X_AXES[name]
         )
+        x_axis = chosen or x_now
         if x_axis != x_now:
             set_parameter("x", x_axis)
         figure = training_curves(store, groups, series or "loss", x_axis)
