@@ -144,6 +144,11 @@ class Attention(Component):
         if self.sliding_window is not None:
             yield SavedTensor("mask", sequence_length * sequence_length)
 
+    def backward_temporaries(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
+        if self.logit_softcap is not None:
+            square = batch_size * self.num_attention_heads * sequence_length * sequence_length
+            yield SavedTensor("bounded scores, their softmax, and the gradients of both", 4 * square, "float32")
+
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         kept = context_length
         if self.sliding_window is not None:

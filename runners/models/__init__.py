@@ -8,8 +8,9 @@ from planner.sizing import size
 from planner.spec import ArchitectureSpec
 from runners.models.context import Kernels
 from runners.models.decoder import Decoder, ModelOutput
+from runners.models.huggingface import load_huggingface
 
-__all__ = ["Decoder", "Kernels", "ModelOutput", "build"]
+__all__ = ["Decoder", "Kernels", "ModelOutput", "build", "load_huggingface"]
 
 
 def _keep_in_float32(model: Decoder) -> None:

@@ -111,7 +111,7 @@ class Mamba2(nn.Module):
         self.dt_bias = nn.Parameter(torch.ones(heads))
         self.A_log = nn.Parameter(torch.log(torch.arange(1, heads + 1, dtype=torch.float32)))
         self.D = nn.Parameter(torch.ones(heads))
-        self.norm = RMSNorm(inner, context.norm.epsilon, False, context.kernels)
+        self.norm = RMSNorm(inner, context.norm.epsilon, False, context.kernels, component.n_groups)
         self.out_proj = nn.Linear(inner, context.hidden_size, bias=component.use_bias)
 
     def reset_special(self) -> None:

@@ -66,7 +66,8 @@ class RMSNorm(nn.Module):
         if self.groups == 1:
             return rms_norm(x, self.weight, self.epsilon, self.zero_centered, self.kernels)
         grouped, weight = x.unflatten(-1, (self.groups, -1)), self.weight.view(self.groups, -1)
-        kernels: Kernels = "reference" if self.kernels == "reference" else "eager"  # the kernel reads one row of weights
+        # The Triton kernel reads one row of weights.
+        kernels: Kernels = "reference" if self.kernels == "reference" else "eager"
         return rms_norm(grouped, weight, self.epsilon, self.zero_centered, kernels).flatten(-2)
 
 

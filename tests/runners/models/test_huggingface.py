@@ -1,0 +1,79 @@
+"""Logits of tiny random transformers models and of ours with the same weights: the numerics are the known ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from runners.models import load_huggingface
+
+COMMON: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3}
+DECODER: dict[str, Any] = {**COMMON, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {**DECODER, "head_dim": 8},
+    "qwen2": {**DECODER},
+    "qwen3": {**DECODER, "head_dim": 8},
+    "gemma2": {**DECODER, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "gpt2": {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3},
+    "mixtral": {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "deepseek_v3": {
+        **DECODER,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_group": 4,
+        "topk_group": 2,
+        "first_k_dense_replace": 1,
+        "kv_lora_rank": 16,
+        "q_lora_rank": 12,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+    },
+    "mamba": {**COMMON, "state_size": 8, "use_mambapy": False},
+    "mamba2": {
+        **COMMON,
+        "num_heads": 4,
+        "head_dim": 16,
+        "state_size": 8,
+        "n_groups": 2,
+        "chunk_size": 8,
+        "expand": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_logits_are_those_of_transformers(model_type: str) -> None:
+    config = transformers.AutoConfig.for_model(model_type, **CONFIGS[model_type])
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # norms and biases too, so that each one counts
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        for name, buffer in theirs.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.3 * torch.randn_like(buffer))
+    ours = load_huggingface(theirs.state_dict(), config.to_dict())
+    tokens = torch.randint(3, 96, (2, 21))
+    with torch.no_grad():
+        expected, found = theirs(tokens).logits, ours(tokens).logits
+    assert expected.std() > 0.05  # a comparison of numbers, not of zeros
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_state_dict_that_does_not_fit_is_refused_by_name() -> None:
+    config = transformers.AutoConfig.for_model("llama", **CONFIGS["llama"])
+    state = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+    missing = {name: tensor for name, tensor in state.items() if name != "model.norm.weight"}
+    with pytest.raises(ValueError, match=r"model\.norm\.weight"):
+        load_huggingface(missing, config.to_dict())
+    with pytest.raises(ValueError, match="adapter_weight"):
+        load_huggingface({**state, "adapter_weight": torch.zeros(1)}, config.to_dict())
+    with pytest.raises(ValueError, match="shape"):
+        load_huggingface({**state, "model.norm.weight": torch.zeros(3)}, config.to_dict())
