@@ -1,8 +1,8 @@
 """Peak memory of a training step, measured by MemTracker on tensors without data.
 
 One step of fused AdamW with its state in place (the ``foreach`` kind needs a temporary as large as the parameters
-besides), fused attention, on PyTorch's CPU operator set; nothing is allocated, so a model of any size can be measured on
-any machine.
+besides), fused attention, on PyTorch's CPU operator set. Nothing is allocated, so a model of any size can be measured
+on any machine.
 """
 
 from __future__ import annotations
