@@ -67,8 +67,8 @@ def test_drawn_designs_fill_their_budget(spec: ArchitectureSpec, share: float) -
     assert scaled.parameters <= budget
     assert_same_structure(spec, scaled.spec)
     assert scale_down(spec, least).parameters <= least
-    # Between the least and one and a half times as much a step of eight may be too coarse; above it must be filled.
-    if budget >= 1.5 * least:
+    # Near the least, and below the smallest budget that a plan may have, a step of eight channels may be too coarse.
+    if budget >= max(1.5 * least, 50_000):
         assert scaled.parameters >= 0.85 * budget
 
 
