@@ -240,10 +240,12 @@ def body(store: Store, job: Job) -> None:
         elif results:
             with chrome.panel("Result", key="result"):
                 chrome.note(job_view.environment_line(results[0].environment))
-        for name, title in (("timings", "Timings"), ("rules", "How it was scaled down")):
-            if values.get(name):
-                with chrome.panel(title, key=name):
-                    show_value(values[name])
+        if values.get("timings"):
+            with chrome.panel("Timings", "measured on this machine", key="timings"):
+                timings_table(values["timings"])
+        if values.get("rules"):
+            with chrome.panel("How it was scaled down", key="rules"):
+                show_value(values["rules"])
         with chrome.panel("Plan", key="plan"):
             show_value({key.replace("_", " "): value for key, value in job.plan.items()})
         if artifacts := store.jobs.artifacts(job.id):
@@ -253,14 +255,31 @@ def body(store: Store, job: Job) -> None:
 
 
 def show_value(value: Any) -> None:
-    """A mapping or a list as a table of two columns."""
-    entries = value.items() if isinstance(value, Mapping) else enumerate(value, start=1)
+    """A mapping as a table of two columns, a list as lines."""
+    if not isinstance(value, Mapping):
+        lines = "".join(
+            f'<p class="pl-note" style="overflow-wrap:anywhere">{chrome.escape(entry)}</p>' for entry in value
+        )
+        chrome.html(lines)
+        return
     body = "".join(
         f'<tr><td>{chrome.escape(name)}</td><td class="fig" style="white-space:normal">{chrome.escape(entry)}</td></tr>'
-        for name, entry in entries
+        for name, entry in value.items()
         if entry is not None
     )
     chrome.html(f'<table class="pl-table"><tbody>{body}</tbody></table>')
+
+
+def timings_table(timings: Mapping[str, Mapping[str, Any]]) -> None:
+    """A benchmark's phases: median, interval and speed."""
+    body = "".join(
+        f'<tr><td>{chrome.escape(phase)}</td><td class="fig">{figures.duration(timing["median_seconds"])}</td>'
+        f'<td class="fig">{figures.duration(timing["low_seconds"])} to {figures.duration(timing["high_seconds"])}</td>'
+        f'<td class="fig">{timing["tokens_per_second"]:,.0f}</td></tr>'
+        for phase, timing in timings.items()
+    )
+    head = "<tr><th></th><th>median</th><th>95% interval</th><th>tokens a second</th></tr>"
+    chrome.html(f'<table class="pl-table"><thead>{head}</thead><tbody>{body}</tbody></table>')
 
 
 main()

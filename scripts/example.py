@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
             work: list[tuple[ArchitectureSpec, Revision, str, Plan]] = []
             for spec, revision in zip(specs, revisions, strict=True):
                 for seed in range(arguments.seeds):
-                    plan = PrototypePlan(
+                    plan: Plan = PrototypePlan(
                         parameter_budget=arguments.budget,
                         steps=arguments.steps,
                         batch_size=8,

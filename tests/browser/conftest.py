@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -36,11 +37,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The dashboard with a data directory of its own; its address."""
-    folder = tmp_path_factory.mktemp("data")
-    port = free_port()
+@contextlib.contextmanager
+def running_dashboard(folder: pathlib.Path, port: int) -> Iterator[str]:
+    """The dashboard over a data directory; its address."""
     environment = {**os.environ, "PLUMBLINE_DATA_DIR": str(folder), "OMP_NUM_THREADS": "1"}
     environment.pop("PLUMBLINE_DATABASE_URL", None)
     with (folder / "server.log").open("w") as log:
@@ -61,6 +60,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(timeout=20)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A dashboard with a data directory of its own, shared by the tests of one run."""
+    with running_dashboard(tmp_path_factory.mktemp("data"), free_port()) as address:
+        yield address
 
 
 def _wait_for(address: str, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
