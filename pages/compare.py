@@ -321,6 +321,9 @@ def prototypes(
         if x_axis != x_now:
             set_parameter("x", x_axis)
         figure = training_curves(store, groups, series or "loss", x_axis)
+        if not figure["data"]:
+            chrome.note("These prototypes said no such series.")
+            return
         charts.show(figure, key=f"training-{series}-{x_axis}", alt="Training curves of the designs")
         plots.append((f"{series or 'loss'} over {X_AXES[x_axis]}", figure))
 

@@ -44,13 +44,12 @@ def wait_for_studio(page: Any) -> None:
     page.wait_for_selector(".js-plotly-plot")
 
 
-def save_as_new_design(page: Any) -> str:
-    page.get_by_role("button", name="Save revision").click()
+def save_as_new_design(page: Any, number: int) -> None:
+    """Save, and wait until the address names the design of that number."""
+    page.get_by_role("button", name="Save revision").first.click()
     page.get_by_role("button", name="Save as a new design").click()
-    page.wait_for_url("**/studio?design=*&revision=1")
-    found = re.search(r"design=(\d+)", page.url)
-    assert found
-    return found.group(1)
+    page.wait_for_function(f"new URLSearchParams(location.search).get('design') === '{number}'")
+    page.keyboard.press("Escape")
 
 
 def send(page: Any, address: str, design: str, kind: str, **settings: int) -> None:
@@ -76,7 +75,7 @@ def send(page: Any, address: str, design: str, kind: str, **settings: int) -> No
 def test_from_an_edit_to_a_decision_with_evidence(page: Any, served: str) -> None:
     page.goto(f"{served}/studio")
     wait_for_studio(page)
-    save_as_new_design(page)  # the baseline: full attention everywhere
+    save_as_new_design(page, 1)  # the baseline: full attention everywhere
 
     # Paint a window over layers 0 to 15.
     box = page.locator(".lanes").bounding_box()
@@ -92,7 +91,7 @@ def test_from_an_edit_to_a_decision_with_evidence(page: Any, served: str) -> Non
     # 16 layers of 4,096 tokens and 16 of 32,768: 2 · 8 · 128 · 2 bytes a token and layer, in GiB.
     assert (16 * 4096 + 16 * 32768) * 4096 / 2**30 == 2.25
     page.locator(".key[data-quantity='cache'] .value", has_text="2.25").wait_for()
-    save_as_new_design(page)
+    save_as_new_design(page, 2)
 
     page.goto(f"{served}/jobs?job=nothing")
     page.get_by_text("there is no job nothing").wait_for()
