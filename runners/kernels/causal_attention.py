@@ -181,12 +181,15 @@ def _forward(
 def launch_for(head_dim: int, value_head_dim: int, dtype_bytes: int, architecture: int) -> Launch:
     """Block sizes and warps that spill nothing on the architecture: smaller tiles for wide heads and wide types."""
     width = max(next_power_of_two(head_dim), next_power_of_two(value_head_dim), 16)
+    # sm_90, sm_100 and sm_103 multiply from shared memory; elsewhere (sm_120 too) the operands take registers.
+    multiplies_from_shared_memory = 90 <= architecture < 120
     if dtype_bytes == 4:
-        queries, keys, warps = (32, 32, 8) if width <= 64 else (32, 16, 8) if width <= 128 else (16, 16, 8)
+        queries, keys, warps = (32, 32, 8) if width <= 64 else (32, 16, 8) if width <= 128 else (16, 16, 4)
     elif width <= 64:
-        queries, keys, warps = 128, 64, 8
+        # On sm_100, without a window, 64 keys a block spill.
+        queries, keys, warps = 128, 32 if 100 <= architecture < 120 else 64, 8
     elif width <= 128:
-        queries, keys, warps = 64, 64, 8 if architecture >= 90 else 4
+        queries, keys, warps = (64, 64, 8) if multiplies_from_shared_memory else (64, 32, 4)
     else:
         queries, keys, warps = 64, 32, 8
     stages = 2
@@ -201,17 +204,21 @@ def _shared_bytes(queries: int, keys: int, width: int, dtype_bytes: int, stages:
     return dtype_bytes * width * (queries + 2 * keys * stages)
 
 
-def refused(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """Why the kernel does not take these tensors, or ``None``."""
+def refused(q: Tensor, k: Tensor, v: Tensor, sliding_window: int | None = None) -> str | None:
+    """Why the kernel does not take these tensors, or ``None``. It would read past their ends if shapes disagreed."""
     obstacle = launch_obstacle(q, k, v)
     if obstacle is not None:
         return obstacle
+    if sliding_window is not None and sliding_window < 1:
+        return f"a sliding window of {sliding_window} leaves a query without a key"
     if max(q.shape[-1], v.shape[-1]) > LARGEST_HEAD_DIM:
         return f"heads of {max(q.shape[-1], v.shape[-1])} channels are wider than {LARGEST_HEAD_DIM}"
     if not (q.dtype == k.dtype == v.dtype):
         return "queries, keys and values are of different types"
     if q.shape[1] % k.shape[1]:
         return f"{q.shape[1]} query heads cannot share {k.shape[1]} KV heads evenly"
+    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1]:
+        return f"the shapes {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)} do not belong together"
     if q.shape[2] > k.shape[2]:
         return "there are more queries than keys"
     return None
@@ -287,7 +294,7 @@ class _CausalAttention(torch.autograd.Function):
 
 def triton_causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, sliding_window: int | None = None) -> Tensor:
     """The fused kernel; raises ``KernelUnsupported`` where it does not take the inputs."""
-    reason = refused(q, k, v)
+    reason = refused(q, k, v, sliding_window)
     if reason is not None:
         raise KernelUnsupported(NAME, reason)
     result: Tensor = _CausalAttention.apply(q, k, v, scale, sliding_window)
@@ -299,20 +306,32 @@ _STRIDES = tuple(f"{part}_{axis}_stride" for part in "qkvo" for axis in ("batch"
 
 
 def variants(architecture: int) -> Iterator[CompileVariant]:
-    """The compilations that the default launches ask for: bf16 and fp16 over head sizes, fp32 at one."""
-    for dtype, head_dim in (
-        (torch.bfloat16, 64), (torch.bfloat16, 128), (torch.bfloat16, 256),
-        (torch.float16, 64), (torch.float16, 128), (torch.float32, 64), (torch.float32, 128),
+    """The compilations that the default launches ask for, each with a window and without: they differ in registers.
+
+    bf16 over head sizes (80 is padded to 128; 192 with values of 128 is latent attention's), fp16 at one, fp32 over
+    the widths at which its tiles change.
+    """
+    for dtype, head_dim, value_head_dim in (
+        (torch.bfloat16, 64, 64), (torch.bfloat16, 80, 80), (torch.bfloat16, 128, 128), (torch.bfloat16, 192, 128),
+        (torch.bfloat16, 256, 256), (torch.float16, 64, 64), (torch.float16, 128, 128),
+        (torch.float32, 64, 64), (torch.float32, 128, 128), (torch.float32, 256, 256),
     ):  # fmt: skip
-        name = TRITON_DTYPES[dtype]
-        launch = launch_for(head_dim, head_dim, dtype.itemsize, architecture)
-        constants = _constants(head_dim, head_dim, 4, True, dtype) | dict(launch.blocks)
-        signature = {pointer: f"*{name}" for pointer in _POINTERS}
-        signature |= dict.fromkeys((*_STRIDES, "num_attention_heads", "query_length", "key_length", "window"), "i32")
-        signature |= {"scale_log2": "fp32"} | dict.fromkeys(constants, "constexpr")
-        yield CompileVariant(
-            NAME, _forward, name, {"head_dim": head_dim}, signature, constants, launch, frozenset(_STRIDES)
-        )
+        for windowed in (False, True):
+            yield variant_for(architecture, dtype, head_dim, value_head_dim, windowed)
+
+
+def variant_for(
+    architecture: int, dtype: torch.dtype, head_dim: int, value_head_dim: int, windowed: bool
+) -> CompileVariant:
+    """The compilation that a launch with these sizes asks for, four query heads a key head."""
+    name = TRITON_DTYPES[dtype]
+    launch = launch_for(head_dim, value_head_dim, dtype.itemsize, architecture)
+    constants = _constants(head_dim, value_head_dim, 4, windowed, dtype) | dict(launch.blocks)
+    signature = {pointer: f"*{name}" for pointer in _POINTERS}
+    signature |= dict.fromkeys((*_STRIDES, "num_attention_heads", "query_length", "key_length", "window"), "i32")
+    signature |= {"scale_log2": "fp32"} | dict.fromkeys(constants, "constexpr")
+    sizes = {"head_dim": head_dim, "value_head_dim": value_head_dim, "windowed": int(windowed)}
+    return CompileVariant(NAME, _forward, name, sizes, signature, constants, launch, frozenset(_STRIDES))
 
 
 def _case(length: int) -> BenchmarkCase:

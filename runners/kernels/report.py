@@ -10,6 +10,7 @@ disagrees with the cubin for sm_100.
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib.metadata
 import json
 import pathlib
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runners.kernels.base import CompileVariant, KernelUnsupported
+from runners.kernels.base import CompileVariant, KernelUnsupported, interpreted
 from runners.kernels.registry import KERNELS
 
 ARCHITECTURES = (80, 90, 100)
@@ -59,6 +60,8 @@ def compile_and_read(task: CompileTask) -> dict[str, Any]:
         import triton
     except ImportError as error:
         raise KernelUnsupported(task.variant.kernel, "Triton is not installed", "install it, on Linux") from error
+    if interpreted():
+        raise KernelUnsupported(task.variant.kernel, "the interpreter compiles nothing", "unset TRITON_INTERPRET")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -111,6 +114,7 @@ def build_report(architectures: Sequence[int] = ARCHITECTURES) -> dict[str, Any]
     return {
         "triton": importlib.metadata.version("triton"),
         "torch": importlib.metadata.version("torch"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "kernels": [compile_and_read(task) for task in compile_tasks(architectures)],
     }
 
@@ -129,14 +133,14 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(report))
         return 0
     print(
-        f"{'kernel':<28} {'arch':<7} {'dtype':<5} {'sizes':<15} {'regs':>4} {'spills':>6} {'shared':>7}  tensor cores"
+        f"{'kernel':<28} {'arch':<7} {'dtype':<5} {'sizes':<50} {'regs':>4} {'spills':>6} {'shared':>7}  tensor cores"
     )
     for entry in report["kernels"]:
         sizes = ", ".join(f"{name} {value}" for name, value in entry["sizes"].items())
         cores = ", ".join(f"{count} {name}" for name, count in entry["tensor_core_instructions"].items())
         name = f"{entry['kernel']} {entry['function']}"
         print(
-            f"{name:<27} {entry['architecture']:<7} {entry['dtype']:<5} {sizes:<14} "
+            f"{name:<27} {entry['architecture']:<7} {entry['dtype']:<5} {sizes:<49} "
             f"{entry['registers']:>4} {entry['spills']:>6} {entry['shared_memory_bytes']:>7}  {cores}"
         )
     return 0

@@ -124,6 +124,8 @@ def triton_rms_norm(x: Tensor, weight: Tensor, epsilon: float, zero_centered: bo
     reason = launch_obstacle(x, weight)
     if reason is None and x.shape[-1] > WIDEST:
         reason = f"rows of {x.shape[-1]:,} channels are wider than {WIDEST:,}"
+    if reason is None and (weight.shape != x.shape[-1:] or not weight.is_contiguous()):
+        reason = f"a weight of {tuple(weight.shape)} is not one contiguous value for each of {x.shape[-1]:,} channels"
     if reason is not None:
         raise KernelUnsupported(NAME, reason)
     result: Tensor = _RMSNorm.apply(x, weight, epsilon, 1.0 if zero_centered else 0.0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from runners.kernels import causal_attention, rms_norm, swiglu
+from runners.kernels.base import KernelUnsupported
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}
 failures = 0
@@ -72,6 +73,9 @@ def check_attention() -> None:
         (1, 2, 1, 140, 140, 16, 33),
         (1, 2, 2, 5, 40, 32, None),
         (1, 2, 2, 1, 17, 32, 4),
+        # several tiles of queries, windows just wider than a block of keys, and than a tile
+        (1, 1, 1, 300, 300, 32, 65),
+        (1, 1, 1, 140, 300, 80, 129),
     ]
     for dtype, case in itertools.product(TOLERANCE, cases):
         batch, heads, key_heads, queries, keys, size, window = case
@@ -92,7 +96,34 @@ def check_attention() -> None:
             check(f"{name} gradient of {part}", one, other, TOLERANCE[dtype] * 4)
 
 
+def check_refusals() -> None:
+    """Shapes that disagree would be read past their ends; a kernel says so instead."""
+    global failures
+    x, heads = torch.zeros(2, 8), torch.zeros(1, 2, 4, 16)
+    calls = {
+        "weight of another width": lambda: rms_norm.triton_rms_norm(x, torch.zeros(4), 1e-6),
+        "fewer values than keys": lambda: causal_attention.triton_causal_attention(heads, heads, heads[:, :, :3], 1.0),
+        "fewer batches of keys": lambda: causal_attention.triton_causal_attention(
+            heads.expand(2, 2, 4, 16), heads, heads, 1.0
+        ),
+        "an empty window": lambda: causal_attention.triton_causal_attention(heads, heads, heads, 1.0, 0),
+    }
+    for what, call in calls.items():
+        try:
+            call()
+        except KernelUnsupported as refused:
+            print(f"ok   {what}: {refused}", flush=True)
+        else:
+            failures += 1
+            print(f"FAIL {what} was taken", flush=True)
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
-    {"rms_norm": check_norm, "swiglu": check_swiglu, "causal_attention": check_attention}[sys.argv[1]]()
+    {
+        "rms_norm": check_norm,
+        "swiglu": check_swiglu,
+        "causal_attention": check_attention,
+        "refusals": check_refusals,
+    }[sys.argv[1]]()
     sys.exit(1 if failures else 0)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from runners.kernels.base import shared_memory_limit_bytes
+from runners.kernels.causal_attention import variant_for
 from runners.kernels.report import CompileTask, compile_and_read, compile_tasks
 
 pytest.importorskip("triton")
@@ -25,9 +28,21 @@ def test_default_launches_spill_nothing(kernel: str, architecture: int) -> None:
     for task in tasks:
         entry = compile_and_read(task)
         assert entry["spills"] == 0, task.label
+        assert entry["shared_memory_bytes"] <= shared_memory_limit_bytes(architecture), task.label
         assert 0 < entry["registers"] <= 255, task.label
         uses_tensor_cores = bool(entry["tensor_core_instructions"])
         assert uses_tensor_cores == (kernel == "causal_attention" and task.variant.dtype != "fp32"), task.label
+
+
+@pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize("windowed", [False, True])
+def test_ordinary_heads_spill_nothing(architecture: int, windowed: bool) -> None:
+    """Heads of 64 in bf16, on consumer devices too; the mask's three loops and its two take different registers."""
+    task = CompileTask(variant_for(architecture, torch.bfloat16, 64, 64, windowed), architecture)
+    entry = compile_and_read(task)
+    assert entry["spills"] == 0
+    assert entry["shared_memory_bytes"] <= shared_memory_limit_bytes(architecture)
+    assert entry["tensor_core_instructions"]
 
 
 def test_one_kernel_is_compiled_and_read() -> None:
