@@ -12,6 +12,7 @@ import torch
 
 from runners.kernels import causal_attention, rms_norm, swiglu
 from runners.kernels.base import KernelUnsupported
+from runners.kernels.choice import takes_triton
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -58,6 +59,19 @@ def test_what_a_kernel_does_not_take_is_refused_with_the_reason() -> None:
             call()
         assert refused.value.reason
         assert refused.value.remedy
+
+
+def test_the_choice_is_pytorch_away_from_a_gpu_unless_triton_is_demanded() -> None:
+    x = torch.zeros(2)
+    assert [takes_triton(kernels, x) for kernels in ("auto", "reference", "eager", "triton")] == [
+        False, False, False, True,
+    ]  # fmt: skip
+
+
+@pytest.mark.gpu
+def test_the_choice_on_a_gpu_leaves_what_no_kernel_takes_to_pytorch() -> None:
+    assert takes_triton("auto", torch.zeros(2, device="cuda"))
+    assert not takes_triton("auto", torch.zeros(2, device="cuda", dtype=torch.float64))
 
 
 @pytest.mark.gpu
