@@ -42,7 +42,7 @@ def main() -> None:
     if len(revisions) < 2:
         chrome.empty_state(
             "Nothing to compare yet" if not revisions else "One design is chosen",
-            "Choose at least two designs above. Save some in the studio, or load the ready example on the home page.",
+            "Choose at least two designs above. Save some in the studio first, or run `make example`.",
             page="pages/studio.py",
             action="Open the studio",
         )

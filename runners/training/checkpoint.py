@@ -33,8 +33,8 @@ def save(directory: pathlib.Path, model: nn.Module, optimizer: torch.optim.Optim
         with path.open("rb") as written:
             os.fsync(written.fileno())
     final, old = directory / LATEST, directory / f"{LATEST}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
+    if final.exists():  # else a kill between the two renames left the old one as the only whole checkpoint
+        shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
     temporary.rename(final)
     shutil.rmtree(old, ignore_errors=True)

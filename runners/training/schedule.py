@@ -7,7 +7,10 @@ import math
 BASE_RATE = 3e-3
 BASE_WIDTH = 256
 LEAST_SHARE = 0.1
-RULE = f"peak {BASE_RATE:g} at width {BASE_WIDTH}, in proportion to 1/width (Yang et al. 2022, arXiv:2203.03466)"
+RULE = (
+    f"peak {BASE_RATE:g} at width {BASE_WIDTH}, in proportion to 1/width (Yang et al. 2022, arXiv:2203.03466), "
+    "at most twice that"
+)
 
 
 def peak_rate(hidden_size: int) -> float:

@@ -26,7 +26,11 @@ class Timing:
 
 
 def median_interval(values: list[float]) -> tuple[float, float]:
-    """The 95% interval of the median from order statistics (Conover 1999, section 3.2): no distribution assumed."""
+    """The nominal 95% interval of the median from order statistics (Conover 1999, section 3.2).
+
+    No distribution is assumed. At a fixed count it holds the median in 94.7 to 97% of cases; stopping as soon as it is
+    narrow lowers that a little.
+    """
     ordered = sorted(values)
     count = len(ordered)
     half = 1.959964 * math.sqrt(count) / 2

@@ -45,6 +45,7 @@ def test_exact_predictions_are_exact_for_every_mixer(name: str, context: JobCont
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_model_larger_than_this_machine_is_verified(context: JobContext) -> None:
     rows = result_of(list(verify.run(load("llama-3-8b"), VerifyPlan(sequence_length=16), context)))["rows"]
     assert rows[0]["measured"] == 8_030_261_248  # as published
