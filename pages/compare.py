@@ -11,6 +11,7 @@ import streamlit as st
 from db.engine import Store
 from db.records import Revision
 from pages.widgets import charts, chrome, comparison_tables, exports, figures, layer_strip, measured, theme
+from pages.widgets.labels import distinct
 from planner import ArchitectureSpec, PlannerError, cache_bytes, parse_spec
 from planner.comparison import (
     ComparisonRow,
@@ -152,6 +153,7 @@ def picker(store: Store, revisions: Sequence[Revision]) -> None:
         if not entries:
             chrome.note("No design is saved yet.")
             return
+        entries = distinct(entries)
         now = [revision.id for revision in revisions]
         chosen = st.multiselect(
             "Designs, two to eight", list(entries), default=now, format_func=entries.__getitem__, max_selections=MOST,
@@ -397,7 +399,9 @@ def export(
 ) -> None:
     """The comparison as CSV and as one HTML file."""
     left, middle, _ = st.columns([1, 1.4, 5])
-    left.download_button("CSV", comparison_tables.as_csv(rows, names), "comparison.csv", "text/csv", key="export-csv")
+    left.download_button(
+        "CSV", comparison_tables.as_csv(rows, names), "comparison.csv", "text/csv", key="export-csv", on_click="ignore"
+    )
     title = f"Comparison: {', '.join(names)}"
     note = f"Baseline: {names[baseline]}."
     middle.download_button(
@@ -406,6 +410,7 @@ def export(
         "comparison.html",
         "text/html",
         key="export-html",
+        on_click="ignore",
     )
 
 

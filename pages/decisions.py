@@ -10,6 +10,7 @@ from db.engine import Store
 from db.errors import Conflict, StoreError
 from db.records import Decision, DecisionStatus, Evidence, Option
 from pages.widgets import chrome, evidence, job_view
+from pages.widgets.labels import distinct
 
 STATUSES = [str(status) for status in DecisionStatus if status is not DecisionStatus.SUPERSEDED]
 
@@ -86,7 +87,12 @@ def view(store: Store, decision: Decision) -> None:
         if st.button("All decisions"):
             open_decision(None)
         st.download_button(
-            "Markdown", as_markdown(decision), f"{decision.number:04d}-decision.md", "text/markdown", key="markdown"
+            "Markdown",
+            as_markdown(decision),
+            f"{decision.number:04d}-decision.md",
+            "text/markdown",
+            key="markdown",
+            on_click="ignore",
         )
         if st.button("Edit", type="primary"):
             open_decision(str(decision.id), edit=True)
@@ -323,21 +329,25 @@ def choose_evidence(store: Store, cited: list[Evidence], key: str) -> None:
         if not results:
             chrome.note("No results are stored yet.")
             return
-        result = st.selectbox("Result", results, format_func=lambda r: f"{r.name} · {r.kind}", key=f"{key}-result")
+        titles = distinct({result.id: f"{result.name} · {result.kind}" for result in results})
+        wanted = st.selectbox("Result", list(titles), format_func=titles.__getitem__, key=f"{key}-result")
+        result = next(result for result in results if result.id == wanted)
         numbers, reference, label = evidence.of_result(result), result.id, result.name
     else:
         designs = store.designs.list()
         if not designs:
             chrome.note("No designs are saved yet.")
             return
-        design = st.selectbox("Design", designs, format_func=lambda d: d.name, key=f"{key}-design")
+        names = distinct({design.id: design.name for design in designs})
+        chosen = st.selectbox("Design", list(names), format_func=names.__getitem__, key=f"{key}-design")
+        design = next(design for design in designs if design.id == chosen)
         revisions = store.designs.revisions(design.id)[::-1]
         revision = st.selectbox("Revision", revisions, format_func=lambda r: f"revision {r.number}", key=f"{key}-rev")
         numbers, reference, label = evidence.of_revision(revision), revision.id, f"{design.name} r{revision.number}"
     if not numbers:
         chrome.note("It has no number to cite.")
         return
-    number = st.selectbox(
+    number = st.selectbox(  # the quantities of one source have a name each
         "Number", numbers, format_func=lambda n: f"{n.quantity}: {evidence.text(n.value, n.unit)}", key=f"{key}-number"
     )
     if st.button("Cite it", key=f"{key}-cite"):

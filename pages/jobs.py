@@ -11,6 +11,7 @@ from db.engine import Store
 from db.errors import StoreError
 from db.records import Job
 from pages.widgets import chrome, figures, job_view
+from pages.widgets.labels import distinct
 from pages.widgets.plan_form import plan_fields
 from planner import PlannerError, parse_spec
 from runners.engines import client
@@ -127,7 +128,9 @@ def dispatch(store: Store) -> None:
         )  # fmt: skip
         return
     left, right = st.columns([3, 2])
-    design = left.selectbox("Design", designs, format_func=lambda d: f"{d.name} · revision {d.latest.number}")
+    names = distinct({design.id: f"{design.name} · revision {design.latest.number}" for design in designs})
+    chosen = left.selectbox("Design", list(names), format_func=names.__getitem__)
+    design = next(design for design in designs if design.id == chosen)
     kind = right.selectbox("Kind of job", list(client.PLANS), key="dispatch-kind")
     with st.expander("Settings", expanded=False):
         plan = plan_fields(client.PLANS[kind], key=f"plan-{kind}")

@@ -68,7 +68,7 @@ def send(page: Any, address: str, design: str, kind: str, **settings: int) -> No
     page.get_by_text("of disk").wait_for()
     page.get_by_role("button", name="Send", exact=True).click()
     page.wait_for_url("**/jobs?job=*")
-    page.locator(".pl-head span", has_text=re.compile("succeeded|failed")).wait_for(timeout=240_000)
+    page.locator(".pl-head span", has_text=re.compile(f"{kind} · (succeeded|failed)")).wait_for(timeout=240_000)
     assert "succeeded" in page.locator(".pl-head span").inner_text(), page.locator("body").inner_text()
 
 
@@ -113,6 +113,13 @@ def test_from_an_edit_to_a_decision_with_evidence(page: Any, served: str) -> Non
     with page.expect_download() as csv:
         page.get_by_role("button", name="CSV").click()
     assert "Cache at 32,768" in pathlib.Path(csv.value.path()).read_text()
+
+    with page.expect_download() as html:
+        page.get_by_role("button", name="Page, self-contained").click()
+    exported = pathlib.Path(html.value.path()).read_text()
+    assert "Cache at 32,768" in exported
+    assert not re.search(r"<(script|link)[^>]+(src|href)=.http", exported)  # nothing is fetched
+    page.wait_for_timeout(1500)
 
     page.get_by_role("button", name="Draft a decision").click()
     page.get_by_text("kept with the value it has now").wait_for()

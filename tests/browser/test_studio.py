@@ -63,7 +63,7 @@ def test_layers_are_selected_by_drag_and_painted(page: Any, server: str) -> None
     assert (28 * 4096 + 4 * 32768) * 2 * 8 * 128 * 2 == 960 * 2**20
     wait_for_number(page, "cache", "960")
     assert "−77%" in page.locator(".key[data-quantity='cache']").inner_text()
-    assert page.locator(".st-key-panel-diagram .head .note").inner_text() == "window 4,096 · open"
+    page.locator(".st-key-panel-diagram .head .note", has_text="window 4,096 · open").wait_for()
     assert "draft=" in page.url
 
     page.reload()

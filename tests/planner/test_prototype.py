@@ -54,7 +54,7 @@ def test_published_models_fill_their_budget(name: str, budget: int) -> None:
     assert scale_down(spec, budget) == scaled
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(spec=specs(), share=st.floats(0.0, 1.0))
 def test_drawn_designs_fill_their_budget(spec: ArchitectureSpec, share: float) -> None:
     with pytest.raises(UnsupportedPlan) as caught:
