@@ -11,9 +11,11 @@ from runners.kernels.base import launch_obstacle
 Kernels = Literal["auto", "reference", "eager", "triton"]
 
 
-def takes_triton(kernels: Kernels, x: Tensor) -> bool:
+def takes_triton(kernels: Kernels, x: Tensor, widest: int | None = None) -> bool:
     """``auto`` means Triton on an NVIDIA device and PyTorch elsewhere; ``triton`` demands it, or fails saying why.
 
-    float64, fake tensors, older devices and a missing Triton are "elsewhere" too.
+    float64, fake tensors, older devices, a missing Triton and rows wider than ``widest`` are "elsewhere" too.
     """
-    return kernels == "triton" or (kernels == "auto" and x.is_cuda and launch_obstacle(x) is None)
+    if kernels == "auto":
+        return x.is_cuda and launch_obstacle(x) is None and (widest is None or x.shape[-1] <= widest)
+    return kernels == "triton"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
-from runners.kernels.causal_attention import triton_causal_attention
+from runners.kernels.causal_attention import LARGEST_HEAD_DIM, triton_causal_attention
 from runners.kernels.choice import takes_triton
 from runners.models.context import BuildContext, Kernels, in_compute_type
 from runners.models.norms import inner_norm
@@ -172,7 +172,7 @@ class Attention(nn.Module):
                 value = torch.cat((old_value.to(value.dtype), value), 2)
                 mask = visible(positions, torch.cat((old_positions, positions)), window, dilation)
         scale = component.softmax_scale or component.head_dim**-0.5
-        if component.logit_softcap is None and dilation is None and takes_triton(self.kernels, query):
+        if component.logit_softcap is None and dilation is None and takes_triton(self.kernels, query, LARGEST_HEAD_DIM):
             # Queries are the last positions of the keys, cached ones included: what the kernel takes them for.
             mixed = triton_causal_attention(query, key, value, scale, window)
         else:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import planner.components as components
 from runners.kernels.choice import takes_triton
-from runners.kernels.rms_norm import triton_rms_norm
+from runners.kernels.rms_norm import WIDEST, triton_rms_norm
 from runners.models.context import BuildContext, Kernels, in_compute_type
 
 
@@ -40,8 +40,8 @@ class _RMSNormFunction(torch.autograd.Function):
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, zero_centered: bool, kernels: Kernels) -> Tensor:
     """Normalize the last dimension of ``x``; computed in fp32 (or fp64), returned in ``x``'s or autocast's type."""
     offset = 1.0 if zero_centered else 0.0
-    if takes_triton(kernels, x):
-        return triton_rms_norm(x, weight, epsilon, zero_centered)
+    if takes_triton(kernels, x, WIDEST):
+        return in_compute_type(triton_rms_norm(x, weight, epsilon, zero_centered))
     if kernels == "reference":
         wide = x if x.dtype == torch.float64 else x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
