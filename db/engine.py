@@ -11,13 +11,13 @@ from sqlalchemy import exc
 
 from db.errors import SchemaMismatch, StoreUnavailable
 from db.migrations import HEAD
-from db.paths import data_directory
 from db.repositories.decisions import Decisions
 from db.repositories.designs import Designs
 from db.repositories.jobs import Jobs
 from db.repositories.results import Results
 from db.repositories.workers import Workers
 from db.sessions import Database
+from planner.paths import data_directory
 
 _MIGRATION_LOCK = 0x706C756D  # any number that no other program locks in the same PostgreSQL database
 

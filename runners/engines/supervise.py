@@ -13,7 +13,7 @@ from typing import Any
 from db import records
 from db.engine import Store
 from db.errors import StaleAttempt
-from db.paths import data_directory
+from planner.paths import data_directory
 from runners import events
 from runners.engines.process import TERMINATE_GRACE_SECONDS, JobProcess
 
