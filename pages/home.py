@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from typing import Any
 
 import streamlit as st
 
+from db import example
 from pages.widgets import chrome, figures, layer_strip, studio_numbers
 from planner import PlannerError, parse_spec
 
@@ -94,12 +93,12 @@ def design_row(design: Any) -> None:
 
 def load_example(store: Any) -> None:
     """Offer the worked example where it is installed."""
-    if importlib.util.find_spec("db.example") is None:
+    if not example.available():
         return
-    if st.button("Load the ready example", help="Designs with measured results and a decision, to look around in"):
+    if st.button("Load the ready example", help="Four designs of one budget with prototypes, benchmarks and checks"):
         with chrome.guard():
-            importlib.import_module("db.example").import_example(store)
-            st.rerun()
+            revisions = example.import_example(store)
+            st.switch_page("pages/compare.py", query_params={"revisions": ",".join(map(str, revisions))})
 
 
 def jobs(store: Any) -> None:

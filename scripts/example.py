@@ -16,6 +16,7 @@ from typing import Any
 
 from db.engine import Store, open_store
 from db.errors import StoreError
+from db.example import record
 from db.records import JobState, Revision
 from planner import ArchitectureSpec, BenchmarkPlan, PrototypePlan, VerifyPlan, parse_spec
 from planner.plans import Plan
@@ -53,11 +54,11 @@ def variants() -> list[ArchitectureSpec]:
     ]
 
 
-def is_done(store: Store, revision: Revision, kind: str, plan: Plan) -> bool:
-    """Whether a job of this plan has succeeded on this revision."""
+def done(store: Store, revision: Revision, kind: str, plan: Plan) -> str | None:
+    """The job of this plan that has succeeded on this revision, if there is one."""
     wanted = plan.model_dump(mode="json")
     jobs = store.jobs.list([JobState.SUCCEEDED], kind=kind, revision_id=revision.id)
-    return any(dict(job.plan) == wanted for job in jobs)
+    return next((job.id for job in jobs if dict(job.plan) == wanted), None)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=int, default=400_000)
+    parser.add_argument("--record", action="store_true", help="write the results to the ready example of the pages")
     arguments = parser.parse_args(argv)
     specs = variants()
     try:
@@ -86,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
                 work.append((spec, revision, "benchmark", benchmark))
                 work.append((spec, revision, "verify", VerifyPlan()))
             for number, (spec, revision, kind, plan) in enumerate(work, start=1):
-                if is_done(store, revision, kind, plan):
+                if done(store, revision, kind, plan) is not None:
                     continue
                 name = f"{spec.name}, {kind}"
                 if isinstance(plan, PrototypePlan):
@@ -96,6 +98,9 @@ def main(argv: Sequence[str]) -> int:
                 if job.state is not JobState.SUCCEEDED:
                     print(f"{name}: {job.state}: {job.error}", file=sys.stderr)
                     return 1
+            if arguments.record:
+                found = [done(store, revision, kind, plan) for _, revision, kind, plan in work]
+                record(store, [job_id for job_id in found if job_id is not None])
     except StoreError as error:
         print(error, file=sys.stderr)
         return 1

@@ -44,6 +44,7 @@ class JobProcess:
             self._process.stdin.flush()
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._ended = False
+        self._left_behind_killed = False
         self.last_error: str | None = None
         self._reader = threading.Thread(target=self._read, args=(read_end,), daemon=True)
         self._reader.start()
@@ -79,7 +80,17 @@ class JobProcess:
                 if isinstance(event, Log) and event.level == "error":
                     self.last_error = event.message
                 found.append(event)
+        if not found and not self._ended and self._process.poll() is not None:
+            self._let_go()
         return found
+
+    def _let_go(self) -> None:
+        """The child is gone and silent, but what it forked holds its pipe open: end that, else stop waiting for it."""
+        if self._left_behind_killed:
+            self._ended = True
+        elif self._group_lives():
+            self._signal(signal.SIGKILL)
+        self._left_behind_killed = True
 
     @property
     def ended(self) -> bool:

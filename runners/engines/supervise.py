@@ -12,7 +12,7 @@ from typing import Any
 
 from db import records
 from db.engine import Store
-from db.errors import StaleAttempt
+from db.errors import StaleAttempt, StoreUnavailable
 from planner.paths import data_directory
 from runners import events
 from runners.engines.process import TERMINATE_GRACE_SECONDS, JobProcess
@@ -74,9 +74,16 @@ class Supervisor:
         except StaleAttempt:
             self._process.stop(self._timing.grace_seconds)
             return None
-        except BaseException:
+        except (StoreUnavailable, KeyboardInterrupt, SystemExit):
             self._process.stop(self._timing.grace_seconds)
             raise
+        except Exception as error:  # a job that says what nobody can store fails; it does not take its worker along
+            self._process.stop(self._timing.grace_seconds)
+            reason = f"the job said what cannot be stored ({type(error).__name__}: {error})".splitlines()[0]
+            try:
+                return self._store.jobs.finish(self._job.id, self._job.attempt, records.JobState.FAILED, reason)
+            except StaleAttempt:
+                return None
 
     def _run(self) -> records.Job | None:
         jobs, job = self._store.jobs, self._job

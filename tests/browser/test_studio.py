@@ -136,7 +136,7 @@ def test_no_error_reaches_the_console_or_the_page(page: Any, server: str) -> Non
         page.wait_for_timeout(350)
     page.wait_for_timeout(500)
     assert errors == []
-    assert page.locator(".stException").count() == 0
+    assert page.locator(".stException").all_inner_texts() == []
 
 
 def test_a_pasted_configuration_is_refused_at_its_line_and_a_preset_opens_is_saved_and_queued(

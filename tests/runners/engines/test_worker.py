@@ -78,7 +78,13 @@ def test_a_job_leaves_its_metrics_log_artifact_and_result(store: Store, enqueue:
 
 @pytest.mark.parametrize(
     "fail, message",
-    [("refusal", "learning_rate: too high"), ("error", "RuntimeError: boom"), ("kill", "ended by SIGKILL")],
+    [
+        ("refusal", "learning_rate: too high"),
+        ("error", "RuntimeError: boom"),
+        ("kill", "ended by SIGKILL"),
+        ("kill with a fork", "ended by SIGKILL"),  # the fork holds the pipe open that says when the job has ended
+        ("unstorable", "cannot be stored"),
+    ],
 )
 def test_a_failed_job_says_why_in_one_line(store: Store, enqueue: Callable[..., Job], fail: str, message: str) -> None:
     job = enqueue(steps=1, fail=fail)

@@ -46,6 +46,12 @@ def run(spec: ArchitectureSpec, plan: ToyPlan, context: JobContext) -> Iterator[
             raise RuntimeError("boom")
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "kill with a fork":
+            if os.fork() == 0:
+                time.sleep(600)
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "unstorable":
+            yield Metric("value", 0, None)  # type: ignore[arg-type]
     yield Artifact("checkpoint", "checkpoint.txt", "text/plain")
     yield Result("toy", {"steps": plan.steps, "resumed_at": first, "name": spec.name}, {"machine": "test"})
 
