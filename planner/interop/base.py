@@ -8,7 +8,7 @@ refused by name: it might change the size.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,10 +81,24 @@ ACTIVATIONS = {
 }
 """transformers' names of the activations that components know."""
 
+LARGEST_WHOLE_NUMBER = 2**40
+"""Above any size in use, and small enough that no product of two overflows a float."""
+MOST_LAYERS = 10_000
+"""A stack is unfolded layer by layer when it is read: a slip of the keyboard must not fill the memory."""
+LAYER_COUNTS = frozenset({"num_hidden_layers", "n_layer"})
+
 
 def refusal(path: str, message: str, remedy: str = "", code: str = "unsupported_field") -> UnsupportedArchitecture:
     """A refusal that stands at one field of the configuration."""
     return UnsupportedArchitecture([Problem(path=path, message=message, remedy=remedy, code=code)])
+
+
+def positive(name: str, value: object) -> float:
+    """A positive, finite number; whole numbers beyond the range of floats are refused too."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
+        shown = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a number too large"
+        raise refusal(name, f"A positive number is expected, got {shown}.", "Write a number.", "not_a_number")
+    return float(value)
 
 
 class Reader:
@@ -110,6 +124,9 @@ class Reader:
             raise refusal(name, f"A whole number is expected, got {value!r}.", "Write a number.", "not_a_number")
         if value < least:
             raise refusal(name, f"{value} is too small.", f"Write at least {least}.", "too_small")
+        most = MOST_LAYERS if name in LAYER_COUNTS else LARGEST_WHOLE_NUMBER
+        if value > most:
+            raise refusal(name, "The number is too large.", f"Write at most {most}.", "too_large")
         return value
 
     def optional_integer(self, name: str, least: int = 1) -> int | None:
@@ -118,10 +135,7 @@ class Reader:
 
     def number(self, name: str) -> float:
         """A positive number."""
-        value = self._values[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise refusal(name, f"A positive number is expected, got {value!r}.", "Write a number.", "not_a_number")
-        return float(value)
+        return positive(name, self._values[name])
 
     def optional_number(self, name: str) -> float | None:
         """A positive number, or nothing."""
@@ -172,9 +186,7 @@ class Reader:
             raise refusal("rope_parameters", f"A mapping is expected, got {parameters!r}.")
         if theta is None:
             return 10_000.0
-        if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
-            raise refusal("rope_theta", f"A positive number is expected, got {theta!r}.")
-        return float(theta)
+        return positive("rope_theta", theta)
 
 
 @dataclass(frozen=True, slots=True)

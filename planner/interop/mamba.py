@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from planner.interop.base import Adapter, LayoutRule, Reader, groups, refusal, rules
+from planner.interop.base import LARGEST_WHOLE_NUMBER, Adapter, LayoutRule, Reader, groups, refusal, rules
 
 
 def time_step_rank(reader: Reader, name: str) -> int:
@@ -28,15 +28,23 @@ def _stack(reader: Reader, mixer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _inner_size(reader: Reader) -> int:
+    """Channels within a layer: ``intermediate_size`` where a file has it, as in transformers, else by ``expand``."""
+    product = reader.number("expand") * reader.integer("hidden_size")
+    written = reader.optional_integer("intermediate_size")
+    if written is not None:
+        return written
+    if not 1 <= product <= LARGEST_WHOLE_NUMBER:
+        raise refusal("expand", "expand · hidden_size gives no usable number of channels.", "Choose another value.")
+    return int(product)
+
+
 def _mamba(reader: Reader) -> dict[str, Any]:
-    inner = int(reader.number("expand") * reader.integer("hidden_size"))
-    if inner < 1:
-        raise refusal("expand", "The layer would have no channels.", "Choose a larger value.")
     return _stack(
         reader,
         {
             "kind": "mamba1",
-            "intermediate_size": inner,
+            "intermediate_size": _inner_size(reader),
             "state_size": reader.integer("state_size"),
             "conv_kernel": reader.integer("conv_kernel"),
             "time_step_rank": time_step_rank(reader, "time_step_rank"),
@@ -99,7 +107,6 @@ _IGNORED = frozenset(
         "d_inner",
         "d_model",
         "fused_add_norm",
-        "intermediate_size",
         "n_layer",
         "pad_vocab_size_multiple",
         "rescale_prenorm_residual",
@@ -114,7 +121,7 @@ _IGNORED = frozenset(
         "use_mambapy",
     }
 )
-"""transformers reads hidden_size and expand alone; the original code's names beside them are repetitions."""
+"""The original code's names of sizes, which transformers does not read, and how weights are made and stepped."""
 _COMMON: dict[str, Any] = {
     "hidden_act": "silu",
     "layer_norm_epsilon": 1e-5,
@@ -133,6 +140,7 @@ MAMBA = Adapter(
         "state_size": 16,
         "num_hidden_layers": 32,
         "time_step_rank": "auto",
+        "intermediate_size": None,
         "tie_word_embeddings": True,
     },
     _mamba,
@@ -156,7 +164,7 @@ MAMBA2 = Adapter(
     },
     _mamba2,
     _OUTER + rules("backbone.layers.{layer}.mixer.", "layers.{layer}.sequence_mixer.", _MAMBA2_TENSORS),
-    # The rank of Mamba-1's time steps is read and never used.
-    ignored=_IGNORED | {"time_step_rank", "time_step_limit", "norm_before_gate"},
+    # Mamba-1's fields are read and never used: the sizes are num_heads · head_dim.
+    ignored=_IGNORED | {"intermediate_size", "time_step_rank", "time_step_limit", "norm_before_gate"},
     neutral={"rms_norm": (True,)},
 )

@@ -46,7 +46,7 @@ def _qwen3_moe(reader: Reader) -> dict[str, Any]:
         sliding_window=_window(reader),
     )
     dense = decoders.gated_mlp(reader)
-    experts = reader.integer("num_local_experts", least=0)
+    experts = reader.integer("num_experts", least=0)
     mixture = {
         "kind": "moe",
         "num_experts": experts,
@@ -103,13 +103,14 @@ QWEN3_MOE = Adapter(
         "decoder_sparse_step": 1,
         "moe_intermediate_size": 768,
         "num_experts_per_tok": 8,
-        "num_local_experts": 128,
+        "num_experts": 128,
         "norm_topk_prob": False,
         "mlp_only_layers": None,
     },
     _qwen3_moe,
     _LAYOUT + decoders.mixture_rules("model.layers.{layer}.mlp", "gate"),
-    aliases={"num_experts": "num_local_experts"},
+    # The class has the field num_experts and applies the other name after it.
+    aliases={"num_local_experts": "num_experts"},
     ignored=decoders.LLAMA_IGNORED | {"max_window_layers"},
     notes=decoders.ROPE_NOTES,
 )

@@ -185,6 +185,50 @@ def test_no_value_of_a_field_raises_anything_but_a_refusal(family: str, data: st
         assert size(spec).parameters.total > 0
 
 
+SMALL = {"vocab_size": 32, "hidden_size": 64, "num_hidden_layers": 2, "pad_token_id": None}
+SMALL_MIXTURE = SMALL | {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 8,
+    "num_experts_per_tok": 1,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "mamba", "intermediate_size": 40, **SMALL},
+        {"model_type": "mamba2", "intermediate_size": 40, "num_heads": 8, "head_dim": 16, **SMALL},
+        {"model_type": "qwen3_moe", "num_experts": 4, "num_local_experts": 6, **SMALL_MIXTURE},
+        {"model_type": "qwen3_moe", "num_local_experts": 6, "num_experts": 4, **SMALL_MIXTURE},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_fields_that_contradict_each_other_are_read_as_transformers_reads_them(config: dict[str, Any]) -> None:
+    assert huggingface_tensors(from_huggingface(config), config["model_type"]) == reference(config)
+
+
+@pytest.mark.parametrize(
+    "config, field",
+    [
+        ({"model_type": "llama", "rms_norm_eps": 10**400}, "rms_norm_eps"),
+        ({"model_type": "llama", "rope_theta": 10**400}, "rope_theta"),
+        ({"model_type": "llama", "num_hidden_layers": 10**10}, "num_hidden_layers"),
+        ({"model_type": "gpt2", "n_layer": 10**10}, "n_layer"),
+        ({"model_type": "gemma2", "hidden_size": 10**400}, "hidden_size"),
+        ({"model_type": "mamba", "expand": 1e308}, "expand"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["model_type"],
+)
+def test_numbers_beyond_reason_are_refused(config: dict[str, Any], field: str) -> None:
+    """JSON has whole numbers of any length; none may end in an overflow or fill the memory."""
+    with pytest.raises(UnsupportedArchitecture) as refused:
+        from_huggingface(config)
+    assert refused.value.path == field
+    assert refused.value.remedy
+
+
 @pytest.mark.parametrize(
     "config, field",
     [
