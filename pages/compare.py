@@ -68,7 +68,8 @@ def main() -> None:
     settings = ComparisonSettings(context_length=read_number("context", 32_768))
     with chrome.guard():
         rows = numbers(tuple(spec.to_json() for spec in specs), settings, baseline)
-        left, right = st.columns([3, 2])
+        # Beyond three designs the table needs the whole width.
+        left, right = st.columns([3, 2]) if len(specs) <= 3 else (st.container(), st.container())
         with left, chrome.panel("Numbers", "only what differs" if differences_only else "predicted", key="numbers"):
             top = [row for row in rows if row.group != "component"]
             table = comparison_tables.numbers_html(top, names, baseline, differences_only)
