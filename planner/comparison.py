@@ -59,9 +59,9 @@ def row_of(
     absolute: list[float | None] = []
     relative: list[float | None] = []
     for value in values:
-        known = value is not None and reference is not None
-        absolute.append(value - reference if value is not None and reference is not None else None)
-        relative.append((value - reference) / reference if known and reference else None)  # type: ignore[operator]
+        change = value - reference if value is not None and reference is not None else None
+        absolute.append(change)
+        relative.append(change / reference if change is not None and reference else None)
     return ComparisonRow(quantity, group, unit, status, tuple(values), tuple(absolute), tuple(relative), tuple(notes))
 
 
