@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 from planner.errors import UnsupportedArchitecture
+from planner.interop import families
 from planner.interop.base import Adapter, laid_out, refusal
-from planner.interop.deepseek_v3 import DEEPSEEK_V3
-from planner.interop.gemma2 import GEMMA2
-from planner.interop.gpt2 import GPT2
-from planner.interop.jamba import JAMBA
-from planner.interop.llama import LLAMA, MISTRAL
-from planner.interop.mamba import MAMBA, MAMBA2
-from planner.interop.mixtral import MIXTRAL
-from planner.interop.qwen import QWEN2, QWEN3, QWEN3_MOE
 from planner.sizing import size
 from planner.spec import ArchitectureSpec
 
-ADAPTERS: Mapping[str, Adapter] = {
-    adapter.model_type: adapter
-    for adapter in (
-        GPT2,
-        LLAMA,
-        MISTRAL,
-        MIXTRAL,
-        QWEN2,
-        QWEN3,
-        QWEN3_MOE,
-        GEMMA2,
-        DEEPSEEK_V3,
-        MAMBA,
-        MAMBA2,
-        JAMBA,
-    )
-}
+
+def _every_adapter() -> dict[str, Adapter]:
+    """The adapters that the modules of :mod:`planner.interop.families` define: a new family is a new file there."""
+    found = {}
+    for module in pkgutil.iter_modules(families.__path__):
+        for value in vars(importlib.import_module(f"{families.__name__}.{module.name}")).values():
+            if isinstance(value, Adapter):
+                found[value.model_type] = value
+    return dict(sorted(found.items()))
+
+
+ADAPTERS: Mapping[str, Adapter] = _every_adapter()
 
 __all__ = ["ADAPTERS", "UnsupportedArchitecture", "from_huggingface", "huggingface_tensors", "left_out"]
 

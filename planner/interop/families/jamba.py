@@ -6,7 +6,7 @@ from typing import Any
 
 from planner.interop import decoders
 from planner.interop.base import Adapter, LayoutRule, Reader, groups, refusal, rules
-from planner.interop.mamba import MAMBA1_TENSORS, time_step_rank
+from planner.interop.families.mamba import MAMBA1_TENSORS, time_step_rank
 
 
 def _build(reader: Reader) -> dict[str, Any]:
