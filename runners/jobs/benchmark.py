@@ -125,7 +125,7 @@ def _phase(phase: str, model: Decoder, tokens: torch.Tensor, plan: BenchmarkPlan
             return logits
 
         return decode
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def training() -> object:
         optimizer.zero_grad(set_to_none=True)

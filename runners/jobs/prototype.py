@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,7 +19,7 @@ from planner.spec import ArchitectureSpec, LearnedPositions
 from runners.environment import default_device, describe
 from runners.events import Artifact, Event, Log, Metric, Progress, Result
 from runners.jobs.base import JobContext, JobFailure
-from runners.jobs.verify import prediction
+from runners.jobs.verify import flops_rows, measured_rows, memory_rows, prediction
 from runners.models import Decoder, build
 from runners.profile import bf16_pays, current
 from runners.telemetry import Telemetry
@@ -68,6 +68,7 @@ def run(spec: ArchitectureSpec, plan: PrototypePlan, context: JobContext) -> Ite
         bf16=bf16_pays(profile),
         device=device,
     )
+    rows = _predictions(scaled, plan, settings)
     model = build(scaled.spec, device=device, seed=plan.seed)
     trainer = Trainer(model, text, settings, context.directory)
     first = trainer.resume()
@@ -83,7 +84,17 @@ def run(spec: ArchitectureSpec, plan: PrototypePlan, context: JobContext) -> Ite
     yield Artifact("weights", "checkpoint/model.safetensors", "application/octet-stream")
     yield Log("writing samples")
     samples = list(_samples(model, plan, device))
-    yield Result("prototype", _values(scaled, plan, settings, trainer, text, samples, record), environment)
+    yield Result("prototype", _values(scaled, plan, settings, trainer, text, samples, record, rows), environment)
+
+
+def _predictions(scaled: ScaledSpec, plan: PrototypePlan, settings: TrainingSettings) -> list[dict[str, Any]]:
+    """What a step of this prototype costs, predicted and measured: FLOPs and peak memory."""
+    spec, length, batch = scaled.spec, plan.sequence_length, plan.batch_size
+    precision: Literal["fp32", "bf16_autocast"] = "bf16_autocast" if settings.bf16 else "fp32"
+    return [
+        *measured_rows("FLOPs", lambda: flops_rows(spec, length, batch)),
+        *measured_rows("training memory", lambda: memory_rows(spec, length, batch, precision)),
+    ]
 
 
 def _train(trainer: Trainer, plan: PrototypePlan, telemetry: Telemetry, first: int, record: _Record) -> Iterator[Event]:
@@ -133,6 +144,7 @@ def _values(
     text: Text,
     samples: list[dict[str, Any]],
     record: _Record,
+    rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
     tokens = plan.steps * plan.batch_size * plan.sequence_length
     counted = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -156,5 +168,6 @@ def _values(
         "data": {"description": text.description, "files": text.files, "sha256": text.digest},
         "rows": [
             prediction("Parameters", scaled.parameters, counted, "parameters", "counted over the trained module"),
+            *rows,
         ],
     }

@@ -7,7 +7,7 @@ counted over the module, FLOPs by FlopCounterMode, peak training memory by MemTr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from planner.cache import cache_bytes
 from planner.compute import flops
-from planner.errors import UnsupportedPlan
+from planner.errors import PlannerError, UnsupportedPlan
 from planner.plans import TrainingPlan, VerifyPlan
 from planner.sizing import size
 from planner.spec import ArchitectureSpec, LearnedPositions
@@ -57,23 +57,32 @@ def run(spec: ArchitectureSpec, plan: VerifyPlan, context: JobContext) -> Iterat
             "choose a shorter one"
         )
     steps: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = [
-        ("parameters", lambda: _parameters(spec)),
-        ("FLOPs", lambda: _flops(spec, plan)),
+        ("parameters", lambda: parameter_rows(spec)),
+        ("FLOPs", lambda: flops_rows(spec, plan.sequence_length, plan.batch_size)),
         ("cache", lambda: _cache(spec, plan)),
-        ("training memory", lambda: _memory(spec, plan)),
+        ("training memory", lambda: memory_rows(spec, plan.sequence_length, plan.batch_size, plan.precision)),
     ]
     rows: list[dict[str, Any]] = []
     for done, (what, measure) in enumerate(steps):
         yield Progress(done, len(steps), "measurements", f"· {what}")
-        found = measure()
-        for row in found:
+        for row in measured_rows(what, measure):
             yield Log(f"{row['quantity']}: predicted {row['predicted']}, measured {row['measured']}")
-        rows += found
+            rows.append(row)
     yield Progress(len(steps), len(steps), "measurements")
     yield Result("verify", {"rows": rows}, describe("cpu"))
 
 
-def _parameters(spec: ArchitectureSpec) -> list[dict[str, Any]]:
+def measured_rows(what: str, measure: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of one measurement, or one row that says why it could not be taken: the others still count."""
+    try:
+        return measure()
+    except (PlannerError, RuntimeError, NotImplementedError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        return [prediction(what, None, None, "", f"not measured: {reason}", "unsupported")]
+
+
+def parameter_rows(spec: ArchitectureSpec) -> list[dict[str, Any]]:
+    """Parameters in total, and name by name."""
     model = build(spec, device="meta")
     measured = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     sized = size(spec)
@@ -93,11 +102,12 @@ def _parameters(spec: ArchitectureSpec) -> list[dict[str, Any]]:
     return rows
 
 
-def _flops(spec: ArchitectureSpec, plan: VerifyPlan) -> list[dict[str, Any]]:
+def flops_rows(spec: ArchitectureSpec, sequence_length: int, batch_size: int) -> list[dict[str, Any]]:
+    """FLOPs of a forward pass and of a training step."""
     rows = []
     with FakeTensorMode():
         model = build(spec, kernels="reference")
-        tokens = torch.zeros(plan.batch_size, plan.sequence_length, dtype=torch.long)
+        tokens = torch.zeros(batch_size, sequence_length, dtype=torch.long)
         for quantity, training in (("FLOPs, forward", False), ("FLOPs, training step", True)):
             with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
                 if training:
@@ -107,7 +117,7 @@ def _flops(spec: ArchitectureSpec, plan: VerifyPlan) -> list[dict[str, Any]]:
                 else:
                     with torch.no_grad():
                         model(tokens)
-            predicted = flops(spec, plan.sequence_length, plan.batch_size, training=training).total
+            predicted = flops(spec, sequence_length, batch_size, training=training).total
             rows.append(
                 prediction(quantity, predicted, counter.get_total_flops(), "FLOP", "FlopCounterMode, plain PyTorch")
             )
@@ -122,16 +132,17 @@ def _cache(spec: ArchitectureSpec, plan: VerifyPlan) -> list[dict[str, Any]]:
     return [prediction("Cache", predicted, measured, "bytes", how)]
 
 
-def _memory(spec: ArchitectureSpec, plan: VerifyPlan) -> list[dict[str, Any]]:
-    training = TrainingPlan(
-        micro_batch_size=plan.batch_size, sequence_length=plan.sequence_length, precision=plan.precision
-    )
+def memory_rows(
+    spec: ArchitectureSpec, sequence_length: int, batch_size: int, precision: Literal["fp32", "bf16_autocast"]
+) -> list[dict[str, Any]]:
+    """Peak memory of one training step with AdamW."""
+    training = TrainingPlan(micro_batch_size=batch_size, sequence_length=sequence_length, precision=precision)
     try:
         memory = estimate_training(spec, training).memory
         total: int | None = memory.total_bytes - memory.overhead_bytes
         reason = ""
     except UnsupportedPlan as refused:
         total, reason = None, f"; no prediction: {refused}"
-    measured = measure_training_memory(spec, plan.batch_size, plan.sequence_length, plan.precision)
-    how = f"MemTracker over one AdamW step on tensors without data, {plan.precision}{reason}"
+    measured = measure_training_memory(spec, batch_size, sequence_length, precision)
+    how = f"MemTracker over one AdamW step on tensors without data, {precision}{reason}"
     return [prediction("Peak training memory", total, measured.total_bytes, "bytes", how, "modelled")]

@@ -66,6 +66,7 @@ class Trainer:
             [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}],
             lr=settings.peak_rate,
             betas=(0.9, 0.95),
+            fused=True,  # the kind whose memory the planner predicts: the others make temporaries
         )
         self.first_step = 0
 

@@ -51,6 +51,20 @@ def test_a_model_larger_than_this_machine_is_verified(context: JobContext) -> No
     assert rows[0]["measured"] == 8_030_261_248  # as published
 
 
+def test_a_measurement_that_fails_leaves_a_row_with_the_reason_and_the_others_stand(
+    context: JobContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the tracker cannot follow this model")
+
+    monkeypatch.setattr(verify, "measure_training_memory", broken)
+    spec = scale_down(load("gpt2"), 200_000, sequence_length=16).spec
+    rows = result_of(list(verify.run(spec, VerifyPlan(sequence_length=16, context_length=16), context)))["rows"]
+    assert [row["error"] for row in rows[:5]] == [0] * 5
+    assert rows[5]["measured"] is None
+    assert "cannot follow" in rows[5]["how"]
+
+
 def test_too_long_a_sequence_is_refused_by_field(context: JobContext) -> None:
     with pytest.raises(JobFailure, match="sequence_length"):
         list(verify.run(load("gpt2"), VerifyPlan(sequence_length=2048), context))
@@ -72,6 +86,9 @@ def test_a_prototype_learns_and_says_how_it_was_made(context: JobContext) -> Non
     assert values["rules"]
     assert len(values["samples"]) == 3
     assert values["bits_per_byte"] < 8
+    errors = {row["quantity"]: row["error"] for row in values["rows"]}
+    assert [errors[name] for name in ("Parameters", "FLOPs, forward", "FLOPs, training step")] == [0, 0, 0]
+    assert abs(errors["Peak training memory"]) < 0.06
     assert (context.directory / "checkpoint" / "model.safetensors").exists()
 
 
