@@ -34,6 +34,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 4,
         "v_head_dim": 8,
     },
+    "qwen2_moe": {
+        **DECODER,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 24,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 2,
+        "use_sliding_window": True,
+        "sliding_window": 6,
+    },
+    "starcoder2": {**DECODER, "sliding_window": 6},
     "mamba": {**COMMON, "state_size": 8, "use_mambapy": False},
     "mamba2": {
         **COMMON,
