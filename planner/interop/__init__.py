@@ -9,7 +9,7 @@ from typing import Any
 
 from planner.errors import UnsupportedArchitecture
 from planner.interop import families
-from planner.interop.base import Adapter, laid_out, refusal
+from planner.interop.base import Adapter, laid_out, refusal, shown
 from planner.sizing import size
 from planner.spec import ArchitectureSpec
 
@@ -64,13 +64,20 @@ def from_huggingface(config: dict[str, Any]) -> ArchitectureSpec:
 
 def left_out(config: dict[str, Any]) -> tuple[str, ...]:
     """What a supported configuration has beside the model that is sized, a sentence each."""
-    notes = [note for name, note in adapter_for(config).notes.items() if config.get(name)]
+    adapter = adapter_for(config)
+    notes = {name: note for name, note in adapter.notes.items() if config.get(name)}
+    for name, value in adapter.unmodelled_in(config).items():
+        notes[name.partition(".")[0]] = (
+            f"{name} is {shown(value)}: that changes what is computed, but no parameter, no FLOPs and no cache."
+        )
     if config.get("quantization_config"):
-        notes.append("The weights are published quantised; parameters are counted as they are, not their scales.")
-    return tuple(notes)
+        notes["quantization_config"] = (
+            "The weights are published quantised; parameters are counted as they are, not their scales."
+        )
+    return tuple(notes.values())
 
 
 def huggingface_tensors(spec: ArchitectureSpec, model_type: str) -> dict[str, tuple[int, ...]]:
     """transformers' names and shapes of the parameters of a specification, by the family's layout map."""
     adapter = ADAPTERS[model_type]
-    return {name: shape for name, shape, _, _ in laid_out(adapter, size(spec).tensors, spec.num_layers)}
+    return {placed.name: placed.shape for placed in laid_out(adapter, size(spec).tensors, spec.num_layers)}

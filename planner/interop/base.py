@@ -1,9 +1,10 @@
 """What an adapter is, and how it judges a configuration.
 
-A configuration is what ``json.load`` gives for a ``config.json``. An adapter knows three kinds of field: those it reads
-(``defaults``, with the value that transformers takes where a file has none), those that never matter to the size, the
-compute or the cache (``ignored``), and those that are neutral at some values only (``neutral``). A field of no kind is
-refused by name: it might change the size.
+A configuration is what ``json.load`` gives for a ``config.json``. An adapter knows four kinds of field: those it reads
+(``defaults``, with the value that transformers takes where a file has none), those that never matter to what a model
+computes (``ignored``), those that are neutral at some values only (``neutral``), and those whose other values change
+what is computed, but no tensor, no FLOPs and no cache (``unmodelled``: such a model is sized exactly, and its weights
+are not loaded). A field of no kind is refused by name: it might change the size.
 """
 
 from __future__ import annotations
@@ -78,6 +79,21 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu_squared",
+    "gelu_python": "gelu",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_10": "clipped_gelu",
+    "quick_gelu": "quick_gelu",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+    "relu6": "relu6",
+    "leaky_relu": "leaky_relu",
+    "mish": "mish",
+    "hardswish": "hardswish",
+    "laplace": "laplace",
+    "sqrtsoftplus": "sqrt_softplus",
+    "linear": "linear",
 }
 """transformers' names of the activations that components know."""
 
@@ -88,6 +104,24 @@ MOST_LAYERS = 10_000
 LAYER_COUNTS = frozenset({"num_hidden_layers", "n_layer"})
 
 
+def shown(value: object) -> str:
+    """A value in an error's words, however long it is."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**20:
+        return "a number too large"
+    if isinstance(value, (dict, list)) and len(value) > 8:
+        return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)} entries"
+    try:
+        words = repr(value)
+    except (RecursionError, ValueError):  # nested without end, or holding a number that is too long to print
+        return f"a {type(value).__name__}"
+    return words if len(words) <= 80 else f"{words[:77]}…"
+
+
+def is_one_of(value: object, allowed: tuple[Any, ...]) -> bool:
+    """Whether a value is among those allowed; True equals 1 in Python, and a flag must not pass for a number."""
+    return any(type(value) is type(one) and value == one for one in allowed)
+
+
 def refusal(path: str, message: str, remedy: str = "", code: str = "unsupported_field") -> UnsupportedArchitecture:
     """A refusal that stands at one field of the configuration."""
     return UnsupportedArchitecture([Problem(path=path, message=message, remedy=remedy, code=code)])
@@ -96,8 +130,7 @@ def refusal(path: str, message: str, remedy: str = "", code: str = "unsupported_
 def positive(name: str, value: object) -> float:
     """A positive, finite number; whole numbers beyond the range of floats are refused too."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
-        shown = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a number too large"
-        raise refusal(name, f"A positive number is expected, got {shown}.", "Write a number.", "not_a_number")
+        raise refusal(name, f"A positive number is expected, got {shown(value)}.", "Write a number.", "not_a_number")
     return float(value)
 
 
@@ -106,6 +139,8 @@ class Reader:
 
     def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any], aliases: Mapping[str, str]) -> None:
         self._values = {**defaults}
+        self._written = frozenset(config)
+        self._rope = {name: config.get(name, defaults.get(name)) for name in ("rope_scaling", "rope_parameters")}
         for name, value in config.items():
             if name in defaults:
                 self._values[name] = value
@@ -121,7 +156,7 @@ class Reader:
         """A whole number of at least ``least``."""
         value = self._values[name]
         if isinstance(value, bool) or not isinstance(value, int):
-            raise refusal(name, f"A whole number is expected, got {value!r}.", "Write a number.", "not_a_number")
+            raise refusal(name, f"A whole number is expected, got {shown(value)}.", "Write a number.", "not_a_number")
         if value < least:
             raise refusal(name, f"{value} is too small.", f"Write at least {least}.", "too_small")
         most = MOST_LAYERS if name in LAYER_COUNTS else LARGEST_WHOLE_NUMBER
@@ -145,7 +180,7 @@ class Reader:
         """True or false."""
         value = self._values[name]
         if not isinstance(value, bool):
-            raise refusal(name, f"true or false is expected, got {value!r}.", "Write true or false.", "not_a_flag")
+            raise refusal(name, f"true or false is expected, got {shown(value)}.", "Write true or false.", "not_a_flag")
         return value
 
     def activation(self, name: str) -> str:
@@ -153,7 +188,7 @@ class Reader:
         value = self._values[name]
         if not isinstance(value, str) or value not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
-            raise refusal(name, f"The activation {value!r} is not supported.", f"Supported are {known}.")
+            raise refusal(name, f"The activation {shown(value)} is not supported.", f"Supported are {known}.")
         return ACTIVATIONS[value]
 
     def strings(self, name: str, length: int, allowed: tuple[str, ...]) -> list[str]:
@@ -169,36 +204,91 @@ class Reader:
         if value is None:
             return []
         if not isinstance(value, list) or any(isinstance(v, bool) or not isinstance(v, int) for v in value):
-            raise refusal(name, f"A list of whole numbers is expected, got {value!r}.")
+            raise refusal(name, f"A list of whole numbers is expected, got {shown(value)}.")
         return list(value)
 
-    def rope_theta(self) -> float:
-        """The rotary base, from ``rope_parameters`` or the older ``rope_theta``."""
-        parameters = self._values.get("rope_parameters")
-        theta = self._values.get("rope_theta")
-        if isinstance(parameters, dict):
-            if any(isinstance(value, dict) for value in parameters.values()):
-                raise refusal("rope_parameters", "Rotary bases by layer type are not supported for this family.")
-            if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-                raise refusal("rope_parameters.partial_rotary_factor", "Partial rotation is not part of this family.")
-            theta = parameters.get("rope_theta", theta)
-        elif parameters is not None:
-            raise refusal("rope_parameters", f"A mapping is expected, got {parameters!r}.")
-        if theta is None:
-            return 10_000.0
-        return positive("rope_theta", theta)
+    def _rope_parameters(self, layer_type: str | None) -> Mapping[str, Any]:
+        """``rope_parameters`` (of one layer type), or the older ``rope_scaling``, which transformers puts before it."""
+        for name in ("rope_scaling", "rope_parameters"):
+            parameters = self._rope[name]
+            if parameters is not None and not isinstance(parameters, Mapping):
+                raise refusal(
+                    name, f"A mapping is expected, got {shown(parameters)}.", "Write a mapping, or remove it."
+                )
+        scaling, parameters = self._rope["rope_scaling"] or {}, self._rope["rope_parameters"] or {}
+        if layer_type is None:
+            parameters = scaling or parameters
+            if any(isinstance(value, Mapping) for value in parameters.values()):
+                raise refusal(
+                    "rope_parameters",
+                    "Rotary bases by layer type are not part of this family.",
+                    "Write one mapping for all layers.",
+                )
+            return parameters
+        if "rope_theta" in scaling or any(
+            not isinstance(value, (Mapping, type(None))) for value in parameters.values()
+        ):
+            raise refusal(
+                "rope_parameters",
+                "One rotary base for all layers is no part of this family.",
+                "Write one mapping a layer type.",
+            )
+        return parameters.get(layer_type) or {}
+
+    def rope_theta(self, layer_type: str | None = None, older: str = "rope_theta", default: float = 10_000.0) -> float:
+        """The rotary base, from ``rope_parameters`` (of one layer type, where one is given) or the ``older`` field.
+
+        ``default`` is transformers' own where a file has neither.
+        """
+        parameters = self._rope_parameters(layer_type)
+        if layer_type is None and "partial_rotary_factor" not in self._values:
+            share = parameters.get("partial_rotary_factor", 1.0)
+            if share != 1.0:
+                raise refusal(
+                    "rope_parameters.partial_rotary_factor",
+                    f"Partial rotation is not part of this family, got {shown(share)}.",
+                    "Remove it.",
+                )
+        if "rope_theta" in parameters:
+            return positive("rope_parameters.rope_theta", parameters["rope_theta"])
+        if self._values.get(older) is not None or older in self._written:
+            return positive(older, self._values[older])
+        return positive(older, default)
+
+    def rope_share(self, head_dim: int, layer_type: str | None = None) -> float:
+        """Share of a head's ``head_dim`` channels that is rotated, from ``partial_rotary_factor`` here or there.
+
+        transformers cuts the product to a whole number of channels, and rotates pairs: an odd one more.
+        """
+        share = self._rope_parameters(layer_type).get("partial_rotary_factor", self._values["partial_rotary_factor"])
+        if share is None:
+            return 1.0
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise refusal("partial_rotary_factor", f"A share is expected, got {shown(share)}.", "Choose 0 to 1.")
+        channels = int(head_dim * share)
+        return (channels + channels % 2) / head_dim
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutRule:
     """One of transformers' tensors, made of one or several of ours: joined along rows, then transposed if so said.
 
-    ``{layer}`` stands for the layer's index.
+    ``{layer}`` stands for the layer's index, and ``{row}`` for the index of a row of ours where each row is a tensor
+    of its own (StableLM's norms of single heads).
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
+    """Whether the last two dimensions change places."""
+    interleaved_by: str | None = None
+    """The mixer's field that says how many blocks their rows have, each with its share of each of ours in turn.
+
+    GPT-NeoX's fused projection holds query, key and value of the first head, then of the second: it is interleaved by
+    ``num_attention_heads``. Falcon's holds a KV head's queries, its key and its value.
+    """
+    halves_in_turn: bool = False
+    """Whether each expert's rows are the first and the second half of ours in turn (GPT-OSS's gate and up)."""
 
 
 def rules(theirs_prefix: str, ours_prefix: str, names: Mapping[str, str]) -> tuple[LayoutRule, ...]:
@@ -225,20 +315,46 @@ class Adapter:
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     """What a field, where it is present and not empty, leaves out of the specification."""
+    unmodelled: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Fields with the values that the specification stands for; others are computed otherwise, at the same cost."""
+    rotary_in_pairs: bool | Callable[[Mapping[str, Any]], bool] = False
+    """Whether the channels that are rotated together are neighbours in the weights, and not half a head apart."""
+
+    def unmodelled_in(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields, with their values, that change what this model computes and that a specification cannot say."""
+        found = {
+            name: config[name]
+            for name, modelled in self.unmodelled.items()
+            if name in config and not is_one_of(config[name], modelled)
+        }
+        for name in ("rope_scaling", "rope_parameters"):
+            parameters = config.get(name)
+            if isinstance(parameters, Mapping) and (self.reads(name) or name in self.ignored):
+                nested = [value for value in parameters.values() if isinstance(value, Mapping)]
+                for each in nested or [parameters]:
+                    kind = each.get("rope_type", each.get("type", "default"))
+                    if kind not in (None, "default"):
+                        found[f"{name}.rope_type"] = kind
+        return found
+
+    def reads(self, name: str) -> bool:
+        """Whether a field is one that the specification is built from."""
+        return name in self.defaults or name in self.aliases
 
     def judge(self, config: Mapping[str, Any]) -> None:
         """Refuse every field that is of no kind, and neutral ones at other values."""
         problems = []
         neutral = {**NEUTRAL_EVERYWHERE, **self.neutral}
         for name, value in config.items():
-            if name in self.defaults or name in self.aliases:
+            if self.reads(name) or name in self.unmodelled:
                 continue
             if name in neutral:
-                # True equals 1 in Python, and a flag must not pass for a number.
-                if not any(value == allowed and type(value) is type(allowed) for allowed in neutral[name]):
+                if not is_one_of(value, neutral[name]):
                     allowed = " or ".join(repr(v) for v in neutral[name])
                     problems.append(
-                        Problem(name, f"{value!r} is not supported.", f"Supported is {allowed}.", "unsupported_value")
+                        Problem(
+                            name, f"{shown(value)} is not supported.", f"Supported is {allowed}.", "unsupported_value"
+                        )
                     )
                 continue
             if name in self.ignored or name in IGNORED_EVERYWHERE:
@@ -284,13 +400,22 @@ def groups(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{"repeats": 1, "layers": layers}]
 
 
-Sources = tuple[str, ...]
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One of transformers' tensors and where it comes from."""
+
+    name: str
+    shape: tuple[int, ...]
+    rule: LayoutRule
+    ours: tuple[str, ...]
+    """Our tensors that it is made of."""
+    layer: int
+    row: int | None
+    """The row of ours that it is, where the rule makes a tensor of each."""
 
 
-def laid_out(
-    adapter: Adapter, tensors: tuple[Tensor, ...], num_layers: int
-) -> Iterator[tuple[str, tuple[int, ...], LayoutRule, Sources]]:
-    """transformers' tensors: name, shape, and the rule and our tensors that they are made of."""
+def laid_out(adapter: Adapter, tensors: tuple[Tensor, ...], num_layers: int) -> Iterator[Placed]:
+    """transformers' tensors of a model with ``tensors``, by the family's layout rules."""
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     left = dict.fromkeys(shapes)
     for rule in adapter.layout:
@@ -300,8 +425,13 @@ def laid_out(
                 continue
             for name in ours:
                 left.pop(name, None)
-            rows = sum(shapes[name][0] for name in ours)
-            shape = (rows, *shapes[ours[0]][1:])
-            yield rule.theirs.format(layer=index), shape[::-1] if rule.transposed else shape, rule, ours
+            shape = (sum(shapes[name][0] for name in ours), *shapes[ours[0]][1:])
+            if rule.transposed:
+                shape = (*shape[:-2], shape[-1], shape[-2])
+            if "{row}" in rule.theirs:
+                for row in range(shape[0]):
+                    yield Placed(rule.theirs.format(layer=index, row=row), shape[1:], rule, ours, index, row)
+            else:
+                yield Placed(rule.theirs.format(layer=index), shape, rule, ours, index, None)
     if left:
         raise refusal(next(iter(left)), f"{adapter.model_type} has no tensor for this.", "Export as another family.")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from planner.components import LatentAttention
+from planner.components import Attention, LatentAttention
 from planner.interop import adapter_for, from_huggingface
-from planner.interop.base import laid_out
+from planner.interop.base import Placed, laid_out
 from planner.sizing import size
-from planner.spec import ArchitectureSpec
+from planner.spec import ArchitectureSpec, Layer, RotaryPositions
 from runners.models.context import Kernels
 from runners.models.decoder import Decoder
 
@@ -29,19 +29,27 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
         naming a tensor that is missing, has another shape, or has no place in the model.
     """
     adapter, spec = adapter_for(config), model.spec
+    for field, value in adapter.unmodelled_in(config).items():
+        raise ValueError(
+            f"{field} is {value!r}, which no specification can say: the model would not compute what these weights mean"
+        )
     own = dict(model.named_parameters())
-    unread = set(state_dict)
-    for name, shape, rule, ours in laid_out(adapter, size(spec).tensors, spec.num_layers):
-        if name not in state_dict:
-            raise ValueError(f"the state dict has no tensor {name!r}, which {config['model_type']} needs")
-        unread.discard(name)
-        theirs = state_dict[name]
-        if tuple(theirs.shape) != tuple(shape):
-            raise ValueError(f"{name} has the shape {tuple(theirs.shape)}, not {tuple(shape)}")
-        rows = theirs.t() if rule.transposed else theirs
+    layers = [layer for _, layer in spec.iterate_layers()]
+    unread = {name for name, tensor in state_dict.items() if tensor.numel()}
+    for placed in laid_out(adapter, size(spec).tensors, spec.num_layers):
+        if placed.name not in state_dict:
+            raise ValueError(f"the state dict has no tensor {placed.name!r}, which {config['model_type']} needs")
+        unread.discard(placed.name)
+        theirs = state_dict[placed.name]
+        if tuple(theirs.shape) != placed.shape:
+            raise ValueError(f"{placed.name} has the shape {tuple(theirs.shape)}, not {placed.shape}")
         with torch.no_grad():
-            for target, part in zip(ours, rows.split([own[target].shape[0] for target in ours]), strict=True):
-                own[target].copy_(part)
+            if placed.row is not None:
+                own[placed.ours[0]][placed.row].copy_(theirs)
+                continue
+            targets = [own[name] for name in placed.ours]
+            for target, part in zip(targets, _parts(theirs, placed, targets, layers[placed.layer]), strict=True):
+                target.copy_(part)
     for index, _ in spec.iterate_layers():
         name = CORRECTION.format(layer=index)
         if name in state_dict:
@@ -52,30 +60,57 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
     unread = {name for name in unread if not name.endswith(("inv_freq", "attn.bias", "attn.masked_bias"))}
     if unread:
         raise ValueError(f"the model has no place for {', '.join(sorted(unread)[:5])}")
-    if config.get("rope_interleave", config["model_type"].startswith("deepseek")):
+    in_pairs = adapter.rotary_in_pairs
+    if in_pairs(config) if callable(in_pairs) else in_pairs:
         _uninterleave(model, spec)
+
+
+def _parts(theirs: Tensor, placed: Placed, targets: Sequence[Tensor], layer: Layer) -> list[Tensor]:
+    """The parts of one of transformers' tensors that our ``targets`` are."""
+    rows = theirs.transpose(-1, -2) if placed.rule.transposed else theirs
+    if placed.rule.halves_in_turn:
+        rows = torch.cat((rows[:, 0::2], rows[:, 1::2]), 1)
+    sizes = [target.shape[0] for target in targets]
+    if placed.rule.interleaved_by is None:
+        return list(rows.split(sizes))
+    mixer = layer.sequence_mixer if ".sequence_mixer." in placed.ours[0] else layer.channel_mixer
+    blocks = getattr(mixer, placed.rule.interleaved_by)
+    by_block = rows.reshape(blocks, rows.shape[0] // blocks, *rows.shape[1:])
+    return [part.flatten(0, 1) for part in by_block.split([size // blocks for size in sizes], 1)]
 
 
 @torch.no_grad()
 def _uninterleave(model: Decoder, spec: ArchitectureSpec) -> None:
     """Order rotated channels as real parts, then imaginary parts, where the family stores them in turn.
 
-    Queries and keys are reordered alike, so their products stay what they were.
+    Queries and keys are reordered alike, so their products stay what they were; the norms of both follow them.
     """
+    if not isinstance(spec.positions, RotaryPositions):
+        return
+    own = dict(model.named_parameters())
     for index, layer in spec.iterate_layers():
         mixer = layer.sequence_mixer
-        if not isinstance(mixer, LatentAttention):
+        if isinstance(mixer, LatentAttention):
+            rope, nope = mixer.qk_rope_head_dim, mixer.qk_nope_head_dim
+            query = "q_proj" if mixer.q_lora_rank is None else "q_b_proj"
+            # Name, channels before the rotated ones, and channels of a head; the keys' rotated part serves all heads.
+            parts = [(query, nope, nope + rope), ("kv_a_proj", mixer.kv_lora_rank, mixer.kv_lora_rank + rope)]
+        elif isinstance(mixer, Attention) and mixer.rotary_dim:
+            rope = mixer.rotary_dim
+            parts = [(name, 0, mixer.head_dim) for name in ("q_proj", "k_proj", "q_norm", "k_norm")]
+        else:
             continue
-        rope = mixer.qk_rope_head_dim
         order = torch.cat((torch.arange(0, rope, 2), torch.arange(1, rope, 2)))
-        prefix = f"layers.{index}.sequence_mixer"
-        query = model.get_parameter(f"{prefix}.{'q_proj' if mixer.q_lora_rank is None else 'q_b_proj'}.weight")
-        heads = query.view(mixer.num_attention_heads, mixer.qk_nope_head_dim + rope, -1)
-        heads[:, mixer.qk_nope_head_dim :] = heads[:, mixer.qk_nope_head_dim :][:, order]
-        names = ["weight", "bias"] if mixer.attention_bias else ["weight"]
-        for name in names:
-            latent = model.get_parameter(f"{prefix}.kv_a_proj.{name}")
-            latent[mixer.kv_lora_rank :] = latent[mixer.kv_lora_rank :][order]
+        for name, before, width in parts:
+            for end in ("weight", "bias"):
+                parameter = own.get(f"layers.{index}.sequence_mixer.{name}.{end}")
+                if parameter is None:
+                    continue
+                # Rows are channels of the heads one after the other; a norm may have a row a head instead.
+                channels = (
+                    parameter.view(-1, width) if "norm" in name else parameter.view(-1, width, *parameter.shape[1:])
+                )
+                channels[:, before : before + rope] = channels[:, before : before + rope][:, order]
 
 
 def load_huggingface(
