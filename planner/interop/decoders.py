@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from planner.interop.base import LayoutRule, Reader, refusal, rules
+from planner.interop.base import Adapter, LayoutRule, Reader, positive, refusal, rules
 
 LLAMA_ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "o_proj"}
 HEAD_NORMS = {"q_norm.weight": "q_norm.weight", "k_norm.weight": "k_norm.weight"}
@@ -21,6 +22,32 @@ PRE_NORMS = (
 )
 ATTENTION = rules("model.layers.{layer}.self_attn.", "layers.{layer}.sequence_mixer.", LLAMA_ATTENTION | HEAD_NORMS)
 MLP = rules("model.layers.{layer}.mlp.", "layers.{layer}.channel_mixer.", GATED_MLP)
+LLAMA_LAYOUT = OUTER + PRE_NORMS + ATTENTION + MLP
+
+
+def layer_norms(**theirs: str) -> tuple[LayoutRule, ...]:
+    """The norms of a layer: our name of each, and theirs."""
+    return rules("model.layers.{layer}.", "layers.{layer}.", theirs)
+
+
+POST_NORMS = layer_norms(sequence_post_norm="post_attention_layernorm", channel_post_norm="post_feedforward_layernorm")
+"""Norms on the output of each mixer alone, as OLMo 2 has them."""
+
+
+def fused(theirs: str, *ours: str) -> tuple[LayoutRule, ...]:
+    """One projection of a layer that holds the rows of several of ours, with their biases."""
+    return tuple(
+        LayoutRule(f"model.layers.{{layer}}.{theirs}.{end}", tuple(f"layers.{{layer}}.{name}.{end}" for name in ours))
+        for end in ("weight", "bias")
+    )
+
+
+FUSED_ATTENTION = fused("self_attn.qkv_proj", *(f"sequence_mixer.{part}_proj" for part in "qkv")) + fused(
+    "self_attn.o_proj", "sequence_mixer.o_proj"
+)
+FUSED_MLP = fused("mlp.gate_up_proj", "channel_mixer.gate_proj", "channel_mixer.up_proj") + fused(
+    "mlp.down_proj", "channel_mixer.down_proj"
+)
 
 
 def mixture_rules(prefix: str, router: str, shared: str = "shared_experts") -> tuple[LayoutRule, ...]:
@@ -50,6 +77,49 @@ LLAMA_DEFAULTS: dict[str, Any] = {
 }
 LLAMA_IGNORED = frozenset({"max_position_embeddings", "rope_scaling"})
 ROPE_NOTES = {"rope_scaling": "Scaled rotary frequencies are left out; they have no parameters and cost nothing."}
+
+
+def like_llama(
+    model_type: str,
+    build: Callable[[Reader], dict[str, Any]],
+    defaults: Mapping[str, Any],
+    layout: tuple[LayoutRule, ...] = LLAMA_LAYOUT,
+    absent: Iterable[str] = (),
+    ignored: Iterable[str] = (),
+    notes: dict[str, str] | None = None,
+    **extra: Any,
+) -> Adapter:
+    """An adapter with Llama's fields but for those ``absent``, and with its own ``defaults`` in place of Llama's."""
+    kept = {name: value for name, value in LLAMA_DEFAULTS.items() if name not in set(absent)}
+    return Adapter(
+        model_type,
+        kept | dict(defaults),
+        build,
+        layout,
+        ignored=LLAMA_IGNORED | set(ignored),
+        notes=ROPE_NOTES | (notes or {}),
+        **extra,
+    )
+
+
+def windowed_layers(reader: Reader, by_default: Callable[[int], bool]) -> list[bool]:
+    """Whether each layer has a window: as ``layer_types`` says, else as the family does by the layer's index."""
+    count = reader.integer("num_hidden_layers")
+    if reader.value("layer_types") is None:
+        return [by_default(index) for index in range(count)]
+    kinds = reader.strings("layer_types", count, ("full_attention", "sliding_attention"))
+    return [kind == "sliding_attention" for kind in kinds]
+
+
+def biases(reader: Reader, name: str = "attention_bias") -> dict[str, bool]:
+    """One flag for the biases of queries, keys, values and output."""
+    return {"query_key_value_bias": reader.flag(name), "output_bias": reader.flag(name)}
+
+
+def divided(reader: Reader) -> None:
+    """Refuse heads that do not divide the channels, in the families where that leaves no working model."""
+    if reader.integer("hidden_size") % reader.integer("num_attention_heads"):
+        raise refusal("num_attention_heads", "It does not divide hidden_size.", "Choose a divisor of hidden_size.")
 
 
 def head_sizes(reader: Reader) -> tuple[int, int, int]:
@@ -82,21 +152,38 @@ def attention(reader: Reader, **extra: Any) -> dict[str, Any]:
     }
 
 
-def gated_mlp(reader: Reader, width: str = "intermediate_size", **extra: Any) -> dict[str, Any]:
+def gated_mlp(
+    reader: Reader, width: str = "intermediate_size", act: str = "hidden_act", **extra: Any
+) -> dict[str, Any]:
     """The gated MLP of a Llama-like configuration, as plain data."""
-    activation = reader.activation("hidden_act")
+    activation = reader.activation(act)
     return {"kind": "mlp", "intermediate_size": reader.integer(width), "activation": activation, **extra}
 
 
-def decoder(reader: Reader, layers: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
-    """A model with rotary positions and RMSNorm, as plain data."""
+def rope_theta_of(reader: Reader, kind: str, otherwise: Any) -> float:
+    """The rotary base of the layers of one kind where ``rope_parameters`` says it kind by kind; else ``otherwise``."""
+    by_kind = reader.value("rope_parameters")
+    own = by_kind.get(kind) if isinstance(by_kind, dict) else by_kind
+    if own is None:
+        own = {}
+    if not isinstance(own, dict):
+        raise refusal("rope_parameters", f"A mapping is expected, got {own!r}.", "Write one for each kind of layer.")
+    if own.get("partial_rotary_factor", 1.0) != 1.0:
+        raise refusal(
+            "rope_parameters.partial_rotary_factor", "Partial rotation is not part of this family.", "Write 1."
+        )
+    return positive("rope_theta", own.get("rope_theta", otherwise))
+
+
+def decoder(reader: Reader, layers: list[dict[str, Any]], theta: float | None = None, **extra: Any) -> dict[str, Any]:
+    """A model with rotary positions (of base ``theta``, else as the configuration says) and RMSNorm, as plain data."""
     from planner.interop.base import groups
 
     return {
         "vocab_size": reader.integer("vocab_size"),
         "hidden_size": reader.integer("hidden_size"),
         "tie_word_embeddings": reader.flag("tie_word_embeddings"),
-        "positions": {"kind": "rotary", "theta": reader.rope_theta()},
+        "positions": {"kind": "rotary", "theta": reader.rope_theta() if theta is None else theta},
         "norm": {"kind": "rms_norm", "epsilon": reader.number("rms_norm_eps")},
         "layer_groups": groups(layers),
         **extra,

@@ -15,6 +15,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "topk_group": 1,
         "first_k_dense_replace": 1,
     },
+    "gemma3_text": {"sliding_window": 16, "query_pre_attn_scalar": 8},
+    "vaultgemma": {"sliding_window": 16, "query_pre_attn_scalar": 8},
     "gemma2": {"sliding_window": 16, "query_pre_attn_scalar": 8},
     "jamba": {"mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 16},

@@ -17,6 +17,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {**DECODER},
     "qwen3": {**DECODER, "head_dim": 8},
     "gemma2": {**DECODER, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "gemma": {**DECODER, "head_dim": 16, "hidden_act": "gelu", "attention_bias": True},
+    "gemma3_text": {
+        **DECODER,
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "head_dim": 16,
+        "sliding_window": 6,
+        "query_pre_attn_scalar": 8,
+        "attn_logit_softcapping": 0.5,
+        "final_logit_softcapping": 3.0,
+    },
+    "vaultgemma": {**DECODER, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "phi3": {**DECODER, "pad_token_id": None, "sliding_window": 6},
+    "olmo2": {**DECODER, "attention_bias": True},
+    "olmoe": {**DECODER, "num_experts": 4, "num_experts_per_tok": 2},
+    "smollm3": {**DECODER, "num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "sliding_window": 6}
+    | {"pad_token_id": None, "use_sliding_window": True, "mlp_bias": True},
     "gpt2": {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3},
     "mixtral": {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
     "deepseek_v3": {
