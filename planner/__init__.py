@@ -9,7 +9,9 @@ from planner.diff import SpecDiff, diff
 from planner.dispatch import JobEstimate, estimate_job
 from planner.errors import InvalidSpec, PlannerError, Problem, UnsupportedArchitecture, UnsupportedPlan
 from planner.explain import Term, explain, explain_block
+from planner.growth import Growth, grow
 from planner.hardware import Device, MachineProfile, hardware, hardware_catalogue
+from planner.intensity import Crossover, Operator, crossover, operators, ridge_point
 from planner.interop import from_huggingface
 from planner.interop.export import to_huggingface
 from planner.plans import (
@@ -33,9 +35,11 @@ __all__ = [
     "ArchitectureSpec",
     "BenchmarkPlan",
     "Budget",
+    "Crossover",
     "Device",
     "Fit",
     "Flops",
+    "Growth",
     "InferenceEstimate",
     "InvalidSpec",
     "JobEstimate",
@@ -43,6 +47,7 @@ __all__ = [
     "Layer",
     "LayerGroup",
     "MachineProfile",
+    "Operator",
     "PlannerError",
     "Problem",
     "PrototypePlan",
@@ -57,6 +62,7 @@ __all__ = [
     "UnsupportedPlan",
     "VerifyPlan",
     "cache_bytes",
+    "crossover",
     "diff",
     "estimate_inference",
     "estimate_job",
@@ -66,11 +72,14 @@ __all__ = [
     "fits",
     "flops",
     "from_huggingface",
+    "grow",
     "hardware",
     "hardware_catalogue",
     "load",
+    "operators",
     "parse_plan",
     "parse_spec",
+    "ridge_point",
     "scale_down",
     "size",
     "to_huggingface",

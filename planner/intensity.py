@@ -1,0 +1,293 @@
+"""Arithmetic intensity of each operator, and the length at which attention costs as much as the MLPs.
+
+An operator's intensity is its FLOPs over the bytes that an ideal kernel moves: weights, inputs, outputs and what it
+reads of the cache, each once. Below a device's ridge point (peak FLOPs over memory bandwidth) memory decides how long
+it takes, above it the arithmetic units do (the roofline model; Williams et al. 2009, doi:10.1145/1498765.1498785).
+
+Two phases are told apart. ``prefill`` reads ``length`` tokens a sequence at once, as a training step's forward pass
+does; ``decode`` adds one token to each sequence that has ``length`` tokens, the new one included. What is elementwise
+(norms, activations, convolutions, Mamba-1's scan) has no operator of its own: the arithmetic counted here is that of
+matrix multiplications. All formulas read numbers, arrays and symbols alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from planner.cache import CACHE_DTYPE_BYTES
+from planner.components import Attention, LatentAttention
+from planner.components.base import CacheEntry, Component, Tensor
+from planner.compute import model_operations
+from planner.hardware import Device
+from planner.plans import ServingPlan
+from planner.quantities import Quantity, exact_divide
+from planner.serving import check_serving_plan, is_quantized, largest_true, tensor_bytes
+from planner.sizing import active_count, outer_tensors
+from planner.spec import ArchitectureSpec
+
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
+ACTIVATION_BYTES = 2
+"""Activations are moved in 16 bits, whatever the weights are kept in."""
+STATE_FLOPS = 4
+"""FLOPs an element of recurrent state takes a token: one multiply-add to update it and one to read it."""
+LONGEST_CROSSOVER = 2**30
+
+_VECTORS = ("bias", "norm", "conv")
+"""In the names of tensors of several dimensions that no token is multiplied by as by a matrix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One operator over all layers that are alike and all sequences of the batch."""
+
+    name: str
+    """The tensor that is multiplied by, or ``mixing`` for what a sequence mixer does between tokens."""
+    component: str
+    path: str
+    """The block that it belongs to, such as ``layer_groups[0].layers[1].sequence_mixer``."""
+    times: Quantity
+    """Layers that it stands for together."""
+    flops: Quantity
+    weight_bytes: Quantity
+    cache_bytes: Quantity
+    activation_bytes: Quantity
+    status: Literal["modelled", "approximated"] = "modelled"
+
+    @property
+    def moved_bytes(self) -> Quantity:
+        """Everything that an ideal kernel moves."""
+        return self.weight_bytes + self.cache_bytes + self.activation_bytes
+
+    @property
+    def intensity(self) -> Quantity:
+        """FLOPs a byte."""
+        return self.flops / self.moved_bytes
+
+
+def operators(
+    spec: ArchitectureSpec,
+    plan: ServingPlan,
+    phase: Phase,
+    length: Quantity | None = None,
+    batch_size: Quantity | None = None,
+) -> list[Operator]:
+    """Every operator of one pass, in the order in which the model applies them.
+
+    ``length`` and ``batch_size`` are those of the plan where they are absent; the plan gives the types of weights and
+    cache. Routed experts are read as often as some token chooses them, of tokens that choose evenly.
+
+    Raises
+    ------
+    UnsupportedPlan
+        where the plan is not modelled.
+    """
+    check_serving_plan(plan)
+    length = plan.context_length if length is None else length
+    batch = plan.batch_size if batch_size is None else batch_size
+    tokens = batch * length if phase == "prefill" else batch
+    found: list[Operator] = []
+    for group_index, group in enumerate(spec.layer_groups):
+        for layer_index, layer in enumerate(group.layers):
+            where = f"layer_groups[{group_index}].layers[{layer_index}]"
+            for stem, mixer in (("sequence_mixer", layer.sequence_mixer), ("channel_mixer", layer.channel_mixer)):
+                if mixer is None:
+                    continue
+                path = f"{where}.{stem}"
+                for tensor in matrices(mixer, spec.hidden_size):
+                    found.append(_by_matrix(tensor, path, group.repeats, tokens, plan))
+                if stem == "sequence_mixer":
+                    found.append(_mixing(mixer, spec.hidden_size, path, group.repeats, length, batch, phase, plan))
+    found += _outer(spec, tokens, plan)
+    return found
+
+
+def matrices(mixer: Component, hidden_size: Quantity) -> Iterator[Tensor]:
+    """The tensors of a mixer that tokens are multiplied by."""
+    for tensor in mixer.tensors(hidden_size):
+        own = tensor.name.removesuffix(".weight")
+        if len(tensor.shape) >= 2 and tensor.dtype_class == "weight" and not any(word in own for word in _VECTORS):
+            yield tensor
+
+
+def matrix_flops(mixer: Component, hidden_size: Quantity, tokens: Quantity) -> Quantity:
+    """FLOPs of ``tokens`` tokens through a mixer's matrices: two a weight that a token touches."""
+    total: Quantity = 0
+    for tensor in matrices(mixer, hidden_size):
+        total = total + 2 * tokens * active_count(tensor)
+    return total
+
+
+def _by_matrix(tensor: Tensor, path: str, times: Quantity, tokens: Quantity, plan: ServingPlan) -> Operator:
+    chosen, available = tensor.active_share
+    rows, read = tokens, tensor_bytes(tensor, plan.weight_format, is_quantized(tensor))
+    if not (isinstance(available, int) and available == 1):
+        rows = tokens * chosen
+        # Of E experts, E·(1 − (1 − k/E)ⁿ) are chosen by at least one of n tokens that choose k evenly.
+        read = read * (1 - (1 - chosen / available) ** tokens)
+    *_, outputs, inputs = tensor.shape
+    return Operator(
+        tensor.name.removesuffix(".weight"),
+        tensor.component,
+        path,
+        times,
+        2 * tokens * active_count(tensor) * times,
+        read * times,
+        0,
+        ACTIVATION_BYTES * rows * (inputs + outputs) * times,
+    )
+
+
+def _mixing(
+    mixer: Component,
+    hidden_size: Quantity,
+    path: str,
+    times: Quantity,
+    length: Quantity,
+    batch: Quantity,
+    phase: Phase,
+    plan: ServingPlan,
+) -> Operator:
+    """What a sequence mixer does between tokens: attention by a fused kernel, or the update of a state."""
+    width = CACHE_DTYPE_BYTES[plan.cache_dtype]
+    tokens = batch * length if phase == "prefill" else batch
+    entries = list(_read_entries(mixer, hidden_size, length))
+    held: Quantity = 0
+    for entry in entries:
+        held = held + entry.elements * batch * width
+    attends = any(entry.grows for entry in entries)
+    status: Literal["modelled", "approximated"] = "modelled"
+    moved = _between_matrices(mixer, hidden_size) * tokens * ACTIVATION_BYTES
+    if phase == "prefill":
+        flops = _between_tokens(mixer, hidden_size, length, batch)
+        cached = 0 if attends else held  # a state is written once; keys and values are counted as activations
+    elif isinstance(mixer, LatentAttention):
+        # Queries are taken into the latent space, so that keys and values need not be expanded (arXiv:2405.04434, 2.1).
+        per_key = 2 * mixer.kv_lora_rank + mixer.qk_rope_head_dim
+        flops = 2 * batch * length * mixer.num_attention_heads * per_key
+        moved = batch * mixer.num_attention_heads * per_key * ACTIVATION_BYTES
+        cached = held
+    elif attends:
+        before = _between_tokens(mixer, hidden_size, length - 1, batch)
+        flops = _between_tokens(mixer, hidden_size, length, batch) - before
+        cached = held
+    else:
+        state: Quantity = 0
+        for entry in entries:
+            if entry.name != "convolution":
+                state = state + entry.elements
+        flops, cached, status = STATE_FLOPS * batch * state, 2 * held, "approximated"
+    return Operator(
+        "mixing", mixer.component, path, times, flops * times, 0, cached * times, moved * times, status=status
+    )
+
+
+def _between_tokens(mixer: Component, hidden_size: Quantity, length: Quantity, batch: Quantity) -> Quantity:
+    """FLOPs of a mixer beside its matrices, without what a mask leaves out."""
+    total: Quantity = 0
+    for operation in mixer.operations(hidden_size, length, batch):
+        total = total + operation.needed_flops
+    return total - matrix_flops(mixer, hidden_size, length * batch)
+
+
+def _between_matrices(mixer: Component, hidden_size: Quantity) -> Quantity:
+    """Elements a token that mixing reads and writes: queries, keys, values (or their like) and the result."""
+    known = list(matrices(mixer, hidden_size))
+    if isinstance(mixer, LatentAttention):
+        heads, key = mixer.num_attention_heads, mixer.qk_nope_head_dim + mixer.qk_rope_head_dim
+        return heads * (2 * key + 2 * mixer.v_head_dim)
+    elements: Quantity = 0
+    for tensor in known[:-1]:
+        elements = elements + tensor.shape[-2]
+    return elements + known[-1].shape[-1] if known else elements
+
+
+def _read_entries(mixer: Any, hidden_size: Quantity, length: Quantity) -> Iterator[CacheEntry]:
+    """What is read of the cache; a layer that keeps none of its own reads another's that is shaped like its own."""
+    if getattr(mixer, "shares_key_values", False):
+        mixer = type(mixer).model_construct(**{**dict(mixer), "shares_key_values": False})
+    yield from mixer.cache(hidden_size, length)
+
+
+def _outer(spec: ArchitectureSpec, tokens: Quantity, plan: ServingPlan) -> Iterator[Operator]:
+    """Multiplications outside the layers: the head, and projections of an embedding of another width."""
+    matrix = next(tensor for tensor in outer_tensors(spec) if tensor.name == "embed_tokens.weight")
+    for path, times, operation in model_operations(spec, 1, 1):
+        if path.startswith("layer_groups"):
+            continue
+        elements = exact_divide(operation.flops, 2)
+        # Kept in the type that the embedding is kept in.
+        read = exact_divide(tensor_bytes(matrix, plan.weight_format, False) * elements, matrix.count)
+        ends = (matrix.shape[0] if path == "lm_head" else spec.hidden_size) + matrix.shape[1]
+        moved = ACTIVATION_BYTES * tokens * ends
+        yield Operator(path, operation.component, path, times, 2 * tokens * elements * times, read, 0, moved)
+
+
+def ridge_point(device: Device, dtype: str) -> float | None:
+    """FLOPs a byte at which a device's memory and its arithmetic take equally long; ``None`` where one is not known."""
+    peak, bandwidth = device.peak_flops.get(dtype), device.memory_bandwidth_bytes_per_second
+    return None if peak is None or bandwidth is None else peak / bandwidth
+
+
+@dataclass(frozen=True, slots=True)
+class Crossover:
+    """Sequence lengths from which attention between tokens costs at least what all channel mixers do."""
+
+    counted_tokens: Quantity | None
+    """With the whole square multiplied, as a plain kernel does; ``None`` where nothing attends or there is no MLP."""
+    needed_tokens: int | None
+    """Without what causal masks and windows leave out; ``None`` also where it never comes to that."""
+
+
+def crossover(spec: ArchitectureSpec) -> Crossover:
+    """The attention-to-MLP crossover of a model: scores and weighted values against the channel mixers.
+
+    The projections of attention are on neither side. For multi-head attention as wide as the stream and a plain MLP of
+    four times its width the counted length is four hidden sizes.
+    """
+    counted = crossover_counted(spec)
+    if counted is None:
+        return Crossover(None, None)
+
+    def below(length: int) -> bool:
+        attention = sum(
+            _between_tokens(mixer, spec.hidden_size, length, 1) * repeats for mixer, repeats in _attending(spec)
+        )
+        return bool(attention < _channel_flops(spec) * length)
+
+    last = largest_true(below, LONGEST_CROSSOVER)
+    return Crossover(counted, None if last == LONGEST_CROSSOVER else last + 1)
+
+
+def crossover_counted(spec: ArchitectureSpec) -> Quantity | None:
+    """The counted length as a formula: what the channel mixers take a token, over what attention takes a pair."""
+    a_pair: Quantity = 0
+    for mixer, repeats in _attending(spec):
+        for operation in mixer.operations(spec.hidden_size, 1, 1):
+            a_pair = a_pair + operation.flops * repeats
+        a_pair = a_pair - matrix_flops(mixer, spec.hidden_size, 1) * repeats
+    channel = _channel_flops(spec)
+    nothing = not list(_attending(spec)) or not any(
+        layer.channel_mixer is not None for group in spec.layer_groups for layer in group.layers
+    )
+    return None if nothing else channel / a_pair
+
+
+def _attending(spec: ArchitectureSpec) -> Iterator[tuple[Component, Quantity]]:
+    for group in spec.layer_groups:
+        for layer in group.layers:
+            if isinstance(layer.sequence_mixer, (Attention, LatentAttention)):
+                yield layer.sequence_mixer, group.repeats
+
+
+def _channel_flops(spec: ArchitectureSpec) -> Quantity:
+    """FLOPs a token of all channel mixers."""
+    total: Quantity = 0
+    for group in spec.layer_groups:
+        for layer in group.layers:
+            if layer.channel_mixer is not None:
+                for operation in layer.channel_mixer.operations(spec.hidden_size, 1, 1):
+                    total = total + operation.flops * group.repeats
+    return total

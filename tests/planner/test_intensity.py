@@ -1,0 +1,224 @@
+"""Intensity by operator and the attention-to-MLP crossover, against sums done by hand and in all three readings."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import sympy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner import ArchitectureSpec, ServingPlan, UnsupportedPlan, flops, hardware, load, parse_spec
+from planner.components import MoE
+from planner.intensity import (
+    PHASES,
+    Operator,
+    Phase,
+    crossover,
+    crossover_counted,
+    matrix_flops,
+    operators,
+    ridge_point,
+)
+from planner.symbolic import substitute, symbolic
+from tests.planner.strategies import specs
+
+ATTENTION = {"kind": "attention", "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}
+MLP = {"kind": "mlp", "intermediate_size": 512, "gated": False}
+
+
+def model(mixer: dict[str, Any] | None = None, channel: dict[str, Any] | None = None) -> ArchitectureSpec:
+    layer = {"sequence_mixer": mixer or ATTENTION, "channel_mixer": channel or MLP}
+    return parse_spec({"vocab_size": 1000, "hidden_size": 128, "layer_groups": [{"repeats": 3, "layers": [layer]}]})
+
+
+def by_name(spec: ArchitectureSpec, phase: Phase, **plan: Any) -> dict[str, Operator]:
+    return {each.name: each for each in operators(spec, ServingPlan(**plan), phase)}
+
+
+def test_a_projection_that_reads_a_prompt_is_counted_by_hand() -> None:
+    found = by_name(model(), "prefill", context_length=50, batch_size=2)["k_proj"]
+    assert found.flops == 3 * 2 * 100 * 128 * 32
+    assert found.moved_bytes == 3 * 2 * (128 * 32 + 100 * (128 + 32))
+    assert found.intensity == found.flops / found.moved_bytes
+
+
+def test_attention_that_decodes_reads_its_cache_once_and_groups_share_it() -> None:
+    found = by_name(model(), "decode", context_length=1000, batch_size=4)["mixing"]
+    # Scores and weighted values of 8 heads of 16 against 1,000 keys, in 3 layers of 4 sequences.
+    assert found.flops == 3 * 4 * (2 * 2 * 8 * 16 * 1000)
+    assert found.cache_bytes == 3 * 4 * (2 * 2 * 16 * 1000) * 2
+    assert found.activation_bytes == 3 * 4 * (8 + 2 + 2 + 8) * 16 * 2
+    # Four query heads a KV head: as many FLOPs a byte, less what queries and results move.
+    assert found.intensity == pytest.approx(4, rel=0.01)
+
+
+def test_a_window_bounds_what_decoding_reads() -> None:
+    found = by_name(model({**ATTENTION, "sliding_window": 64}), "decode", context_length=1000)["mixing"]
+    assert found.flops == 3 * 2 * 2 * 8 * 16 * 64
+    assert found.cache_bytes == 3 * 2 * 2 * 16 * 64 * 2
+
+
+def test_latent_attention_decodes_in_the_latent_space() -> None:
+    latent = {
+        "kind": "latent_attention",
+        "num_attention_heads": 8,
+        "kv_lora_rank": 64,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+    }
+    found = by_name(model(latent), "decode", context_length=500, cache_dtype="fp8")["mixing"]
+    assert found.flops == 3 * 500 * 8 * (2 * (64 + 8) + 2 * 64)
+    assert found.cache_bytes == 3 * 500 * (64 + 8)
+
+
+def test_experts_are_read_as_often_as_some_token_chooses_them() -> None:
+    moe = {"kind": "moe", "num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 64}
+    one = by_name(model(channel=moe), "decode", batch_size=1)["experts.down_proj"]
+    assert one.weight_bytes == pytest.approx(3 * 2 * (2 * 64 * 128))
+    assert one.flops == 3 * 2 * 2 * 64 * 128
+    many = by_name(model(channel=moe), "decode", batch_size=3)["experts.down_proj"]
+    # By hand over all ways in which three tokens choose two of eight.
+    pairs = list(itertools.combinations(range(8), 2))
+    mean = np.mean([len({*a, *b, *c}) for a, b, c in itertools.product(pairs, repeat=3)])
+    assert many.weight_bytes == pytest.approx(3 * mean * 64 * 128 * 2)
+
+
+def test_a_recurrent_state_is_read_and_written_and_is_approximated() -> None:
+    mamba = {"kind": "mamba2", "num_heads": 8, "head_dim": 32, "state_size": 16, "conv_kernel": 4, "chunk_size": 32}
+    found = by_name(model(mamba), "decode", batch_size=2)["mixing"]
+    assert found.status == "approximated"
+    assert found.flops == 3 * 2 * 4 * 8 * 32 * 16
+    assert found.cache_bytes == 3 * 2 * 2 * (8 * 32 * 16 + (8 * 32 + 2 * 16) * 4) * 2
+
+
+def test_quantized_weights_move_fewer_bytes_and_the_head_stays() -> None:
+    plain, small = by_name(model(), "decode"), by_name(model(), "decode", weight_format="int8")
+    assert small["up_proj"].weight_bytes == 3 * (128 * 512 + 4 * 512)
+    assert small["lm_head"].weight_bytes == plain["lm_head"].weight_bytes == 2 * 1000 * 128
+
+
+@settings(max_examples=60, deadline=None)
+@given(spec=specs(), length=st.integers(1, 200), batch=st.integers(1, 3))
+def test_operators_of_a_pass_have_all_of_its_needed_flops(spec: ArchitectureSpec, length: int, batch: int) -> None:
+    found = operators(spec, ServingPlan(), "prefill", length, batch)
+    assert sum(each.flops for each in found) == flops(spec, length, batch).needed_total
+    assert all(each.flops >= 0 for each in found)
+
+
+@settings(max_examples=80, deadline=None)
+@given(spec=specs())
+def test_the_matrices_of_every_mixer_are_some_of_its_operations(spec: ArchitectureSpec) -> None:
+    """A vector taken for a matrix, or a matrix left out, would leave a sum that no operations have."""
+    for _, layer in spec.iterate_layers():
+        for mixer in (layer.sequence_mixer, layer.channel_mixer):
+            if mixer is None:
+                continue
+            own = matrix_flops(mixer, spec.hidden_size, 37)
+            each = [operation.flops for operation in mixer.operations(spec.hidden_size, 37, 1)]
+            reached = {0}
+            for count in each:
+                reached |= {count + other for other in reached}
+            assert own in reached
+            if mixer is layer.channel_mixer:
+                assert own == sum(each)
+
+
+@settings(max_examples=25, deadline=None)
+@given(spec=specs(most_layers=2), length=st.integers(2, 200), batch=st.integers(1, 3), phase=st.sampled_from(PHASES))
+def test_numbers_arrays_and_symbols_agree(spec: ArchitectureSpec, length: int, batch: int, phase: Phase) -> None:
+    numbers = operators(spec, ServingPlan(), phase, length, batch)
+    arrays = operators(
+        substitute(spec, lambda path, symbol, value: np.array([float(value)])),
+        ServingPlan(),
+        phase,
+        np.array([float(length)]),
+        np.array([float(batch)]),
+    )
+    T, B = sympy.symbols("T B", integer=True, positive=True)
+    made, values = symbolic(spec)
+    known = {**values, T: length, B: batch}
+    for number, array, symbol in zip(numbers, arrays, operators(made, ServingPlan(), phase, T, B), strict=True):
+        for quantity in ("flops", "moved_bytes"):
+            value = getattr(number, quantity)
+            np.testing.assert_allclose(getattr(array, quantity), value, rtol=1e-12)
+            assert float(sympy.sympify(getattr(symbol, quantity)).subs(known)) == pytest.approx(value)
+
+
+def test_a_plan_that_is_not_modelled_is_refused() -> None:
+    with pytest.raises(UnsupportedPlan, match="tensor_parallel"):
+        operators(model(), ServingPlan(tensor_parallel=2), "decode")
+
+
+def test_a_ridge_point_is_peak_over_bandwidth_and_absent_where_one_is() -> None:
+    device = hardware("t4")
+    # 65 TFLOP/s of fp16 and 320 GB/s, as the card's data sheet has them.
+    assert ridge_point(device, "fp16") == pytest.approx(65e12 / 320e9)
+    assert ridge_point(device, "bf16") is None
+
+
+def test_the_textbook_crossover_is_four_hidden_sizes_and_masks_double_it() -> None:
+    """Scores and values 4·h·T a token against 16·h² of a plain MLP of 4·h; a causal mask leaves 2·h·(T + 1)."""
+    found = crossover(model({**ATTENTION, "num_key_value_heads": 8}))
+    assert found.counted_tokens == 4 * 128
+    assert found.needed_tokens == 8 * 128 - 1
+
+
+def test_the_crossover_of_llama_2_7b_by_hand() -> None:
+    found = crossover(load("llama-2-7b"))
+    assert found.counted_tokens == 6 * 4096 * 11008 / (4 * 4096)
+    assert found.needed_tokens == 2 * 16512 - 1
+
+
+def test_at_the_needed_crossover_attention_has_caught_up_and_one_token_before_it_has_not() -> None:
+    spec = parse_spec(
+        {
+            "vocab_size": 1000,
+            "hidden_size": 128,
+            "layer_groups": [
+                {"repeats": 2, "layers": [{"sequence_mixer": {**ATTENTION, "sliding_window": 64}}]},
+                {"repeats": 1, "layers": [{"sequence_mixer": ATTENTION, "channel_mixer": MLP}]},
+            ],
+        }
+    )
+    length = crossover(spec).needed_tokens
+    assert length is not None
+
+    def costs(tokens: int) -> tuple[int, int]:
+        windowed = sum(min(position + 1, 64) for position in range(tokens))
+        full = sum(position + 1 for position in range(tokens))
+        return (2 * windowed + full) * 2 * 2 * 8 * 16, tokens * 2 * 2 * 128 * 512
+
+    attention, channel = costs(length)
+    assert attention >= channel
+    attention, channel = costs(length - 1)
+    assert attention < channel
+
+
+def test_a_windowed_model_may_never_come_to_it_and_one_without_attention_has_none() -> None:
+    windowed = crossover(model({**ATTENTION, "sliding_window": 64}))
+    assert windowed.needed_tokens is None
+    assert windowed.counted_tokens is not None
+    mamba = {"kind": "mamba2", "num_heads": 8, "head_dim": 32, "state_size": 16}
+    assert crossover(model(mamba)).counted_tokens is None
+
+
+def test_the_formula_of_the_crossover_has_all_three_readings() -> None:
+    spec = model()
+    made, values = symbolic(spec)
+    number = crossover_counted(spec)
+    assert float(sympy.sympify(crossover_counted(made)).subs(values)) == number
+    arrays = substitute(spec, lambda path, symbol, value: np.array([float(value)]))
+    np.testing.assert_allclose(crossover_counted(arrays), number)
+
+
+def test_moe_stands_for_the_experts_that_a_token_goes_to() -> None:
+    spec = load("mixtral-8x7b")
+    mixer = spec.layer_groups[0].layers[0].channel_mixer
+    assert isinstance(mixer, MoE)
+    router, experts = 2 * 4096 * 8, 2 * 2 * 3 * 4096 * 14336
+    assert crossover(spec).counted_tokens == (router + experts) / (4 * 32 * 128)
