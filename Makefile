@@ -7,7 +7,7 @@ VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help app test check lint types imports pytest format example python environment system-packages
+.PHONY: help app test check soak lint types imports pytest format example python environment system-packages
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,7 +18,10 @@ app: python ## install what is missing and start Plumbline on http://127.0.0.1:8
 test: lint types imports pytest ## everything: lint, types, import contracts and all tests, browser and PostgreSQL included
 
 check: environment lint types imports ## the fast part: lint, types, import contracts and the quick tests
-	$(PYTEST) -q -m "not slow and not browser and not postgres and not gpu"
+	$(PYTEST) -q -m "not slow and not browser and not postgres and not gpu and not soak"
+
+soak: environment ## the long runs: thousands of configurations a family against transformers
+	$(PYTEST) -m soak --durations=10
 
 format: environment ## bring the code into shape
 	$(VENV)/ruff check --fix .

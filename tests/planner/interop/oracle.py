@@ -56,8 +56,9 @@ DIMENSIONS: dict[str, int] = {
 
 OUTSIDE_THE_MODEL = frozenset(
     {
-        "transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype", "id2label", "label2id",
-        "problem_type", "model_type", "initializer_range", "output_attentions", "_name_or_path", "chunk_size_feed_forward",
+        "transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype", "id2label",
+        "label2id", "problem_type", "model_type", "initializer_range", "output_attentions", "_name_or_path",
+        "chunk_size_feed_forward",
     }
 )  # fmt: skip
 """Fields of every configuration that no variation needs to try one by one."""
@@ -98,7 +99,30 @@ def reference(config: dict[str, Any]) -> Shapes:
             model = transformers.AutoModelForCausalLM.from_config(made)
     except Exception as error:
         raise Rejected(f"{type(error).__name__}: {error}"[:200]) from error
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    # A tensor without elements (no shared experts, written as a width of 0) is no parameter.
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if parameter.numel()}
+
+
+def works(config: dict[str, Any]) -> bool:
+    """Whether transformers' model of a small configuration is a working one, run on the CPU.
+
+    It reads eight tokens, gives finite logits, and the last ones depend on the first token: a stack without layers, or
+    with channels of width 0, runs and is no language model.
+    """
+    fields = dict(config)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            made = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+            model = transformers.AutoModelForCausalLM.from_config(made).eval()
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            tokens = torch.tensor([[3, 5, 7, 2, 8, 1, 4, 6], [9, 5, 7, 2, 8, 1, 4, 6]]) % made.vocab_size
+            first, other = model(tokens, use_cache=False).logits[:, -1]
+    except Exception:
+        return False
+    return bool(torch.isfinite(first).all()) and not torch.equal(first, other)
 
 
 def judged(config: dict[str, Any]) -> tuple[str, str]:
@@ -125,11 +149,31 @@ def judged(config: dict[str, Any]) -> tuple[str, str]:
     return "exact", ""
 
 
+def rotations(current: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Other rotary parameters: another base, scaled frequencies, and each layer type by itself where they differ."""
+    nested = {key: value for key, value in current.items() if isinstance(value, dict)}
+    if nested:
+        for key, value in nested.items():
+            yield current | {key: value | {"rope_theta": 5e5}}
+        return
+    for change in (
+        {"rope_theta": 5e5},
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "dynamic", "factor": 4.0},
+    ):
+        yield current | change
+    if "partial_rotary_factor" in current:
+        yield current | {"partial_rotary_factor": 1.0}
+        yield current | {"partial_rotary_factor": 0.3}
+
+
 def values_of(field: Any, current: Any, rng: random.Random) -> list[Any]:
     """Other values for a field of a configuration class, by its type and its present value."""
     name, tried = field.name, []
     if name in ("hidden_act", "hidden_activation", "activation_function", "mlp_hidden_act"):
         tried = ["gelu", "relu", "silu", "gelu_pytorch_tanh"]
+    elif name == "rope_parameters" and isinstance(current, dict):
+        tried = [*rotations(current)]
     elif name in ("layer_types", "layers_block_type", "mlp_layer_types") and isinstance(current, list):
         tried = [rng.sample(current, len(current)), current[::-1], current[:-1]]
     elif isinstance(current, bool):
