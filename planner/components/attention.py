@@ -1,25 +1,35 @@
-"""Softmax attention with multi, grouped or single KV heads, and optional (dilated) windows.
+"""Softmax attention with multi, grouped or single KV heads, optional (dilated) windows or chunks, sinks and gates.
 
 Multi-query: Shazeer 2019, arXiv:1911.02150. Grouped-query: Ainslie et al. 2023, arXiv:2305.13245.
-Sliding and dilated windows: Beltagy et al. 2020, arXiv:2004.05150.
+Sliding and dilated windows: Beltagy et al. 2020, arXiv:2004.05150. Linear biases: Press et al. 2021, arXiv:2108.12409.
+Sinks: Xiao et al. 2023, arXiv:2309.17453, as learned logits in GPT-OSS, arXiv:2508.10925. Keys and values shared by
+layers: Brandon et al. 2024, arXiv:2405.12981. Gated output: Qiu et al. 2025, arXiv:2505.06708.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
-from planner.quantities import Quantity, exact_divide, floor_divide, smallest
+from planner.components.rotary import RotaryScaling
+from planner.quantities import Quantity, exact_divide, floor_divide, largest, smallest
 
 
-def attended_pairs(sequence_length: Quantity, window: Quantity | None, dilation: Quantity | None) -> Quantity:
+def attended_pairs(
+    sequence_length: Quantity, window: Quantity | None, dilation: Quantity | None, chunk: Quantity | None = None
+) -> Quantity:
     """Query-key pairs that a causal mask leaves in one sequence.
 
-    A query at position ``i`` sees the keys ``i, i - dilation, i - 2 dilation …``, at most ``window`` of them.
+    A query at position ``i`` sees the keys ``i, i - dilation, i - 2 dilation …``, at most ``window`` of them; or with
+    ``chunk`` those before it of the same ``chunk`` positions, counted from the start of the sequence.
     """
+    if chunk is not None:
+        whole = floor_divide(sequence_length, chunk)
+        rest = sequence_length - whole * chunk
+        return whole * exact_divide(chunk * (chunk + 1), 2) + exact_divide(rest * (rest + 1), 2)
     if window is None:
         return exact_divide(sequence_length * (sequence_length + 1), 2)
     if dilation is None:
@@ -41,26 +51,51 @@ class Attention(Component):
         "num_attention_heads": "n_q",
         "num_key_value_heads": "n_kv",
         "head_dim": "d",
+        "value_head_dim": "d_v",
         "sliding_window": "w",
         "dilation": "r",
+        "attention_chunk_size": "c",
     }
+    has_linear_biases: ClassVar[bool] = False
+    """Whether scores fall with the distance: see :meth:`under`."""
 
     kind: Literal["attention"] = "attention"
     num_attention_heads: int = Field(gt=0)
     num_key_value_heads: int = Field(gt=0)
     head_dim: int = Field(gt=0)
+    value_head_dim: int | None = Field(default=None, gt=0)
+    """Channels of a value head, where they are not ``head_dim``."""
     sliding_window: int | None = Field(default=None, gt=0)
     """Keys that a query sees, itself included; absent: all before it."""
     dilation: int | None = Field(default=None, gt=1)
     """Distance between the keys that a windowed query sees; absent: neighbours."""
-    query_key_norm: Literal["head", "projection"] | None = None
-    """RMSNorm of queries and keys: over each head's channels, or over the whole projection."""
+    attention_chunk_size: int | None = Field(default=None, gt=0)
+    """The sequence is cut into chunks of as many positions, and a query sees keys of its own chunk alone (Llama 4)."""
+    shares_key_values: bool = False
+    """No keys and values of its own: those of the nearest earlier attention layer that has some and keeps as many
+    positions (the same ``sliding_window`` and ``attention_chunk_size``)."""
+    query_key_norm: Literal["head", "projection", "each_head"] | None = None
+    """Norm of queries and keys: over each head's channels, over the whole projection, or over each head's channels with
+    weights for every head."""
+    query_key_norm_kind: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    query_key_norm_weight: bool = True
+    query_key_norm_bias: bool = False
+    query_key_norm_after_rope: bool = False
+    """Whether queries and keys are normalized after they were rotated."""
     query_key_value_bias: bool = False
+    query_key_value_clip: float | None = Field(default=None, gt=0)
+    """Normalized queries and keys, and values, are clamped to plus and minus this (DBRX, OLMo)."""
+    output_gate: Literal["elementwise", "headwise"] | None = None
+    """A sigmoid of a projection of the input multiplies the mixed values: one a channel, or one a head."""
     output_bias: bool = False
+    sinks: bool = False
+    """A learned logit a query head stands in the softmax beside the scores, and leads to no value."""
     rope_share: float = Field(default=1.0, ge=0, le=1)
     """Share of each head's channels that is rotated, where the model's positions are rotary."""
     rope_theta: float | None = Field(default=None, gt=0)
     """Base of the rotary frequencies of these layers, where it differs from the model's."""
+    rope_scaling: RotaryScaling | None = None
+    """How the rotary frequencies of these layers are stretched, where it differs from the model's."""
     logit_softcap: float | None = Field(default=None, gt=0)
     """Scores are bounded by ``softcap * tanh(score / softcap)`` before the softmax (Gemma 2)."""
     softmax_scale: float | None = Field(default=None, gt=0)
@@ -77,6 +112,13 @@ class Attention(Component):
             )
         if self.dilation is not None and self.sliding_window is None:
             refuse("dilation", "A dilation needs a window.", "Set sliding_window, or remove dilation.", "no_window")
+        if self.attention_chunk_size is not None and self.sliding_window is not None:
+            refuse(
+                "attention_chunk_size",
+                "A layer sees a window or a chunk, and this one names both.",
+                "Remove sliding_window or attention_chunk_size.",
+                "window_and_chunk",
+            )
         rotated = self.rope_share * self.head_dim
         if abs(rotated / 2 - round(rotated / 2)) > 1e-6:
             refuse(
@@ -85,76 +127,215 @@ class Attention(Component):
                 f"Choose a multiple of {2 / self.head_dim:g}.",
                 "odd_rotation",
             )
+        self._check_query_key_norm()
         return self
+
+    def _check_query_key_norm(self) -> None:
+        kind, weight, bias = self.query_key_norm_kind, self.query_key_norm_weight, self.query_key_norm_bias
+        if self.query_key_norm is None:
+            for field, value, default in (
+                ("query_key_norm_kind", kind, "rms_norm"),
+                ("query_key_norm_weight", weight, True),
+                ("query_key_norm_bias", bias, False),
+                ("query_key_norm_after_rope", self.query_key_norm_after_rope, False),
+            ):
+                if value != default:
+                    refuse(
+                        field,
+                        "Queries and keys are not normalized.",
+                        f"Set query_key_norm, or remove {field}.",
+                        "no_query_key_norm",
+                    )
+        if bias and kind == "rms_norm":
+            refuse(
+                "query_key_norm_bias",
+                "An RMSNorm has no bias.",
+                "Set query_key_norm_kind to layer_norm, or remove query_key_norm_bias.",
+                "rms_norm_bias",
+            )
+        if bias and not weight:
+            refuse(
+                "query_key_norm_bias",
+                "A norm without weights has no bias.",
+                "Set query_key_norm_weight, or remove query_key_norm_bias.",
+                "bias_without_weight",
+            )
+        if self.query_key_norm == "each_head" and not weight:
+            refuse(
+                "query_key_norm_weight",
+                "Without weights, a norm for each head is the same as one for all of them.",
+                "Set query_key_norm to head.",
+                "no_weights_for_each_head",
+            )
+
+    def under(self, positions: str) -> Attention:
+        if positions != "alibi":
+            return self
+        return _BiasedAttention.model_construct(**{name: getattr(self, name) for name in type(self).model_fields})
 
     @property
     def rotary_dim(self) -> int:
         """Channels of a head that are rotated."""
         return round(self.rope_share * self.head_dim)
 
-    def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
+    @property
+    def sees_a_part(self) -> bool:
+        """Whether a window or a chunk hides earlier keys."""
+        return self.sliding_window is not None or self.attention_chunk_size is not None
+
+    @property
+    def recomputes_scores(self) -> bool:
+        """Whether PyTorch's fused kernels leave the scores to be computed again in the backward pass."""
+        return self.logit_softcap is not None or self.sinks or self.has_linear_biases
+
+    @property
+    def _value_dim(self) -> Quantity:
+        return self.head_dim if self.value_head_dim is None else self.value_head_dim
+
+    def _projected(self) -> tuple[Quantity, Quantity, Quantity]:
+        """Channels of queries, and of the layer's own keys and values."""
         queries = self.num_attention_heads * self.head_dim
-        keys = self.num_key_value_heads * self.head_dim
+        if self.shares_key_values:
+            return queries, 0, 0
+        return queries, self.num_key_value_heads * self.head_dim, self.num_key_value_heads * self._value_dim
+
+    def _gates(self) -> Quantity:
+        heads = self.num_attention_heads
+        return heads * self._value_dim if self.output_gate == "elementwise" else heads
+
+    def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
+        queries, keys, values = self._projected()
         bias = self.query_key_value_bias
         yield from linear("q_proj", self.component, queries, hidden_size, bias)
-        yield from linear("k_proj", self.component, keys, hidden_size, bias)
-        yield from linear("v_proj", self.component, keys, hidden_size, bias)
-        yield from linear("o_proj", self.component, hidden_size, queries, self.output_bias)
-        if self.query_key_norm == "head":
-            yield Tensor("q_norm.weight", (self.head_dim,), self.component)
-            yield Tensor("k_norm.weight", (self.head_dim,), self.component)
-        elif self.query_key_norm == "projection":
-            yield Tensor("q_norm.weight", (queries,), self.component)
-            yield Tensor("k_norm.weight", (keys,), self.component)
+        if not self.shares_key_values:
+            yield from linear("k_proj", self.component, keys, hidden_size, bias)
+            yield from linear("v_proj", self.component, values, hidden_size, bias)
+        if self.output_gate is not None:
+            yield from linear("gate_proj", self.component, self._gates(), hidden_size, bias)
+        mixed = self.num_attention_heads * self._value_dim
+        yield from linear("o_proj", self.component, hidden_size, mixed, self.output_bias)
+        if self.query_key_norm is not None and self.query_key_norm_weight:
+            yield from self._norm_tensors("q_norm", self.num_attention_heads)
+            if not self.shares_key_values:
+                yield from self._norm_tensors("k_norm", self.num_key_value_heads)
+        if self.sinks:
+            yield Tensor("sinks", (self.num_attention_heads,), self.component)
+
+    def _norm_tensors(self, name: str, heads: Quantity) -> Iterator[Tensor]:
+        shapes: dict[str | None, tuple[Quantity, ...]] = {
+            "head": (self.head_dim,),
+            "projection": (heads * self.head_dim,),
+            "each_head": (heads, self.head_dim),
+        }
+        yield Tensor(f"{name}.weight", shapes[self.query_key_norm], self.component, is_matrix=False)
+        if self.query_key_norm_bias:
+            yield Tensor(f"{name}.bias", shapes[self.query_key_norm], self.component, is_matrix=False)
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
-        queries = self.num_attention_heads * self.head_dim
-        keys = self.num_key_value_heads * self.head_dim
+        queries, keys, values = self._projected()
         yield projection("query projection", self.component, tokens, hidden_size, queries)
-        yield projection("key projection", self.component, tokens, hidden_size, keys)
-        yield projection("value projection", self.component, tokens, hidden_size, keys)
-        square = 2 * batch_size * queries * sequence_length * sequence_length
-        needed = 2 * batch_size * queries * attended_pairs(sequence_length, self.sliding_window, self.dilation)
-        yield Operation("scores", self.component, square, needed)
-        yield Operation("weighted values", self.component, square, needed)
-        yield projection("output projection", self.component, tokens, queries, hidden_size)
+        if not self.shares_key_values:
+            yield projection("key projection", self.component, tokens, hidden_size, keys)
+            yield projection("value projection", self.component, tokens, hidden_size, values)
+        square = sequence_length * sequence_length
+        pairs = attended_pairs(sequence_length, self.sliding_window, self.dilation, self.attention_chunk_size)
+        mixed = self.num_attention_heads * self._value_dim
+        for name, width in (("scores", queries), ("weighted values", mixed)):
+            factor = 2 * batch_size * width
+            yield Operation(name, self.component, factor * square, factor * pairs)
+        if self.output_gate is not None:
+            yield projection("output gate", self.component, tokens, hidden_size, self._gates())
+        yield projection("output projection", self.component, tokens, mixed, hidden_size)
 
     def saved_activations(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[SavedTensor]:
         tokens = batch_size * sequence_length
-        queries = self.num_attention_heads * self.head_dim
-        keys = self.num_key_value_heads * self.head_dim
+        queries, keys, values = self._projected()
         yield SavedTensor("input", tokens * hidden_size)
         if self.query_key_norm is not None:
             yield SavedTensor("queries and keys before their norms", tokens * (queries + keys))
-            rows = self.num_attention_heads + self.num_key_value_heads if self.query_key_norm == "head" else 2
-            yield SavedTensor("inverse deviations", tokens * rows, "float32")
-        yield SavedTensor("queries", tokens * queries)
-        yield SavedTensor("keys", tokens * keys)
-        yield SavedTensor("values", tokens * keys)
-        yield SavedTensor("attention output", tokens * queries)
-        if self.logit_softcap is not None:
-            # No fused kernel bounds scores: they are computed again from queries and keys, and the mask is kept.
-            if self.sliding_window is not None:
-                yield SavedTensor("mask", sequence_length * sequence_length, "bool")
-            return
-        yield SavedTensor("log-sum-exp of scores", tokens * self.num_attention_heads, "float32")
-        if self.sliding_window is not None:
-            yield SavedTensor("mask", sequence_length * sequence_length)
+            key_heads = 0 if self.shares_key_values else self.num_key_value_heads
+            key_rows = 0 if self.shares_key_values else 1
+            rows = 1 + key_rows if self.query_key_norm == "projection" else self.num_attention_heads + key_heads
+            if self.query_key_norm_kind == "rms_norm":
+                yield SavedTensor("inverse deviations", tokens * rows, "float32")
+            else:
+                yield SavedTensor("means and inverse deviations", 2 * tokens * rows, "float32")
+        if self.query_key_value_clip is not None:
+            yield SavedTensor("queries, keys and values before they are clamped", tokens * (queries + keys + values))
+        yield from self._saved_by_the_kernel(tokens)
+        if self.sees_a_part:
+            square = sequence_length * sequence_length
+            yield SavedTensor("mask", square, "bool" if self.recomputes_scores else "compute")
+        if self.output_gate is not None:
+            yield SavedTensor("output gate", tokens * self._gates())
+            yield SavedTensor("gated output", tokens * self.num_attention_heads * self._value_dim)
+
+    def _saved_by_the_kernel(self, tokens: Quantity) -> Iterator[SavedTensor]:
+        heads, key_heads, shares = self.num_attention_heads, self.num_key_value_heads, self.shares_key_values
+        if self.recomputes_scores or self.value_head_dim is None:
+            yield SavedTensor("queries", tokens * heads * self.head_dim)
+            if not shares:
+                yield SavedTensor("keys", tokens * key_heads * self.head_dim)
+                yield SavedTensor("values", tokens * key_heads * self._value_dim)
+            yield SavedTensor("attention output", tokens * heads * self._value_dim)
+        else:
+            # Fused attention wants queries, keys and values of one width: the narrower are padded with zeros, and
+            # where keys and values are shared, padded copies are the layer's own.
+            width = largest(self.head_dim, self.value_head_dim)
+            keys_padded, values_padded = (smallest(1, width - own) for own in (self.head_dim, self.value_head_dim))
+            yield SavedTensor("queries", tokens * heads * width)
+            yield SavedTensor("keys", tokens * key_heads * width * (keys_padded if shares else 1))
+            yield SavedTensor("values", tokens * key_heads * width * (values_padded if shares else 1))
+            yield SavedTensor("attention output", tokens * heads * width)
+            if self.output_gate is None:
+                unpadded = values_padded * tokens * heads * self.value_head_dim
+                yield SavedTensor("attention output without padding", unpadded)
+        if not self.recomputes_scores:
+            yield SavedTensor("log-sum-exp of scores", tokens * heads, "float32")
 
     def backward_temporaries(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
-        if self.logit_softcap is not None:
+        if self.recomputes_scores:
             square = batch_size * self.num_attention_heads * sequence_length * sequence_length
-            yield SavedTensor("bounded scores, their softmax, and the gradients of both", 4 * square, "float32")
+            yield SavedTensor("scores, their softmax, and the gradients of both", 4 * square, "float32")
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
+        if self.shares_key_values:
+            return
         kept = context_length
-        if self.sliding_window is not None:
+        if self.attention_chunk_size is not None:
+            kept = smallest(context_length, self.attention_chunk_size)
+        elif self.sliding_window is not None:
             reach = self.sliding_window
             if self.dilation is not None:
                 reach = (self.sliding_window - 1) * self.dilation + 1
             kept = smallest(context_length, reach)
         yield CacheEntry("keys", (self.num_key_value_heads, kept, self.head_dim), grows=True)
-        yield CacheEntry("values", (self.num_key_value_heads, kept, self.head_dim), grows=True)
+        yield CacheEntry("values", (self.num_key_value_heads, kept, self._value_dim), grows=True)
+
+
+class _BiasedAttention(Attention):
+    """Attention in a model whose positions are linear biases on the scores."""
+
+    has_linear_biases: ClassVar[bool] = True
+
+
+def check_shared_key_values(mixers: Sequence[Component | None]) -> tuple[int, str] | None:
+    """The first of a model's sequence mixers whose shared keys and values no earlier one supplies, and why."""
+    owners: dict[tuple[int | None, int | None], Attention] = {}
+    for index, mixer in enumerate(mixers):
+        if not isinstance(mixer, Attention):
+            continue
+        reach = mixer.sliding_window, mixer.attention_chunk_size
+        if not mixer.shares_key_values:
+            owners[reach] = mixer
+            continue
+        owner = owners.get(reach)
+        if owner is None:
+            return index, "no earlier attention layer with the same window and chunk has keys and values of its own"
+        for field in ("num_key_value_heads", "head_dim", "value_head_dim", "dilation", "sinks", "logit_softcap"):
+            if getattr(mixer, field) != getattr(owner, field):
+                return index, f"the layer that they come from has another {field}"
+    return None

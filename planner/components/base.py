@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
@@ -28,6 +28,8 @@ class Tensor:
     """Fraction of the tensor that one token touches, as numerator and denominator (experts: chosen, all)."""
     dtype_class: str = "weight"
     """``weight`` follows the precision of the model; ``float32`` is kept in full precision by convention."""
+    is_matrix: bool = True
+    """False for what has several dimensions, yet no product is taken with: norm weights and biases of each head."""
 
     @property
     def count(self) -> Quantity:
@@ -116,6 +118,14 @@ class Component(BaseModel):
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         """What is kept for one sequence of ``context_length`` tokens while generating."""
         return iter(())
+
+    def under(self, positions: str) -> Component:
+        """The same block as it computes in a model with positions of this kind, where they change what is kept."""
+        return self
+
+    def narrowed(self, width: float) -> Self:
+        """The same block, in numbers, for a stream that is ``width`` times as wide: what a prototype of it has."""
+        return self
 
 
 def linear(

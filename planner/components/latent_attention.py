@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from planner.components.attention import attended_pairs
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.components.rotary import RotaryScaling
 from planner.quantities import Quantity, largest, smallest
 
 
@@ -35,12 +36,22 @@ class LatentAttention(Component):
     v_head_dim: int = Field(gt=0)
     attention_bias: bool = False
     """Biases on the latent and output projections, as DeepSeek's configuration has them."""
+    rotated: bool = True
+    """Whether ``qk_rope_head_dim`` channels of queries and keys are rotated; where not, they only are what all heads
+    share (Kimi Linear; arXiv:2510.26692)."""
     rope_theta: float | None = Field(default=None, gt=0)
+    rope_scaling: RotaryScaling | None = None
+    """How the rotary frequencies of these layers are stretched, where it differs from the model's."""
     softmax_scale: float | None = Field(default=None, gt=0)
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels that are rotated."""
+        return self.qk_rope_head_dim if self.rotated else 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.qk_rope_head_dim % 2:
+        if self.rotated and self.qk_rope_head_dim % 2:
             refuse(
                 "qk_rope_head_dim",
                 f"{self.qk_rope_head_dim} channels cannot be rotated in pairs.",

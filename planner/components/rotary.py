@@ -1,0 +1,106 @@
+"""How rotary frequencies are stretched for contexts longer than those that a model was first trained on.
+
+Nothing here changes a size or a cost; it changes what is computed, so that a model built from a published
+configuration gives that model's own logits. The field names are those of published configurations' ``rope_parameters``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Scaling(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LinearScaling(_Scaling):
+    """Positions are divided by the factor (Chen et al. 2023, arXiv:2306.15595)."""
+
+    kind: Literal["linear"] = "linear"
+    factor: float = Field(gt=0)
+
+
+class DynamicScaling(_Scaling):
+    """The base grows with the sequence, once that is longer than the original context ("NTK-aware", section 3.3 of
+    Peng et al. 2023, arXiv:2309.00071)."""
+
+    kind: Literal["dynamic"] = "dynamic"
+    factor: float = Field(gt=0)
+    original_max_position_embeddings: int = Field(gt=0)
+
+
+class YarnScaling(_Scaling):
+    """Slow frequencies are divided by the factor, fast ones stay, a ramp leads from the ones to the others (YaRN; Peng
+    et al. 2023, arXiv:2309.00071)."""
+
+    kind: Literal["yarn"] = "yarn"
+    factor: float = Field(gt=0)
+    original_max_position_embeddings: int = Field(gt=0)
+    beta_fast: float = Field(default=32.0, gt=0)
+    """Turns within the original context from which a frequency stays."""
+    beta_slow: float = Field(default=1.0, gt=0)
+    """Turns within the original context up to which a frequency is divided."""
+    truncate: bool = True
+    """Whether the ramp begins and ends at whole pairs of channels."""
+    attention_factor: float | None = Field(default=None, ge=0)
+    """Factor on rotated queries and keys; absent: ``0.1 ln(factor) + 1``, or what the two fields below say."""
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    """Where both are set, the factor is the quotient of ``0.1 m ln(factor) + 1`` for the two (DeepSeek)."""
+
+    @property
+    def resulting_attention_factor(self) -> float:
+        """Factor on rotated queries and keys."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self._temperature(self.mscale) / self._temperature(self.mscale_all_dim)
+        return self._temperature(1.0)
+
+    def _temperature(self, mscale: float) -> float:
+        return 1.0 if self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1.0
+
+
+class Llama3Scaling(_Scaling):
+    """Long wavelengths are divided by the factor, short ones stay, those between are blended (Llama 3.1;
+    arXiv:2407.21783)."""
+
+    kind: Literal["llama3"] = "llama3"
+    factor: float = Field(gt=0)
+    low_freq_factor: float = Field(gt=0)
+    """Turns within the original context up to which a frequency is divided."""
+    high_freq_factor: float = Field(gt=0)
+    """Turns within the original context from which a frequency stays."""
+    original_max_position_embeddings: int = Field(gt=0)
+
+
+class LongRopeScaling(_Scaling):
+    """Each frequency is divided by a factor of its own, found by search: one list for sequences within the original
+    context, one for longer ones (LongRoPE; Ding et al. 2024, arXiv:2402.13753)."""
+
+    kind: Literal["longrope"] = "longrope"
+    factor: float = Field(gt=0)
+    """Longest context over the original one."""
+    original_max_position_embeddings: int = Field(gt=1)
+    short_factor: tuple[float, ...] = Field(min_length=1)
+    long_factor: tuple[float, ...] = Field(min_length=1)
+    """One for each pair of rotated channels."""
+    attention_factor: float | None = Field(default=None, ge=0)
+    """Factor on rotated queries and keys; absent: ``sqrt(1 + ln(factor) / ln(original context))``."""
+
+    @property
+    def resulting_attention_factor(self) -> float:
+        """Factor on rotated queries and keys."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.factor <= 1:
+            return 1.0
+        return math.sqrt(1 + math.log(self.factor) / math.log(self.original_max_position_embeddings))
+
+
+RotaryScaling = Annotated[
+    LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling | LongRopeScaling, Field(discriminator="kind")
+]
