@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from planner.interop.base import Adapter, LayoutRule, Reader, positive, refusal, rules
+from planner.interop.base import Adapter, LayoutRule, Reader, refusal, rules
 
 LLAMA_ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "o_proj"}
 HEAD_NORMS = {"q_norm.weight": "q_norm.weight", "k_norm.weight": "k_norm.weight"}
@@ -158,21 +158,6 @@ def gated_mlp(
     """The gated MLP of a Llama-like configuration, as plain data."""
     activation = reader.activation(act)
     return {"kind": "mlp", "intermediate_size": reader.integer(width), "activation": activation, **extra}
-
-
-def rope_theta_of(reader: Reader, kind: str, otherwise: Any) -> float:
-    """The rotary base of the layers of one kind where ``rope_parameters`` says it kind by kind; else ``otherwise``."""
-    by_kind = reader.value("rope_parameters")
-    own = by_kind.get(kind) if isinstance(by_kind, dict) else by_kind
-    if own is None:
-        own = {}
-    if not isinstance(own, dict):
-        raise refusal("rope_parameters", f"A mapping is expected, got {own!r}.", "Write one for each kind of layer.")
-    if own.get("partial_rotary_factor", 1.0) != 1.0:
-        raise refusal(
-            "rope_parameters.partial_rotary_factor", "Partial rotation is not part of this family.", "Write 1."
-        )
-    return positive("rope_theta", own.get("rope_theta", otherwise))
 
 
 def decoder(reader: Reader, layers: list[dict[str, Any]], theta: float | None = None, **extra: Any) -> dict[str, Any]:

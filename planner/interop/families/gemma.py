@@ -61,8 +61,8 @@ def _alternating(norm_placement: str) -> Callable[[Reader], dict[str, Any]]:
 
 
 def _gemma3(reader: Reader) -> dict[str, Any]:
-    theta = decoders.rope_theta_of(reader, "full_attention", reader.value("rope_theta"))
-    local = decoders.rope_theta_of(reader, "sliding_attention", reader.value("rope_local_base_freq"))
+    theta = reader.rope_theta("full_attention")
+    local = reader.rope_theta("sliding_attention", older="rope_local_base_freq")
     layers = _layers(
         reader,
         decoders.windowed_layers(reader, lambda index: (index + 1) % reader.integer("sliding_window_pattern") != 0),

@@ -1,4 +1,7 @@
-"""Phi-3 and Phi-4: Llama with queries, keys and values in one tensor, gate and up in another (arXiv:2404.14219)."""
+"""Phi-3 and Phi-4: Llama with queries, keys and values in one tensor, gate and up in another.
+
+arXiv:2404.14219; Phi-4-mini rotates three quarters of each head (arXiv:2503.01743).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from planner.interop.base import Reader
 
 
 def _build(reader: Reader) -> dict[str, Any]:
+    mixer = decoders.attention(reader, sliding_window=reader.optional_integer("sliding_window"))
     layer = {
-        "sequence_mixer": decoders.attention(reader, sliding_window=reader.optional_integer("sliding_window")),
+        "sequence_mixer": mixer | {"rope_share": reader.rope_share(mixer["head_dim"])},
         "channel_mixer": decoders.gated_mlp(reader),
     }
     return decoders.decoder(reader, [layer] * reader.integer("num_hidden_layers"))
@@ -25,6 +29,7 @@ PHI3 = decoders.like_llama(
         "intermediate_size": 8192,
         "rms_norm_eps": 1e-5,
         "sliding_window": None,
+        "partial_rotary_factor": 1.0,
     },
     decoders.OUTER + decoders.PRE_NORMS + decoders.FUSED_ATTENTION + decoders.FUSED_MLP,
     ignored=(

@@ -29,7 +29,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 3.0,
     },
     "vaultgemma": {**DECODER, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
-    "phi3": {**DECODER, "pad_token_id": None, "sliding_window": 6},
+    "phi3": {**DECODER, "pad_token_id": None, "sliding_window": 6, "partial_rotary_factor": 0.5},
     "olmo2": {**DECODER, "attention_bias": True},
     "olmoe": {**DECODER, "num_experts": 4, "num_experts_per_tok": 2},
     "smollm3": {**DECODER, "num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "sliding_window": 6}
