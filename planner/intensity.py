@@ -12,8 +12,8 @@ matrix multiplications. All formulas read numbers, arrays and symbols alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from planner.cache import CACHE_DTYPE_BYTES
@@ -225,6 +225,52 @@ def _outer(spec: ArchitectureSpec, tokens: Quantity, plan: ServingPlan) -> Itera
         yield Operator(path, operation.component, path, times, 2 * tokens * elements * times, read, 0, moved)
 
 
+def merged(found: Sequence[Operator]) -> list[Operator]:
+    """Operators of one name and component as one, in the order of their first occurrence; in numbers."""
+    together: dict[tuple[str, str], Operator] = {}
+    for each in found:
+        key = (each.component, each.name)
+        before = together.get(key)
+        if before is None:
+            together[key] = replace(each, path="")
+            continue
+        together[key] = replace(
+            before,
+            times=before.times + each.times,
+            flops=before.flops + each.flops,
+            weight_bytes=before.weight_bytes + each.weight_bytes,
+            cache_bytes=before.cache_bytes + each.cache_bytes,
+            activation_bytes=before.activation_bytes + each.activation_bytes,
+        )
+    return list(together.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What holds an operator back on a device, at best."""
+
+    operator: Operator
+    by: Literal["memory", "arithmetic"]
+    seconds: float
+    """Not less than this: the device's promised rates, both in full use."""
+    share: float
+    """Of the sum over all operators."""
+
+
+def bounds(found: Sequence[Operator], device: Device, dtype: str) -> list[Bound]:
+    """Each operator against the device's ridge point; empty where the device has no rate of ``dtype`` or bandwidth."""
+    peak, bandwidth = device.peak_flops.get(dtype), device.memory_bandwidth_bytes_per_second
+    if peak is None or bandwidth is None:
+        return []
+    times = [(each.flops / peak, each.moved_bytes / bandwidth) for each in found]
+    total = sum(max(pair) for pair in times)
+    return [
+        Bound(each, "arithmetic" if arithmetic > memory else "memory", max(arithmetic, memory), max(pair) / total)
+        for each, pair in zip(found, times, strict=True)
+        for arithmetic, memory in [pair]
+    ]
+
+
 def ridge_point(device: Device, dtype: str) -> float | None:
     """FLOPs a byte at which a device's memory and its arithmetic take equally long; ``None`` where one is not known."""
     peak, bandwidth = device.peak_flops.get(dtype), device.memory_bandwidth_bytes_per_second
@@ -251,11 +297,10 @@ def crossover(spec: ArchitectureSpec) -> Crossover:
     if counted is None:
         return Crossover(None, None)
 
+    channel = channel_flops(spec)
+
     def below(length: int) -> bool:
-        attention = sum(
-            _between_tokens(mixer, spec.hidden_size, length, 1) * repeats for mixer, repeats in _attending(spec)
-        )
-        return bool(attention < _channel_flops(spec) * length)
+        return bool(attention_flops(spec, length)[1] < channel * length)
 
     last = largest_true(below, LONGEST_CROSSOVER)
     return Crossover(counted, None if last == LONGEST_CROSSOVER else last + 1)
@@ -263,16 +308,22 @@ def crossover(spec: ArchitectureSpec) -> Crossover:
 
 def crossover_counted(spec: ArchitectureSpec) -> Quantity | None:
     """The counted length as a formula: what the channel mixers take a token, over what attention takes a pair."""
-    a_pair: Quantity = 0
-    for mixer, repeats in _attending(spec):
-        for operation in mixer.operations(spec.hidden_size, 1, 1):
-            a_pair = a_pair + operation.flops * repeats
-        a_pair = a_pair - matrix_flops(mixer, spec.hidden_size, 1) * repeats
-    channel = _channel_flops(spec)
     nothing = not list(_attending(spec)) or not any(
         layer.channel_mixer is not None for group in spec.layer_groups for layer in group.layers
     )
-    return None if nothing else channel / a_pair
+    return None if nothing else channel_flops(spec) / attention_flops(spec, 1)[0]
+
+
+def attention_flops(spec: ArchitectureSpec, length: Quantity) -> tuple[Quantity, Quantity]:
+    """FLOPs of all scores and weighted values over a sequence: of the whole square, and of what the masks leave."""
+    counted: Quantity = 0
+    needed: Quantity = 0
+    for mixer, repeats in _attending(spec):
+        for operation in mixer.operations(spec.hidden_size, length, 1):
+            counted = counted + operation.flops * repeats
+        counted = counted - matrix_flops(mixer, spec.hidden_size, length) * repeats
+        needed = needed + _between_tokens(mixer, spec.hidden_size, length, 1) * repeats
+    return counted, needed
 
 
 def _attending(spec: ArchitectureSpec) -> Iterator[tuple[Component, Quantity]]:
@@ -282,7 +333,7 @@ def _attending(spec: ArchitectureSpec) -> Iterator[tuple[Component, Quantity]]:
                 yield layer.sequence_mixer, group.repeats
 
 
-def _channel_flops(spec: ArchitectureSpec) -> Quantity:
+def channel_flops(spec: ArchitectureSpec) -> Quantity:
     """FLOPs a token of all channel mixers."""
     total: Quantity = 0
     for group in spec.layer_groups:

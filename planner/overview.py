@@ -1,4 +1,4 @@
-"""The numbers that are first asked for, each with its status, under one way of serving and one of training."""
+"""The numbers that are first asked for, each with its status, and the few by which models of a list are sorted."""
 
 from __future__ import annotations
 
@@ -60,3 +60,46 @@ def _modelled(quantity: str, estimate: Callable[[], int], status: str = "modelle
         return OverviewNumber(quantity, "bytes", estimate(), status)
     except PlannerError as error:
         return OverviewNumber(quantity, "bytes", None, "unsupported", error.problems[0])
+
+
+@dataclass(frozen=True, slots=True)
+class ListNumbers:
+    """One model in a list: all counted, so all exact."""
+
+    parameters: int
+    active_parameters: int
+    flops_a_token: float
+    """Of a forward pass over a sequence of the given length."""
+    cache_bytes_a_token: int
+    """What one more token adds while no window is full, in bf16; zero where only states are kept."""
+    cache_bytes: int
+    """Of one sequence at the given context, in bf16."""
+    sequence_kinds: tuple[str, ...]
+    """Kinds of sequence mixer, the commonest first."""
+    channel_kinds: tuple[str, ...]
+    windowed: bool
+    """Whether some layer sees a window alone."""
+
+
+def list_numbers(spec: ArchitectureSpec, *, sequence_length: int, context_length: int) -> ListNumbers:
+    """The numbers by which a list of models is sorted and filtered."""
+    parameters = size(spec).parameters
+    sequence: dict[str, int] = {}
+    channel: dict[str, int] = {}
+    windowed = False
+    for group in spec.layer_groups:
+        for layer in group.layers:
+            for mixer, counts in ((layer.sequence_mixer, sequence), (layer.channel_mixer, channel)):
+                if mixer is not None:
+                    counts[mixer.kind] = counts.get(mixer.kind, 0) + group.repeats
+            windowed = windowed or getattr(layer.sequence_mixer, "sliding_window", None) is not None
+    return ListNumbers(
+        parameters.total,
+        parameters.active,
+        flops(spec, sequence_length).total / sequence_length,
+        cache_bytes(spec, 2) - cache_bytes(spec, 1),
+        cache_bytes(spec, context_length),
+        tuple(sorted(sequence, key=lambda kind: -sequence[kind])),
+        tuple(sorted(channel, key=lambda kind: -channel[kind])),
+        windowed,
+    )

@@ -17,9 +17,13 @@ from planner.intensity import (
     PHASES,
     Operator,
     Phase,
+    attention_flops,
+    bounds,
+    channel_flops,
     crossover,
     crossover_counted,
     matrix_flops,
+    merged,
     operators,
     ridge_point,
 )
@@ -159,6 +163,37 @@ def test_a_ridge_point_is_peak_over_bandwidth_and_absent_where_one_is() -> None:
     # 65 TFLOP/s of fp16 and 320 GB/s, as the card's data sheet has them.
     assert ridge_point(device, "fp16") == pytest.approx(65e12 / 320e9)
     assert ridge_point(device, "bf16") is None
+
+
+def test_what_is_memory_bound_and_how_long_it_takes_at_best() -> None:
+    device = hardware("h100")
+    found = operators(model(), ServingPlan(context_length=64), "decode")
+    held = {each.operator.name: each for each in bounds(found, device, "bf16")}
+    assert {each.by for each in held.values()} == {"memory"}
+    bandwidth = device.memory_bandwidth_bytes_per_second
+    assert bandwidth is not None
+    assert held["up_proj"].seconds == held["up_proj"].operator.moved_bytes / bandwidth
+    assert sum(each.share for each in held.values()) == pytest.approx(1)
+    wide = parse_spec({**model().to_dict(), "hidden_size": 8192})
+    prompt = {each.operator.name: each for each in bounds(operators(wide, ServingPlan(), "prefill"), device, "bf16")}
+    assert prompt["lm_head"].by == "arithmetic"
+    assert prompt["lm_head"].seconds == 2 * 4096 * 8192 * 1000 / device.peak_flops["bf16"]
+    assert bounds(found, device, "fp4") == []
+
+
+def test_layers_that_are_alike_stand_together_and_nothing_is_lost() -> None:
+    found = operators(load("gemma-2-2b"), ServingPlan(), "decode")
+    together = merged(found)
+    assert len({(each.component, each.name) for each in together}) == len(together) < len(found)
+    for quantity in ("flops", "moved_bytes"):
+        assert sum(getattr(each, quantity) for each in together) == sum(getattr(each, quantity) for each in found)
+
+
+def test_attention_over_a_sequence_by_hand() -> None:
+    counted, needed = attention_flops(model(), 10)
+    assert counted == 3 * 2 * 2 * 8 * 16 * 100
+    assert needed == 3 * 2 * 2 * 8 * 16 * 55
+    assert channel_flops(model()) == 3 * 2 * 2 * 128 * 512
 
 
 def test_the_textbook_crossover_is_four_hidden_sizes_and_masks_double_it() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from planner import ServingPlan, TrainingPlan, estimate_inference, parse_spec
-from planner.overview import overview
+from planner import ServingPlan, TrainingPlan, estimate_inference, load, parse_spec
+from planner.overview import list_numbers, overview
 
 SPEC = parse_spec(
     {
@@ -49,3 +49,24 @@ def test_a_refusal_becomes_a_number_without_value_that_says_why() -> None:
     assert (number.value, number.status) == (None, "unsupported")
     assert number.problem is not None
     assert number.problem.message
+
+
+def test_a_list_has_what_a_hand_count_has() -> None:
+    numbers = list_numbers(SPEC, sequence_length=32, context_length=100)
+    attention, mlp = 2 * 64 * 64 + 2 * 64 * 32, 3 * 64 * 128
+    assert numbers.flops_a_token == 2 * (2 * (attention + mlp) + 256 * 64) + 2 * (2 * 2 * 4 * 16 * 32)
+    # Keys and values of two heads of 16 channels in two layers, two bytes each.
+    assert numbers.cache_bytes_a_token == 2 * 2 * 2 * 16 * 2
+    assert numbers.cache_bytes == 100 * numbers.cache_bytes_a_token
+    assert (numbers.sequence_kinds, numbers.channel_kinds, numbers.windowed) == (("attention",), ("mlp",), False)
+
+
+def test_a_list_knows_hybrids_windows_and_models_without_a_growing_cache() -> None:
+    jamba = list_numbers(load("jamba-v0.1"), sequence_length=64, context_length=64)
+    assert jamba.sequence_kinds == ("mamba1", "attention")
+    assert set(jamba.channel_kinds) == {"mlp", "moe"}
+    assert jamba.active_parameters < jamba.parameters
+    gemma = list_numbers(load("gemma-2-2b"), sequence_length=64, context_length=64)
+    assert gemma.windowed
+    mamba = list_numbers(load("mamba2-2.7b"), sequence_length=64, context_length=64)
+    assert (mamba.cache_bytes_a_token, mamba.channel_kinds) == (0, ())
