@@ -15,8 +15,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
+
 from runners.events import Event, Log, from_json
-from runners.jobs.child import STOPPED
+from runners.jobs.child import STOPPED, descendants_elsewhere, end
 
 TERMINATE_GRACE_SECONDS = 10.0
 
@@ -98,14 +100,22 @@ class JobProcess:
         return self._ended
 
     def stop(self, grace_seconds: float = TERMINATE_GRACE_SECONDS) -> None:
-        """End the whole process group: asked first, then killed. Returns when no process of it is left."""
+        """End the process group and what left it for a session of its own: asked first, then killed.
+
+        Returns when none of these processes is left.
+        """
+        strays = descendants_elsewhere(self._process.pid)
         self._signal(signal.SIGTERM)
+        for stray in strays:
+            with contextlib.suppress(psutil.Error):
+                stray.terminate()
         deadline = time.monotonic() + grace_seconds
-        while self._group_lives() and time.monotonic() < deadline:
+        while (self._group_lives() or any(map(_lives, strays))) and time.monotonic() < deadline:
             time.sleep(0.02)
         self._signal(signal.SIGKILL)
+        end(strays)
         self._process.wait()
-        while self._group_lives():
+        while self._group_lives() or any(map(_lives, strays)):
             time.sleep(0.02)
         self.close()
 
@@ -148,10 +158,15 @@ class JobProcess:
 
 def _has_living_member(group: int) -> bool:
     """Whether a process of the group is more than a zombie that its parent has not reaped yet."""
-    import psutil
-
     for process in psutil.process_iter(["pid", "status"]):
         with contextlib.suppress(ProcessLookupError, psutil.Error):
             if os.getpgid(process.info["pid"]) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
                 return True
+    return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether a process still runs; its number may have been given to another since, which psutil notices."""
+    with contextlib.suppress(psutil.Error):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False

@@ -8,6 +8,8 @@ from __future__ import annotations
 import pathlib
 from dataclasses import dataclass
 
+ATTEMPT_FILE = "attempt"
+
 
 class JobFailure(Exception):
     """A job cannot go on, for a reason that its user can act on; the text is what they are shown."""
@@ -25,3 +27,16 @@ class JobContext:
     def resume(self) -> bool:
         """Whether an earlier attempt may have left a checkpoint."""
         return self.attempt > 1
+
+    def take_directory(self) -> None:
+        """Say in the directory whose attempt it now is: an earlier one that still runs somewhere writes no more."""
+        temporary = self.directory / f"{ATTEMPT_FILE}.{self.attempt}"
+        temporary.write_text(str(self.attempt))
+        temporary.replace(self.directory / ATTEMPT_FILE)
+
+    def holds_directory(self) -> bool:
+        """Whether no later attempt has taken the directory."""
+        try:
+            return int((self.directory / ATTEMPT_FILE).read_text()) <= self.attempt
+        except (FileNotFoundError, ValueError):
+            return True  # a job run by hand takes none

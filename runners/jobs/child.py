@@ -23,6 +23,8 @@ import threading
 import traceback
 from collections.abc import Iterator
 
+import psutil
+
 from planner.errors import PlannerError
 from planner.plans import parse_plan
 from planner.spec import parse_spec
@@ -38,9 +40,28 @@ class Stopped(BaseException):
     """SIGTERM came: jobs may checkpoint in ``finally``, and cannot swallow it with ``except Exception``."""
 
 
+def descendants_elsewhere(pid: int) -> list[psutil.Process]:
+    """Descendants of a process that left its process group, as what starts a session of its own does (torchrun)."""
+    group, found = os.getpgid(pid), []
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(ProcessLookupError):
+                if os.getpgid(process.pid) != group:
+                    found.append(process)
+    return found
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Kill each, if it is still there."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
 def _end_with_worker() -> None:
     while os.read(0, 4096):
         pass
+    end(descendants_elsewhere(os.getpid()))
     os.killpg(0, signal.SIGKILL)
 
 
@@ -92,6 +113,7 @@ def main(event_descriptor: int) -> int:
             kind = JobKind(**request["entry"]) if "entry" in request else job_kind(request["kind"])
             plan = parse_plan(kind.load_plan(), request["plan"])
             context = JobContext(pathlib.Path(request["directory"]), request["attempt"])
+            context.take_directory()
             for metric in kept:
                 events.write(to_json(metric) + "\n")
             for event in kind.load_run()(parse_spec(request["spec"]), plan, context):

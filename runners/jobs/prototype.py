@@ -70,8 +70,9 @@ def run(spec: ArchitectureSpec, plan: PrototypePlan, context: JobContext) -> Ite
     )
     rows = _predictions(scaled, plan, settings)
     model = build(scaled.spec, device=device, seed=plan.seed)
-    trainer = Trainer(model, text, settings, context.directory)
+    trainer = Trainer(model, text, settings, context.directory, context.holds_directory)
     first = trainer.resume()
+    settings = trainer.settings
     if first:
         yield Log(f"resumed at step {first}")
     precision = "bf16 autocast" if settings.bf16 else "fp32"

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,9 +16,25 @@ from torch import Tensor, nn
 LATEST = "checkpoint"
 
 
-def save(directory: pathlib.Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Write a checkpoint beside the last one and put it in its place when it is whole."""
-    temporary = directory / f"{LATEST}.new"
+class Superseded(RuntimeError):
+    """A later attempt has taken the directory over."""
+
+
+def save(
+    directory: pathlib.Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    may_write: Callable[[], bool] = lambda: True,
+) -> None:
+    """Write a checkpoint beside the last one and put it in its place when it is whole.
+
+    Raises
+    ------
+    Superseded
+        where ``may_write`` says, right before the checkpoint takes its place, that it is no longer this writer's.
+    """
+    temporary = directory / f"{LATEST}.new.{os.getpid()}"  # a writer that was thought dead has another name
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, temporary / "model.safetensors")
@@ -32,6 +49,9 @@ def save(directory: pathlib.Path, model: nn.Module, optimizer: torch.optim.Optim
     for path in temporary.iterdir():
         with path.open("rb") as written:
             os.fsync(written.fileno())
+    if not may_write():
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise Superseded("another attempt of this job has taken over; its checkpoint stays")
     final, old = directory / LATEST, directory / f"{LATEST}.old"
     if final.exists():  # else a kill between the two renames left the old one as the only whole checkpoint
         shutil.rmtree(old, ignore_errors=True)

@@ -6,8 +6,8 @@ import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,8 +58,16 @@ class Step:
 class Trainer:
     """A model in training; ``run`` goes on from the directory's checkpoint if there is one."""
 
-    def __init__(self, model: Decoder, text: Text, settings: TrainingSettings, directory: pathlib.Path) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        text: Text,
+        settings: TrainingSettings,
+        directory: pathlib.Path,
+        may_write: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.model, self.text, self.settings, self.directory = model, text, settings, directory
+        self.may_write = may_write
         decayed = [p for p in model.parameters() if p.dim() >= 2]
         rest = [p for p in model.parameters() if p.dim() < 2]
         self.optimizer = torch.optim.AdamW(
@@ -71,9 +79,11 @@ class Trainer:
         self.first_step = 0
 
     def resume(self) -> int:
-        """Load the checkpoint; the step that comes next."""
+        """Load the checkpoint; the step that comes next. A run goes on in the precision that it began in."""
         state = checkpoint.load(self.directory, self.model, self.optimizer)
-        self.first_step = int(state["next_step"]) if state is not None else 0
+        if state is not None:
+            self.first_step = int(state["next_step"])
+            self.settings = replace(self.settings, bf16=bool(state["bf16"]))
         return self.first_step
 
     def run(self) -> Iterator[Step]:
@@ -100,7 +110,8 @@ class Trainer:
             bits = self.bits_per_byte() if last or (step + 1) % settings.evaluate_every == 0 else None
             yield Step(step, value, norm.item(), rate, seconds, bits)
             if last or (step + 1) % settings.checkpoint_every == 0:
-                checkpoint.save(self.directory, self.model, self.optimizer, {"next_step": step + 1})
+                state = {"next_step": step + 1, "bf16": settings.bf16}
+                checkpoint.save(self.directory, self.model, self.optimizer, state, self.may_write)
 
     @torch.no_grad()
     def bits_per_byte(self) -> float:

@@ -104,10 +104,17 @@ def test_a_wrong_plan_fails_with_the_field(store: Store, enqueue: Callable[..., 
 
 
 @pytest.mark.parametrize("ignore_sigterm", [False, True])
+@pytest.mark.parametrize("own_session", [False, True])
 def test_cancelling_ends_the_whole_process_tree(
-    store: Store, enqueue: Callable[..., Job], ignore_sigterm: bool
+    store: Store, enqueue: Callable[..., Job], ignore_sigterm: bool, own_session: bool
 ) -> None:
-    job = enqueue(steps=1000, seconds_per_step=0.1, grandchild=True, ignore_sigterm=ignore_sigterm)
+    job = enqueue(
+        steps=1000,
+        seconds_per_step=0.1,
+        grandchild=True,
+        grandchild_in_own_session=own_session,
+        ignore_sigterm=ignore_sigterm,
+    )
     grandchild = job_directory(job.id) / "grandchild.txt"
 
     def cancelled() -> bool:
@@ -125,11 +132,12 @@ def test_a_queued_job_is_cancelled_at_once(store: Store, enqueue: Callable[..., 
     assert store.jobs.request_cancel(job.id).state is JobState.CANCELLED
 
 
+@pytest.mark.parametrize("own_session", [False, True])
 def test_after_kill_9_of_the_worker_the_job_goes_on_from_its_checkpoint(
-    store: Store, enqueue: Callable[..., Job]
+    store: Store, enqueue: Callable[..., Job], own_session: bool
 ) -> None:
     """No metric lost, none doubled, and nothing of the first attempt left running."""
-    job = enqueue(steps=30, seconds_per_step=0.1, grandchild=True)
+    job = enqueue(steps=30, seconds_per_step=0.1, grandchild=True, grandchild_in_own_session=own_session)
     first = start_worker_process()
     try:
         wait_until(lambda: len(store.jobs.metrics(job.id)) >= 5)

@@ -21,6 +21,7 @@ class ToyPlan(Plan):
     steps: int = 5
     seconds_per_step: float = 0.0
     grandchild: bool = False
+    grandchild_in_own_session: bool = False
     fail: str | None = None
     ignore_sigterm: bool = False
 
@@ -32,7 +33,7 @@ def run(spec: ArchitectureSpec, plan: ToyPlan, context: JobContext) -> Iterator[
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
     yield Log(f"pid {os.getpid()} starts at {first}")
     if plan.grandchild:
-        child = subprocess.Popen(["sleep", "600"])
+        child = subprocess.Popen(["sleep", "600"], start_new_session=plan.grandchild_in_own_session)
         (context.directory / "grandchild.txt").write_text(str(child.pid))
     for step in range(first, plan.steps):
         yield Metric("value", step, float(step * step))

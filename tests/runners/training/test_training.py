@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from planner import load
+from runners.jobs.base import JobContext
 from runners.models import build
+from runners.training.checkpoint import Superseded
 from runners.training.data import NoData, Text, batch, load_text
 from runners.training.loop import Diverged, Step, Trainer, TrainingSettings
 from runners.training.schedule import learning_rate, peak_rate
@@ -97,6 +99,27 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: pathlib.Path, text: Te
     assert again.resume() == 3
     after = list(again.run())
     assert seen(before[:3]) + seen(after) == whole
+
+
+def test_an_attempt_that_was_thought_dead_leaves_its_successors_checkpoint_alone(
+    tmp_path: pathlib.Path, text: Text
+) -> None:
+    first, second = JobContext(tmp_path, attempt=1), JobContext(tmp_path, attempt=2)
+    first.take_directory()
+    slow = trainer(tmp_path, text, 8)
+    slow.may_write = first.holds_directory
+    run = slow.run()
+    for _ in range(2):
+        next(run)
+    second.take_directory()
+    quick = trainer(tmp_path, text, 8)
+    quick.may_write = second.holds_directory
+    assert len(list(quick.run())) == 8
+    written = (tmp_path / "checkpoint" / "model.safetensors").read_bytes()
+    with pytest.raises(Superseded):
+        list(run)
+    assert (tmp_path / "checkpoint" / "model.safetensors").read_bytes() == written
+    assert trainer(tmp_path, text, 8).resume() == 8
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: pathlib.Path, text: Text) -> None:
