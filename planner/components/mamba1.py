@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection
+from planner.components.mlp import READ_FROM_RESULT, Pointwise
 from planner.quantities import Quantity, rounded_up, smallest
 
 
@@ -30,8 +31,14 @@ class Mamba1(Component):
     time_step_rank: int = Field(gt=0)
     use_bias: bool = False
     use_conv_bias: bool = True
+    activation: Pointwise = "silu"
+    """After the convolution; the gate is always a SiLU."""
     parameter_norms: bool = False
     """RMSNorm of the time step and of B and C, as Jamba has it."""
+    parameter_norm_weights: bool = True
+    """Whether these norms have weights; FalconMamba's (arXiv:2410.05355) have none."""
+    parameter_norm_epsilon: float | None = Field(default=None, gt=0)
+    """Absent: that of the model's norms."""
     chunk_size: int = Field(default=32, gt=0)
     """Positions that the scan advances together; no effect on the result."""
 
@@ -45,7 +52,7 @@ class Mamba1(Component):
         yield from linear("dt_proj", self.component, inner, rank, True)
         yield Tensor("A_log", (inner, state), self.component, dtype_class="float32")
         yield Tensor("D", (inner,), self.component, dtype_class="float32")
-        if self.parameter_norms:
+        if self.parameter_norms and self.parameter_norm_weights:
             yield Tensor("dt_norm.weight", (rank,), self.component)
             yield Tensor("b_norm.weight", (state,), self.component)
             yield Tensor("c_norm.weight", (state,), self.component)
@@ -69,7 +76,8 @@ class Mamba1(Component):
         yield SavedTensor("projected input and gate", tokens * 2 * inner)
         yield SavedTensor("padded convolution input", batch_size * (sequence_length + self.conv_kernel - 1) * inner)
         yield SavedTensor("convolution filter", inner * self.conv_kernel, "copy")
-        yield SavedTensor("convolution output", tokens * inner)
+        if self.activation not in READ_FROM_RESULT:
+            yield SavedTensor("convolution output", tokens * inner)
         yield SavedTensor("scan input", tokens * inner)
         yield SavedTensor("time step latent, B and C", tokens * parameters)
         if self.parameter_norms:

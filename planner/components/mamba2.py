@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.components.mlp import READ_FROM_RESULT, Pointwise
 from planner.quantities import Quantity, ceiling_divide, rounded_up
 
 
@@ -35,6 +36,19 @@ class Mamba2(Component):
     """Positions in a chunk: inside it the work is quadratic, across chunks linear."""
     use_bias: bool = False
     use_conv_bias: bool = True
+    activation: Pointwise = "silu"
+    """After the convolution; the gate is always a SiLU."""
+    norm: bool = True
+    """Whether an RMSNorm stands before the output projection, beside the gate."""
+    norm_before_gate: bool = False
+    """Whether the norm's result is gated, instead of the gated output normed."""
+    norm_groups: int | None = Field(default=None, gt=0)
+    """Groups of channels with a scale of their own in the norm; absent: ``n_groups``."""
+    norm_epsilon: float | None = Field(default=None, gt=0)
+    """Absent: that of the model's norms."""
+    shortest_time_step: float | None = Field(default=None, gt=0)
+    """Time steps are clamped to at least this; absent: they are not."""
+    longest_time_step: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -44,6 +58,21 @@ class Mamba2(Component):
                 f"{self.num_heads} heads cannot be split into {self.n_groups} groups evenly.",
                 f"Choose a divisor of {self.num_heads}.",
                 "groups_not_divisible",
+            )
+        if self.norm_groups is not None and self.intermediate_size % self.norm_groups:
+            refuse(
+                "norm_groups",
+                f"{self.intermediate_size} channels cannot be split into {self.norm_groups} groups evenly.",
+                f"Choose a divisor of {self.intermediate_size}.",
+                "groups_not_divisible",
+            )
+        shortest, longest = self.shortest_time_step, self.longest_time_step
+        if shortest is not None and longest is not None and shortest > longest:
+            refuse(
+                "shortest_time_step",
+                f"A time step of at least {shortest} cannot be at most {longest}.",
+                "Choose a value below longest_time_step.",
+                "empty_range",
             )
         return self
 
@@ -57,6 +86,11 @@ class Mamba2(Component):
         """Channels that pass through the short convolution: the inputs, B and C."""
         return self.intermediate_size + 2 * self.n_groups * self.state_size
 
+    @property
+    def clamps_time_steps(self) -> bool:
+        """Whether time steps are held within a range."""
+        return self.shortest_time_step is not None or self.longest_time_step is not None
+
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
         inner, channels = self.intermediate_size, self.convolution_channels
         yield from linear("in_proj", self.component, inner + channels + self.num_heads, hidden_size, self.use_bias)
@@ -66,7 +100,8 @@ class Mamba2(Component):
         yield Tensor("dt_bias", (self.num_heads,), self.component, dtype_class="float32")
         yield Tensor("A_log", (self.num_heads,), self.component, dtype_class="float32")
         yield Tensor("D", (self.num_heads,), self.component, dtype_class="float32")
-        yield Tensor("norm.weight", (inner,), self.component)
+        if self.norm:
+            yield Tensor("norm.weight", (inner,), self.component)
         yield from linear("out_proj", self.component, hidden_size, inner, self.use_bias)
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
@@ -98,15 +133,20 @@ class Mamba2(Component):
         yield SavedTensor("projected input, gate and time steps", tokens * (inner + channels + heads))
         yield SavedTensor("padded convolution input", batch_size * (sequence_length + self.conv_kernel - 1) * channels)
         yield SavedTensor("convolution filter", channels * self.conv_kernel, "copy")
-        yield SavedTensor("convolution output", tokens * channels)
+        if self.activation not in READ_FROM_RESULT:
+            yield SavedTensor("convolution output", tokens * channels)
         yield SavedTensor("scan input, B and C", tokens * channels)
         yield SavedTensor("time steps before softplus", tokens * heads, "float32")
         yield SavedTensor("time steps", tokens * heads, "float32")
+        if self.clamps_time_steps:
+            yield SavedTensor("time steps before clamping", tokens * heads, "float32")
         yield SavedTensor("decay rates and their exponential", 2 * heads, "float32")
         yield SavedTensor("scan output", tokens * inner)
         yield SavedTensor("gated output", tokens * inner)
-        yield SavedTensor("inverse deviations of the groups", tokens * self.n_groups, "float32")
-        yield SavedTensor("normalized output", tokens * inner)
+        if self.norm:
+            groups = self.n_groups if self.norm_groups is None else self.norm_groups
+            yield SavedTensor("inverse deviations of the groups", tokens * groups, "float32")
+            yield SavedTensor("normalized output", tokens * inner)
 
     def backward_temporaries(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
         # Inside every chunk a square of positions a head: decays in fp32, and scores, weights and a gradient.

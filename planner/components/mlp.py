@@ -3,23 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from planner.components.base import Component, Operation, SavedTensor, Tensor, linear, projection
+from planner.components.base import Component, Operation, SavedTensor, Tensor, linear, projection, refuse
 from planner.quantities import Quantity
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared"]
+Pointwise = Literal[
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "relu",
+    "relu_squared",
+    "quick_gelu",
+    "sigmoid",
+    "tanh",
+    "relu6",
+    "leaky_relu",
+    "mish",
+    "hardswish",
+    "laplace",
+    "clipped_gelu",
+    "sqrt_softplus",
+    "linear",
+]
+"""Nonlinearities of one argument and without parameters."""
+
+Activation = Literal[Pointwise, "clamped_swiglu"]
+"""Those, and one that reads the gate and the up projection together: GPT-OSS's SwiGLU, whose gate is at most 7, whose
+up projection is within ±7 and raised by one, and whose sigmoid is steeper by 1.702 (arXiv:2508.10925)."""
+
+READ_FROM_RESULT = frozenset({"relu", "sigmoid", "tanh", "linear"})
+"""Activations whose derivative is computed from their result, so that their input need not be kept."""
 
 
 def saved_inside(activation: Activation, gated: bool, rows: Quantity, width: Quantity) -> Iterator[SavedTensor]:
     """What is kept between the projections of ``rows`` rows through ``width`` channels."""
     if gated:
         yield SavedTensor("gate and up projections", rows * 2 * width)
-    elif activation != "relu":  # whose derivative is read from its result
+    elif activation not in READ_FROM_RESULT:
         yield SavedTensor("up projection", rows * width)
     yield SavedTensor("activated", rows * width)
+
+
+def check_gate(activation: Activation, gated: bool) -> None:
+    """Refuse an activation that needs a gate where there is none."""
+    if activation == "clamped_swiglu" and not gated:
+        refuse(
+            "activation",
+            "clamped_swiglu reads a gate and an up projection, but there is no gate.",
+            "Set gated to true, or choose another activation.",
+            "activation_needs_gate",
+        )
 
 
 class MLP(Component):
@@ -33,6 +69,11 @@ class MLP(Component):
     gated: bool = True
     activation: Activation = "silu"
     bias: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_gate(self.activation, self.gated)
+        return self
 
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
         if self.gated:

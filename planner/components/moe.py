@@ -1,7 +1,8 @@
 """Mixture of experts: a router sends each token to a few of many MLPs, beside shared experts that see all tokens.
 
 Routing by softmax: Shazeer et al. 2017, arXiv:1701.06538; Mixtral, arXiv:2401.04088. Fine-grained and shared experts:
-DeepSeekMoE, arXiv:2401.06066. Sigmoid scores with a bias that balances the load: DeepSeek-V3, arXiv:2412.19437.
+DeepSeekMoE, arXiv:2401.06066. Sigmoid scores with a bias that balances the load: DeepSeek-V3, arXiv:2412.19437. Experts
+that work in a narrower, latent space between two projections shared by all: Nemotron 3, arXiv:2512.20856.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from planner.components.base import Component, Operation, SavedTensor, Tensor, linear, projection, refuse
-from planner.components.mlp import Activation, saved_inside
+from planner.components.mlp import Activation, check_gate, saved_inside
 from planner.quantities import Quantity
 
 
@@ -25,6 +26,7 @@ class MoE(Component):
         "num_experts_per_tok": "k",
         "intermediate_size": "f",
         "shared_intermediate_size": "f_s",
+        "latent_size": "l",
     }
 
     kind: Literal["moe"] = "moe"
@@ -36,15 +38,27 @@ class MoE(Component):
     """Width of all shared experts together; absent: none."""
     shared_expert_gate: bool = False
     """Whether the shared expert's output is scaled by a learned sigmoid, as in Qwen2-MoE."""
+    shared_expert_bias: bool = False
+    latent_size: int | None = Field(default=None, gt=0)
+    """Width of the space that the routed experts work in, between a projection into it and one back; absent: that of
+    the stream."""
+    latent_bias: bool = False
     gated: bool = True
     activation: Activation = "silu"
+    expert_bias: bool = False
+    """Whether the routed experts' projections have biases, as in GPT-OSS."""
+    router_bias: bool = False
     router_scores: Literal["softmax", "sigmoid"] = "softmax"
     normalize_weights: bool = True
-    """Whether the chosen experts' weights are made to sum to one."""
+    """Whether the chosen experts' weights are made to sum to one; of softmax scores, a softmax over the chosen."""
+    weights_on_input: bool = False
+    """Whether an expert's weight multiplies its input (Llama 4), not its output."""
     routed_scaling_factor: float = Field(default=1.0, gt=0)
     num_expert_groups: int = Field(default=1, gt=0)
-    """Experts are first chosen by group (DeepSeek-V3); 1: no groups."""
+    """Experts are first chosen by group (DeepSeek-V2, arXiv:2405.04434); 1: no groups."""
     groups_per_tok: int = Field(default=1, gt=0)
+    group_score: Literal["sum_of_two", "max"] = "sum_of_two"
+    """A group's score: the sum of its two best experts' (DeepSeek-V3), or its best one's (DeepSeek-V2)."""
     score_correction_bias: bool = False
     """A persistent buffer that steers the choice of experts, but is no parameter."""
 
@@ -86,21 +100,48 @@ class MoE(Component):
                 "Set shared_intermediate_size, or turn the gate off.",
                 "no_shared_expert",
             )
+        if self.shared_expert_bias and self.shared_intermediate_size is None:
+            refuse(
+                "shared_expert_bias",
+                "There is no shared expert to have biases.",
+                "Set shared_intermediate_size, or turn the biases off.",
+                "no_shared_expert",
+            )
+        if self.latent_bias and self.latent_size is None:
+            refuse(
+                "latent_bias",
+                "There is no latent space whose projections could have biases.",
+                "Set latent_size, or turn the biases off.",
+                "no_latent_space",
+            )
+        check_gate(self.activation, self.gated)
         return self
 
+    def _expert_inputs(self, hidden_size: Quantity) -> Quantity:
+        """Channels that enter and leave a routed expert."""
+        return hidden_size if self.latent_size is None else self.latent_size
+
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
-        experts, width = self.num_experts, self.intermediate_size
+        experts, width, inputs = self.num_experts, self.intermediate_size, self._expert_inputs(hidden_size)
         share = (self.num_experts_per_tok, experts)
-        yield Tensor("router.weight", (experts, hidden_size), self.component)
+        yield from linear("router", self.component, experts, hidden_size, self.router_bias)
+        if self.latent_size is not None:
+            yield from linear("latent_in", self.component, self.latent_size, hidden_size, self.latent_bias)
         name, rows = ("experts.gate_up_proj", 2 * width) if self.gated else ("experts.up_proj", width)
-        yield Tensor(name, (experts, rows, hidden_size), self.component, share)
-        yield Tensor("experts.down_proj", (experts, hidden_size, width), self.component, share)
+        yield Tensor(name, (experts, rows, inputs), self.component, share)
+        if self.expert_bias:
+            yield Tensor(f"{name}_bias", (experts, rows), self.component, share, is_matrix=False)
+        yield Tensor("experts.down_proj", (experts, inputs, width), self.component, share)
+        if self.expert_bias:
+            yield Tensor("experts.down_proj_bias", (experts, inputs), self.component, share, is_matrix=False)
+        if self.latent_size is not None:
+            yield from linear("latent_out", self.component, hidden_size, self.latent_size, self.latent_bias)
         if self.shared_intermediate_size is not None:
-            shared = self.shared_intermediate_size
+            shared, bias = self.shared_intermediate_size, self.shared_expert_bias
             if self.gated:
-                yield from linear("shared_expert.gate_proj", self.component, shared, hidden_size)
-            yield from linear("shared_expert.up_proj", self.component, shared, hidden_size)
-            yield from linear("shared_expert.down_proj", self.component, hidden_size, shared)
+                yield from linear("shared_expert.gate_proj", self.component, shared, hidden_size, bias)
+            yield from linear("shared_expert.up_proj", self.component, shared, hidden_size, bias)
+            yield from linear("shared_expert.down_proj", self.component, hidden_size, shared, bias)
         if self.shared_expert_gate:
             yield from linear("shared_expert_gate", self.component, 1, hidden_size)
 
@@ -111,10 +152,14 @@ class MoE(Component):
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
         yield projection("router", self.component, tokens, hidden_size, self.num_experts)
-        rows = tokens * self.num_experts_per_tok
+        rows, inputs = tokens * self.num_experts_per_tok, self._expert_inputs(hidden_size)
         widen = 2 * self.intermediate_size if self.gated else self.intermediate_size
-        yield projection("experts up", self.component, rows, hidden_size, widen)
-        yield projection("experts down", self.component, rows, self.intermediate_size, hidden_size)
+        if self.latent_size is not None:
+            yield projection("into the latent space", self.component, tokens, hidden_size, self.latent_size)
+        yield projection("experts up", self.component, rows, inputs, widen)
+        yield projection("experts down", self.component, rows, self.intermediate_size, inputs)
+        if self.latent_size is not None:
+            yield projection("out of the latent space", self.component, tokens, self.latent_size, hidden_size)
         if self.shared_intermediate_size is not None:
             shared = self.shared_intermediate_size
             widen = 2 * shared if self.gated else shared
@@ -127,17 +172,23 @@ class MoE(Component):
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[SavedTensor]:
         tokens = batch_size * sequence_length
-        rows = tokens * self.num_experts_per_tok
+        rows, inputs = tokens * self.num_experts_per_tok, self._expert_inputs(hidden_size)
         yield SavedTensor("input", tokens * hidden_size)
         yield SavedTensor("router scores", tokens * self.num_experts, "float32")
         yield SavedTensor("chosen experts, and rows there and back", 3 * rows, "int64")
+        if self.weights_on_input:
+            yield SavedTensor("order of the rows", rows, "int64")
+        if self.expert_bias:
+            yield SavedTensor("experts of the sorted rows", rows, "int64")
         if self.normalize_weights:
             yield SavedTensor("weights and their sum", rows + tokens, "float32")
         yield SavedTensor("weights of the chosen experts", rows)
         yield SavedTensor("ends of the experts' rows", self.num_experts, "int32")
-        yield SavedTensor("rows sorted by expert", rows * hidden_size)
+        yield SavedTensor("rows sorted by expert", rows * inputs)
         yield from saved_inside(self.activation, self.gated, rows, self.intermediate_size)
-        yield SavedTensor("expert outputs", rows * hidden_size)
+        yield SavedTensor("weighted expert inputs" if self.weights_on_input else "expert outputs", rows * inputs)
+        if self.latent_size is not None:
+            yield SavedTensor("mixed latents", tokens * self.latent_size)
         if self.shared_intermediate_size is not None:
             yield from saved_inside(self.activation, self.gated, tokens, self.shared_intermediate_size)
         if self.shared_expert_gate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import planner.components as components
 from runners.models.context import BuildContext, in_compute_type
 from runners.models.convolution import last_inputs, short_convolution
-from runners.models.mlp import gated
+from runners.models.mlp import activated, gated
 from runners.models.norms import inner_norm
 from runners.models.selective_scan import selective_scan, selective_scan_from
 
@@ -38,6 +39,12 @@ class StateCache:
         return self.convolution, self.state
 
 
+class HoldsInputs(Protocol):
+    """A cache with the last inputs of a convolution, (batch, channels, taps)."""
+
+    convolution: Tensor
+
+
 class ConvolutionFilter(nn.Module):
     """The filter of the short convolution: weight (channels, 1, taps), bias (channels,)."""
 
@@ -52,7 +59,7 @@ class ConvolutionFilter(nn.Module):
         bound = self.weight.shape[-1] ** -0.5
         self.weight.uniform_(-bound, bound)
 
-    def forward(self, x: Tensor, cache: StateCache | None) -> Tensor:
+    def forward(self, x: Tensor, cache: HoldsInputs | None) -> Tensor:
         taps = self.weight.shape[-1]
         if cache is None:
             return short_convolution(x, self.weight, self.bias)
@@ -77,9 +84,10 @@ class Mamba1(nn.Module):
         self.A_log = nn.Parameter(torch.log(torch.arange(1, state + 1, dtype=torch.float32)).repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         if component.parameter_norms:
-            self.dt_norm = inner_norm(context, rank)
-            self.b_norm = inner_norm(context, state)
-            self.c_norm = inner_norm(context, state)
+            epsilon, has_weight = component.parameter_norm_epsilon, component.parameter_norm_weights
+            self.dt_norm = inner_norm(context, rank, epsilon, has_weight)
+            self.b_norm = inner_norm(context, state, epsilon, has_weight)
+            self.c_norm = inner_norm(context, state, epsilon, has_weight)
         self.out_proj = nn.Linear(inner, context.hidden_size, bias=component.use_bias)
 
     def reset_special(self) -> None:
@@ -99,7 +107,7 @@ class Mamba1(nn.Module):
         x = in_compute_type(x)
         component = self.component
         inputs, gate = self.in_proj(x).chunk(2, dim=-1)
-        inputs = F.silu(self.conv1d(inputs, cache))
+        inputs = activated(self.conv1d(inputs, cache), component.activation, self.kernels)
         rank, state = component.time_step_rank, component.state_size
         dt, B, C = self.x_proj(inputs).split((rank, state, state), dim=-1)
         if component.parameter_norms:

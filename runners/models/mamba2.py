@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import planner.components as components
 from runners.models.context import BuildContext, in_compute_type
 from runners.models.mamba1 import ConvolutionFilter, StateCache, initial_step_bias
-from runners.models.mlp import gated
+from runners.models.mlp import activated, gated
 from runners.models.norms import RMSNorm
 
 
@@ -111,7 +111,10 @@ class Mamba2(nn.Module):
         self.dt_bias = nn.Parameter(torch.ones(heads))
         self.A_log = nn.Parameter(torch.log(torch.arange(1, heads + 1, dtype=torch.float32)))
         self.D = nn.Parameter(torch.ones(heads))
-        self.norm = RMSNorm(inner, context.norm.epsilon, False, context.kernels, component.n_groups)
+        if component.norm:
+            groups = component.n_groups if component.norm_groups is None else component.norm_groups
+            epsilon = context.norm.epsilon if component.norm_epsilon is None else component.norm_epsilon
+            self.norm = RMSNorm(inner, epsilon, False, context.kernels, groups)
         self.out_proj = nn.Linear(inner, context.hidden_size, bias=component.use_bias)
 
     def reset_special(self) -> None:
@@ -133,12 +136,14 @@ class Mamba2(nn.Module):
         batch, length, _ = x.shape
         inner, groups, state = component.intermediate_size, component.n_groups, component.state_size
         gate, mixed, dt = self.in_proj(x).split((inner, component.convolution_channels, component.num_heads), dim=-1)
-        mixed = F.silu(self.conv1d(mixed, cache))
+        mixed = activated(self.conv1d(mixed, cache), component.activation, self.kernels)
         inputs, B, C = mixed.split((inner, groups * state, groups * state), dim=-1)
         inputs = inputs.view(batch, length, component.num_heads, component.head_dim)
         B, C = B.view(batch, length, groups, state), C.view(batch, length, groups, state)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide))
+        if component.clamps_time_steps:
+            dt = dt.clamp(component.shortest_time_step, component.longest_time_step)
         A = -torch.exp(self.A_log.to(wide))
         if cache is None and self.kernels == "reference":
             y, _ = chunked_dual(inputs, dt, A, B, C, component.chunk_size)
@@ -155,4 +160,12 @@ class Mamba2(nn.Module):
             assert last is not None
             cache.state.copy_(last)
         y = (y + self.D.to(wide)[:, None] * inputs).to(inputs.dtype).reshape(batch, length, inner)
-        return self.out_proj(self.norm(gated(gate, y, "silu", self.kernels)))
+        return self.out_proj(self._gated(y, gate))
+
+    def _gated(self, y: Tensor, gate: Tensor) -> Tensor:
+        """The scan's output through its gate and its norm, in the component's order."""
+        if not self.component.norm:
+            return gated(gate, y, "silu", self.kernels)
+        if self.component.norm_before_gate:
+            return gated(gate, self.norm(y), "silu", self.kernels)
+        return self.norm(gated(gate, y, "silu", self.kernels))

@@ -8,16 +8,17 @@ from torch import Tensor, nn
 import planner.components as components
 from runners.models.context import BuildContext, Kernels, in_compute_type
 from runners.models.expert_matmul import expert_matmul
-from runners.models.mlp import FeedForward, activate, gated
+from runners.models.mlp import FeedForward, activated, gated
 
 
 class Router(nn.Module):
-    """Scores of the experts: weight (num_experts, hidden_size), and the buffer that steers the choice."""
+    """Scores of the experts: weight (num_experts, hidden_size), bias, and the buffer that steers the choice."""
 
     def __init__(self, component: components.MoE, hidden_size: int) -> None:
         super().__init__()
         self.component = component
         self.weight = nn.Parameter(torch.empty(component.num_experts, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(component.num_experts)) if component.router_bias else None
         if component.score_correction_bias:
             self.score_correction_bias: Tensor
             self.register_buffer("score_correction_bias", torch.zeros(component.num_experts))
@@ -25,7 +26,7 @@ class Router(nn.Module):
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Chosen experts and their weights, both (rows, num_experts_per_tok)."""
         component = self.component
-        logits = torch.nn.functional.linear(rows, self.weight)
+        logits = torch.nn.functional.linear(rows, self.weight, self.bias)
         wide = logits if logits.dtype == torch.float64 else logits.float()
         scores = wide.softmax(-1) if component.router_scores == "softmax" else wide.sigmoid()
         steering = scores.detach()
@@ -40,37 +41,54 @@ class Router(nn.Module):
         return chosen, weights * component.routed_scaling_factor
 
     def _in_chosen_groups(self, steering: Tensor) -> Tensor:
-        """Rule out the experts of groups that are not chosen; a group's score is the sum of its two best."""
+        """Rule out the experts of groups that are not chosen; a group's score is that of its best one or two."""
         component = self.component
         grouped = steering.view(steering.shape[0], component.num_expert_groups, -1)
-        best = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)
+        counted = 1 if component.group_score == "max" else min(2, grouped.shape[-1])
+        best = grouped.topk(counted, -1).values.sum(-1)
         groups = best.topk(component.groups_per_tok, -1).indices
         allowed = torch.zeros_like(best, dtype=torch.bool).scatter(1, groups, True)
         return grouped.masked_fill(~allowed[..., None], float("-inf")).flatten(1)
 
 
 class Experts(nn.Module):
-    """The matrices of all experts, stacked: (num_experts, outputs, inputs)."""
+    """The matrices of all experts, stacked: (num_experts, outputs, inputs); their biases (num_experts, outputs)."""
 
-    def __init__(self, component: components.MoE, hidden_size: int, kernels: Kernels) -> None:
+    def __init__(self, component: components.MoE, inputs: int, kernels: Kernels) -> None:
         super().__init__()
         self.component = component
         self.kernels = kernels
         width, count = component.intermediate_size, component.num_experts
-        if component.gated:
-            self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * width, hidden_size))
-        else:
-            self.up_proj = nn.Parameter(torch.empty(count, width, hidden_size))
-        self.down_proj = nn.Parameter(torch.empty(count, hidden_size, width))
+        name, outputs = ("gate_up_proj", 2 * width) if component.gated else ("up_proj", width)
+        self.register_parameter(name, nn.Parameter(torch.empty(count, outputs, inputs)))
+        self.down_proj = nn.Parameter(torch.empty(count, inputs, width))
+        if component.expert_bias:
+            self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(count, outputs)))
+            self.down_proj_bias = nn.Parameter(torch.zeros(count, inputs))
+        self.widening = name
 
-    def forward(self, rows: Tensor, ends: Tensor) -> Tensor:
-        """Rows (rows, hidden_size) sorted by expert through each one's expert."""
+    def reset_special(self) -> None:
+        """Biases start at zero, though they are matrices by their shape."""
+        if self.component.expert_bias:
+            with torch.no_grad():
+                self.get_parameter(f"{self.widening}_bias").zero_()
+                self.down_proj_bias.zero_()
+
+    def _project(self, name: str, rows: Tensor, experts: Tensor, ends: Tensor) -> Tensor:
+        projected = expert_matmul(rows, self.get_parameter(name).transpose(1, 2), ends)
+        if not self.component.expert_bias:
+            return projected
+        return projected + self.get_parameter(f"{name}_bias")[experts].to(projected.dtype)
+
+    def forward(self, rows: Tensor, experts: Tensor, ends: Tensor) -> Tensor:
+        """Rows (rows, inputs) sorted by expert, each through its own of ``experts`` (rows,)."""
+        widened = self._project(self.widening, rows, experts, ends)
         if self.component.gated:
-            gate, up = expert_matmul(rows, self.gate_up_proj.transpose(1, 2), ends).chunk(2, -1)
+            gate, up = widened.chunk(2, -1)
             mixed = gated(gate, up, self.component.activation, self.kernels)
         else:
-            mixed = activate(expert_matmul(rows, self.up_proj.transpose(1, 2), ends), self.component.activation)
-        return expert_matmul(mixed, self.down_proj.transpose(1, 2), ends)
+            mixed = activated(widened, self.component.activation, self.kernels)
+        return self._project("down_proj", mixed, experts, ends)
 
 
 class MoE(nn.Module):
@@ -79,13 +97,19 @@ class MoE(nn.Module):
     def __init__(self, component: components.MoE, context: BuildContext) -> None:
         super().__init__()
         self.component = component
-        hidden = context.hidden_size
+        hidden, latent = context.hidden_size, component.latent_size
         self.router = Router(component, hidden)
-        self.experts = Experts(component, hidden, context.kernels)
+        self.latent_in = nn.Linear(hidden, latent, component.latent_bias) if latent is not None else None
+        self.experts = Experts(component, hidden if latent is None else latent, context.kernels)
+        self.latent_out = nn.Linear(latent, hidden, component.latent_bias) if latent is not None else None
         if component.shared_intermediate_size is not None:
-            width = component.shared_intermediate_size
             self.shared_expert = FeedForward(
-                hidden, width, component.gated, component.activation, bias=False, kernels=context.kernels
+                hidden,
+                component.shared_intermediate_size,
+                component.gated,
+                component.activation,
+                bias=component.shared_expert_bias,
+                kernels=context.kernels,
             )
         if component.shared_expert_gate:
             self.shared_expert_gate = nn.Linear(hidden, 1, bias=False)
@@ -93,19 +117,28 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = in_compute_type(x).reshape(-1, x.shape[-1])
         chosen, weights = self.router(rows)
-        order = chosen.flatten().argsort(stable=True)
-        experts = chosen.flatten()[order]
-        counts = torch.zeros(self.component.num_experts, dtype=torch.int32, device=x.device)
-        ends = counts.scatter_add_(0, experts, torch.ones_like(experts, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
-        source = order // self.component.num_experts_per_tok
-        outputs = self.experts(rows[source], ends)
-        # Back in the tokens' order, so that the sum over a token's experts is one reduction in a fixed order.
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
-        outputs = outputs[back].view(*chosen.shape, -1)
-        mixed = (outputs * weights.to(outputs.dtype)[..., None]).sum(1)
+        inputs = rows if self.latent_in is None else self.latent_in(rows)
+        mixed = self._routed(inputs, chosen, weights.to(inputs.dtype))
+        if self.latent_out is not None:
+            mixed = self.latent_out(mixed)
         if self.component.shared_intermediate_size is not None:
             shared = self.shared_expert(rows)
             if self.component.shared_expert_gate:
                 shared = shared * torch.sigmoid(self.shared_expert_gate(rows))
             mixed = mixed + shared
         return mixed.view(x.shape)
+
+    def _routed(self, rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """What the experts make of rows (rows, inputs); ``chosen`` and ``weights`` (rows, num_experts_per_tok)."""
+        order = chosen.flatten().argsort(stable=True)
+        experts = chosen.flatten()[order]
+        counts = torch.zeros(self.component.num_experts, dtype=torch.int32, device=rows.device)
+        ends = counts.scatter_add_(0, experts, torch.ones_like(experts, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
+        sorted_rows = rows[order // self.component.num_experts_per_tok]
+        if self.component.weights_on_input:
+            sorted_rows = sorted_rows * weights.flatten()[order][:, None]
+        outputs = self.experts(sorted_rows, experts, ends)
+        # Back in the tokens' order, so that the sum over a token's experts is one reduction in a fixed order.
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
+        outputs = outputs[back].view(*chosen.shape, -1)
+        return (outputs if self.component.weights_on_input else outputs * weights[..., None]).sum(1)

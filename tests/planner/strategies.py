@@ -56,6 +56,8 @@ def _mamba1() -> st.SearchStrategy[dict[str, Any]]:
             "use_bias": st.booleans(),
             "use_conv_bias": st.booleans(),
             "parameter_norms": st.booleans(),
+            "parameter_norm_weights": st.booleans(),
+            "activation": st.sampled_from(["silu", "relu"]),
         }
     )
 
@@ -73,9 +75,19 @@ def _mamba2() -> st.SearchStrategy[dict[str, Any]]:
             "chunk_size": draw(st.sampled_from([16, 32, 100])),
             "use_bias": draw(st.booleans()),
             "use_conv_bias": draw(st.booleans()),
+            "norm": draw(st.booleans()),
+            "norm_groups": draw(st.sampled_from([None, 1, 2, 4])),
+            "activation": draw(st.sampled_from(["silu", "relu"])),
+            "longest_time_step": draw(st.sampled_from([None, 0.1])),
         }
 
     return st.composite(build)()
+
+
+def _short_convolution() -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(
+        {"kind": st.just("short_convolution"), "conv_kernel": st.integers(1, 5), "use_bias": st.booleans()}
+    )
 
 
 def _mlp() -> st.SearchStrategy[dict[str, Any]]:
@@ -85,6 +97,7 @@ def _mlp() -> st.SearchStrategy[dict[str, Any]]:
             "intermediate_size": st.integers(8, 200),
             "gated": st.booleans(),
             "bias": st.booleans(),
+            "activation": st.sampled_from(["silu", "gelu", "relu", "linear"]),
         }
     )
 
@@ -94,7 +107,7 @@ def _moe() -> st.SearchStrategy[dict[str, Any]]:
         groups = draw(st.sampled_from([1, 1, 2]))
         per_group = draw(st.integers(1, 4))
         chosen_groups = draw(st.integers(1, groups))
-        shared = draw(st.none() | st.integers(8, 64))
+        shared, latent = draw(st.none() | st.integers(8, 64)), draw(st.none() | st.integers(8, 64))
         return {
             "kind": "moe",
             "num_experts": groups * per_group,
@@ -104,6 +117,12 @@ def _moe() -> st.SearchStrategy[dict[str, Any]]:
             "intermediate_size": draw(st.integers(8, 64)),
             "shared_intermediate_size": shared,
             "shared_expert_gate": shared is not None and draw(st.booleans()),
+            "shared_expert_bias": shared is not None and draw(st.booleans()),
+            "latent_size": latent,
+            "latent_bias": latent is not None and draw(st.booleans()),
+            "expert_bias": draw(st.booleans()),
+            "router_bias": draw(st.booleans()),
+            "weights_on_input": draw(st.booleans()),
             "gated": draw(st.booleans()),
             "score_correction_bias": draw(st.booleans()),
         }
@@ -111,15 +130,33 @@ def _moe() -> st.SearchStrategy[dict[str, Any]]:
     return st.composite(build)()
 
 
+def _positions(kind: str) -> st.SearchStrategy[dict[str, Any]]:
+    if kind == "learned":
+        return st.fixed_dictionaries(
+            {"kind": st.just(kind), "num_positions": st.just(128), "offset": st.sampled_from([0, 2])}
+        )
+    return st.just({"kind": kind})
+
+
+def _layer(first: dict[str, Any] | None, second: dict[str, Any] | None, placement: str, residual: str) -> dict[str, Any]:
+    """A layer of these mixers, with its residual in sequence where it could not be in parallel."""
+    alone = first is None or second is None or placement == "after_residual"
+    if alone or (residual == "parallel_shared_norm" and placement == "post"):
+        residual = "sequential"
+    return {"sequence_mixer": first, "channel_mixer": second, "norm_placement": placement, "residual": residual}
+
+
 @st.composite
 def specs(draw: Any, most_layers: int = 3) -> ArchitectureSpec:
     """One to ``most_layers`` groups of as many layers each, over all components."""
-    positions = draw(st.sampled_from(["rotary", "learned", "none"]))
-    mixers = [_attention(), _mamba1(), _mamba2()] + ([_latent_attention()] if positions == "rotary" else [])
+    positions = draw(st.sampled_from(["rotary", "learned", "alibi", "none"]))
+    mixers = [_attention(), _mamba1(), _mamba2(), _short_convolution()]
+    mixers += [_latent_attention()] if positions == "rotary" else []
     layer = st.tuples(
         st.none() | st.one_of(mixers),
         st.none() | st.one_of(_mlp(), _moe()),
-        st.sampled_from(["pre", "post", "sandwich"]),
+        st.sampled_from(["pre", "post", "sandwich", "after_residual"]),
+        st.sampled_from(["sequential", "parallel", "parallel_shared_norm"]),
     ).filter(lambda parts: parts[0] is not None or parts[1] is not None)
     groups = draw(
         st.lists(
@@ -134,19 +171,28 @@ def specs(draw: Any, most_layers: int = 3) -> ArchitectureSpec:
             "vocab_size": draw(st.integers(2, 500)),
             "hidden_size": draw(st.integers(8, 96)),
             "tie_word_embeddings": draw(st.booleans()),
-            "positions": {"kind": positions, **({"num_positions": 128} if positions == "learned" else {})},
+            "embedding_size": draw(st.none() | st.none() | st.integers(4, 60)),
+            "positions": draw(_positions(positions)),
             "norm": draw(
-                st.sampled_from([{"kind": "rms_norm"}, {"kind": "layer_norm"}, {"kind": "layer_norm", "bias": False}])
+                st.sampled_from(
+                    [
+                        {"kind": "rms_norm"},
+                        {"kind": "rms_norm", "has_weight": False},
+                        {"kind": "layer_norm"},
+                        {"kind": "layer_norm", "bias": False},
+                        {"kind": "layer_norm", "bias": False, "has_weight": False},
+                    ]
+                )
             ),
+            "embedding_norm": draw(st.booleans()),
             "final_norm": draw(st.booleans()),
+            "residual_multiplier": draw(st.sampled_from([None, 0.22])),
+            "logit_scale": draw(st.sampled_from([None, 0.0625])),
             "lm_head_bias": draw(st.booleans()),
             "layer_groups": [
                 {
                     "repeats": repeats,
-                    "layers": [
-                        {"sequence_mixer": first, "channel_mixer": second, "norm_placement": placement}
-                        for first, second, placement in layers
-                    ],
+                    "layers": [_layer(*parts) for parts in layers],
                 }
                 for repeats, layers in groups
             ],

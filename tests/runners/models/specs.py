@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import strategies as st
 
+from planner.components.mlp import Pointwise
 from planner.spec import ArchitectureSpec, parse_spec
 
 HIDDEN = 16
@@ -55,7 +56,10 @@ def mamba1s(draw: st.DrawFn) -> dict[str, Any]:
         "time_step_rank": 3,
         "use_bias": draw(st.booleans()),
         "use_conv_bias": draw(st.booleans()),
+        "activation": draw(st.sampled_from(["silu", "relu", "quick_gelu"])),
         "parameter_norms": draw(st.booleans()),
+        "parameter_norm_weights": draw(st.booleans()),
+        "parameter_norm_epsilon": draw(st.sampled_from([None, 1e-3])),
         "chunk_size": draw(st.sampled_from([2, 4, 32])),
     }
 
@@ -72,24 +76,47 @@ def mamba2s(draw: st.DrawFn) -> dict[str, Any]:
         "chunk_size": draw(st.sampled_from([3, 8])),
         "use_bias": draw(st.booleans()),
         "use_conv_bias": draw(st.booleans()),
+        "activation": draw(st.sampled_from(["silu", "relu", "quick_gelu"])),
+        "norm": draw(st.booleans()),
+        "norm_before_gate": draw(st.booleans()),
+        "norm_groups": draw(st.sampled_from([None, 1, 3])),
+        "norm_epsilon": draw(st.sampled_from([None, 1e-3])),
+        "shortest_time_step": draw(st.sampled_from([None, 0.3])),
+        "longest_time_step": draw(st.sampled_from([None, 0.7])),
     }
 
 
 @st.composite
+def short_convolutions(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "kind": "short_convolution",
+        "conv_kernel": draw(st.sampled_from([1, 3])),
+        "use_bias": draw(st.booleans()),
+    }
+
+
+def activations(gated: bool) -> st.SearchStrategy[str]:
+    """Names of activations that a layer with or without a gate may have."""
+    return st.sampled_from([*get_args(Pointwise), *(["clamped_swiglu"] if gated else [])])
+
+
+@st.composite
 def mlps(draw: st.DrawFn) -> dict[str, Any]:
+    gated = draw(st.booleans())
     return {
         "kind": "mlp",
         "intermediate_size": 20,
-        "gated": draw(st.booleans()),
+        "gated": gated,
         "bias": draw(st.booleans()),
-        "activation": draw(st.sampled_from(["silu", "gelu", "gelu_tanh", "relu", "relu_squared"])),
+        "activation": draw(activations(gated)),
     }
 
 
 @st.composite
 def moes(draw: st.DrawFn) -> dict[str, Any]:
     groups = draw(st.sampled_from([1, 2]))
-    shared = draw(st.sampled_from([None, 8]))
+    shared, latent = draw(st.sampled_from([None, 8])), draw(st.sampled_from([None, 8]))
+    gated = draw(st.booleans())
     return {
         "kind": "moe",
         "num_experts": 4,
@@ -97,7 +124,15 @@ def moes(draw: st.DrawFn) -> dict[str, Any]:
         "intermediate_size": draw(st.sampled_from([8, 10])),
         "shared_intermediate_size": shared,
         "shared_expert_gate": draw(st.booleans()) if shared else False,
-        "gated": draw(st.booleans()),
+        "shared_expert_bias": draw(st.booleans()) if shared else False,
+        "latent_size": latent,
+        "latent_bias": draw(st.booleans()) if latent else False,
+        "gated": gated,
+        "activation": draw(activations(gated)),
+        "expert_bias": draw(st.booleans()),
+        "router_bias": draw(st.booleans()),
+        "weights_on_input": draw(st.booleans()),
+        "group_score": draw(st.sampled_from(["sum_of_two", "max"])),
         "router_scores": draw(st.sampled_from(["softmax", "sigmoid"])),
         "normalize_weights": draw(st.booleans()),
         "num_expert_groups": groups,
@@ -108,17 +143,27 @@ def moes(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def layers(draw: st.DrawFn, rotary: bool) -> dict[str, Any]:
-    mixers = [attentions(), mamba1s(), mamba2s(), st.none()] + ([latent_attentions()] if rotary else [])
+    mixers = [attentions(), mamba1s(), mamba2s(), short_convolutions(), st.none()]
+    mixers += [latent_attentions()] if rotary else []
     sequence = draw(st.one_of(mixers))
     channel = draw(st.one_of(mlps(), moes(), st.none()) if sequence is not None else st.one_of(mlps(), moes()))
-    placement = draw(st.sampled_from(["pre", "post", "sandwich"]))
-    return {"sequence_mixer": sequence, "channel_mixer": channel, "norm_placement": placement}
+    placement = draw(st.sampled_from(["pre", "post", "sandwich", "after_residual"]))
+    residuals = ["sequential"]
+    if sequence is not None and channel is not None and placement != "after_residual":
+        residuals += ["parallel"] if placement == "post" else ["parallel", "parallel_shared_norm"]
+    return {
+        "sequence_mixer": sequence,
+        "channel_mixer": channel,
+        "norm_placement": placement,
+        "residual": draw(st.sampled_from(residuals)),
+    }
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> ArchitectureSpec:
     """A model of a few narrow layers."""
-    positions = draw(st.sampled_from([{"kind": "rotary"}, {"kind": "learned", "num_positions": 32}, {"kind": "none"}]))
+    learned = {"kind": "learned", "num_positions": 32}
+    positions = draw(st.sampled_from([{"kind": "rotary"}, learned, {**learned, "offset": 2}, {"kind": "none"}]))
     rotary = positions["kind"] == "rotary"
     norm = draw(
         st.sampled_from(
@@ -127,6 +172,8 @@ def specs(draw: st.DrawFn) -> ArchitectureSpec:
                 {"kind": "rms_norm", "zero_centered": True},
                 {"kind": "layer_norm"},
                 {"kind": "layer_norm", "bias": False},
+                {"kind": "rms_norm", "has_weight": False},
+                {"kind": "layer_norm", "bias": False, "has_weight": False},
             ]
         )
     )
@@ -145,12 +192,16 @@ def specs(draw: st.DrawFn) -> ArchitectureSpec:
         {
             "vocab_size": 24,
             "hidden_size": HIDDEN,
+            "embedding_size": draw(st.sampled_from([None, None, 6, 20])),
             "tie_word_embeddings": draw(st.booleans()),
             "positions": positions,
             "norm": norm,
+            "embedding_norm": draw(st.booleans()),
             "final_norm": draw(st.booleans()),
             "lm_head_bias": draw(st.booleans()),
             "embedding_scale": draw(st.sampled_from([None, 4.0])),
+            "residual_multiplier": draw(st.sampled_from([None, 0.5])),
+            "logit_scale": draw(st.sampled_from([None, 0.25])),
             "final_logit_softcap": draw(st.sampled_from([None, 15.0])),
             "layer_groups": groups,
         }
