@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from planner.components import MLP, Attention, ChannelMixer, LatentAttention, Mamba1, Mamba2, MoE, SequenceMixer
+from planner.components.narrowing import eights, nearest_heads
 from planner.errors import UnsupportedPlan
 from planner.sizing import count_parameters
 from planner.spec import ArchitectureSpec, Layer, LayerGroup, LearnedPositions, parse_spec
@@ -170,6 +171,8 @@ def _scaled(spec: ArchitectureSpec, scale: _Scale, vocab_size: int, sequence_len
     if isinstance(spec.positions, LearnedPositions):
         kept = min(spec.positions.num_positions, sequence_length)
         changed["positions"] = spec.positions.model_copy(update={"num_positions": kept})
+    if spec.embedding_size is not None:
+        changed["embedding_size"] = eights(spec.embedding_size * scale.width)
     if spec.embedding_scale is not None:
         changed["embedding_scale"] = spec.embedding_scale * math.sqrt(scale.width)
     return spec.model_copy(update=changed)
@@ -180,12 +183,8 @@ def _layer(layer: Layer, scale: _Scale) -> Layer:
         sequence_mixer=None if layer.sequence_mixer is None else _sequence_mixer(layer.sequence_mixer, scale),
         channel_mixer=None if layer.channel_mixer is None else _channel_mixer(layer.channel_mixer, scale),
         norm_placement=layer.norm_placement,
+        residual=layer.residual,
     )
-
-
-def _eights(value: float) -> int:
-    """The nearest multiple of eight, at least eight."""
-    return max(8, 8 * round(value / 8))
 
 
 def _sequence_mixer(mixer: SequenceMixer, scale: _Scale) -> SequenceMixer:
@@ -197,18 +196,22 @@ def _sequence_mixer(mixer: SequenceMixer, scale: _Scale) -> SequenceMixer:
         case Mamba1():
             return mixer.model_copy(
                 update={
-                    "intermediate_size": _eights(mixer.intermediate_size * scale.width),
+                    "intermediate_size": eights(mixer.intermediate_size * scale.width),
                     "time_step_rank": max(1, round(mixer.time_step_rank * scale.width)),
                 }
             )
         case Mamba2():
             return _mamba2(mixer, scale)
+        case _:
+            return mixer.narrowed(scale.width)
 
 
 def _attention(mixer: Attention, scale: _Scale) -> Attention:
     queries_per_key = mixer.num_attention_heads // mixer.num_key_value_heads
     target = mixer.num_attention_heads * mixer.head_dim * scale.width
-    head_dim, key_value_heads = _heads(mixer.head_dim, mixer.num_key_value_heads, queries_per_key, target, scale)
+    head_dim, key_value_heads = nearest_heads(
+        mixer.head_dim, mixer.num_key_value_heads, queries_per_key, target, scale.width
+    )
     changed: dict[str, object] = {
         "num_key_value_heads": key_value_heads,
         "num_attention_heads": queries_per_key * key_value_heads,
@@ -226,18 +229,18 @@ def _attention(mixer: Attention, scale: _Scale) -> Attention:
 
 def _latent_attention(mixer: LatentAttention, scale: _Scale) -> LatentAttention:
     target = mixer.num_attention_heads * mixer.qk_nope_head_dim * scale.width
-    nope, heads = _heads(mixer.qk_nope_head_dim, mixer.num_attention_heads, 1, target, scale)
+    nope, heads = nearest_heads(mixer.qk_nope_head_dim, mixer.num_attention_heads, 1, target, scale.width)
     shrunk = nope / mixer.qk_nope_head_dim
-    rope, value = _eights(mixer.qk_rope_head_dim * shrunk), _eights(mixer.v_head_dim * shrunk)
+    rope, value = eights(mixer.qk_rope_head_dim * shrunk), eights(mixer.v_head_dim * shrunk)
     changed: dict[str, object] = {
         "num_attention_heads": heads,
         "qk_nope_head_dim": nope,
         "qk_rope_head_dim": rope,
         "v_head_dim": value,
-        "kv_lora_rank": _eights(mixer.kv_lora_rank * scale.width),
+        "kv_lora_rank": eights(mixer.kv_lora_rank * scale.width),
     }
     if mixer.q_lora_rank is not None:
-        changed["q_lora_rank"] = _eights(mixer.q_lora_rank * scale.width)
+        changed["q_lora_rank"] = eights(mixer.q_lora_rank * scale.width)
     if mixer.softmax_scale is not None:
         before = mixer.qk_nope_head_dim + mixer.qk_rope_head_dim
         changed["softmax_scale"] = mixer.softmax_scale * math.sqrt(before / (nope + rope))
@@ -249,41 +252,23 @@ def _mamba2(mixer: Mamba2, scale: _Scale) -> Mamba2:
     groups = max(
         group for group in range(1, mixer.n_groups + 1) if mixer.n_groups % group == 0 and group * 8 <= max(8, target)
     )
-    head_dim, per_group = _heads(mixer.head_dim, mixer.num_heads // groups, groups, target, scale)
+    head_dim, per_group = nearest_heads(mixer.head_dim, mixer.num_heads // groups, groups, target, scale.width)
     return mixer.model_copy(
         update={
             "num_heads": groups * per_group,
             "head_dim": head_dim,
             "n_groups": groups,
-            "state_size": min(mixer.state_size, max(16, _eights(mixer.state_size * scale.width))),
+            "state_size": min(mixer.state_size, max(16, eights(mixer.state_size * scale.width))),
         }
     )
 
 
-def _heads(head_dim: int, heads: int, times: int, target: float, scale: _Scale) -> tuple[int, int]:
-    """Size of a head, a multiple of eight, and number of heads (each counted ``times``) nearest to ``target`` channels.
-
-    Of sizes that come equally near, the one that shrinks heads and their size alike.
-    """
-    even = head_dim * math.sqrt(scale.width)
-    best: tuple[float, int, int] | None = None
-    for size in range(8, max(8, head_dim) + 1, 8):
-        count = min(heads, max(1, round(target / (times * size))))
-        miss = abs(math.log(times * count * size / target))
-        cost = miss + 0.05 * abs(math.log(size / even))
-        if best is None or cost < best[0]:
-            best = (cost, size, count)
-    if best is None:
-        raise AssertionError("a head of eight channels is always tried")
-    return best[1], best[2]
-
-
 def _channel_mixer(mixer: ChannelMixer, scale: _Scale) -> ChannelMixer:
     if isinstance(mixer, MLP):
-        return mixer.model_copy(update={"intermediate_size": _eights(mixer.intermediate_size * scale.width)})
-    changed: dict[str, object] = {"intermediate_size": _eights(mixer.intermediate_size * scale.width)}
+        return mixer.model_copy(update={"intermediate_size": eights(mixer.intermediate_size * scale.width)})
+    changed: dict[str, object] = {"intermediate_size": eights(mixer.intermediate_size * scale.width)}
     if mixer.shared_intermediate_size is not None:
-        changed["shared_intermediate_size"] = _eights(mixer.shared_intermediate_size * scale.width)
+        changed["shared_intermediate_size"] = eights(mixer.shared_intermediate_size * scale.width)
     if scale.expert_divisor > 1:
         fewer = mixer.num_experts // scale.expert_divisor
         in_groups = fewer // mixer.num_expert_groups * mixer.num_expert_groups
@@ -294,6 +279,7 @@ def _channel_mixer(mixer: ChannelMixer, scale: _Scale) -> ChannelMixer:
 _WHY = {
     "vocab_size": "bytes in place of a trained tokenizer",
     "hidden_size": "the width that the budget allows",
+    "embedding_size": "the ratio to the hidden size is kept, in steps of 8",
     "repeats": "depth shrinks with width, at least one whole pattern stays",
     "num_attention_heads": "query heads a KV head are kept",
     "num_key_value_heads": "query heads a KV head are kept",
@@ -326,10 +312,14 @@ def _result(before: ArchitectureSpec, after: ArchitectureSpec) -> ScaledSpec:
         if path != "name":
             places.setdefault((path.rsplit(".", 1)[-1], f"{_plain(old)} → {_plain(new)}"), []).append(path)
     rules = [
-        f"{paths[0]}{f' and {len(paths) - 1} more like it' if len(paths) > 1 else ''}: {change} ({_WHY[field]})"
+        f"{paths[0]}{f' and {len(paths) - 1} more like it' if len(paths) > 1 else ''}: {change} ({_why(field)})"
         for (field, change), paths in places.items()
     ]
     return ScaledSpec(checked, rules, count_parameters(checked).total)
+
+
+def _why(field: str) -> str:
+    return _WHY.get(field, "follows the width")
 
 
 def _plain(value: object) -> str:

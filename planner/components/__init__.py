@@ -12,8 +12,12 @@ from planner.components.mamba2 import Mamba2
 from planner.components.mlp import MLP
 from planner.components.moe import MoE
 from planner.components.norms import LayerNorm, Norm, RMSNorm
+from planner.components.short_convolution import ShortConvolution
 
-SequenceMixer = Annotated[Attention | LatentAttention | Mamba1 | Mamba2, Field(discriminator="kind")]
+SequenceMixer = Annotated[
+    Attention | LatentAttention | Mamba1 | Mamba2 | ShortConvolution,
+    Field(discriminator="kind"),
+]
 ChannelMixer = Annotated[MLP | MoE, Field(discriminator="kind")]
 
 __all__ = [
@@ -32,5 +36,6 @@ __all__ = [
     "RMSNorm",
     "SavedTensor",
     "SequenceMixer",
+    "ShortConvolution",
     "Tensor",
 ]
