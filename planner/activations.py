@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from planner.components.base import SavedTensor
 from planner.quantities import Quantity
-from planner.sizing import layer_tensors
+from planner.sizing import embedding_width, layer_components, layer_tensors
 from planner.spec import ArchitectureSpec, Layer, LearnedPositions
 
 
@@ -54,17 +54,20 @@ def layer_activations(
     spec: ArchitectureSpec, layer: Layer, sequence_length: Quantity, batch_size: Quantity
 ) -> Iterator[tuple[str, SavedTensor]]:
     """What one layer keeps, each tensor with the part of the layer that keeps it."""
-    for stem, mixer in (("sequence", layer.sequence_mixer), ("channel", layer.channel_mixer)):
-        if mixer is None:
-            continue
-        for name in (f"{stem}_norm", f"{stem}_post_norm"):
-            if name in layer.norm_names:
-                for saved in spec.norm.saved_activations(spec.hidden_size, sequence_length, batch_size):
-                    if saved.dtype_class == "residual" and name.endswith("post_norm"):
-                        saved = replace(saved, dtype_class="compute")  # it reads the mixer's output, not the stream
-                    yield name, saved
-        for saved in mixer.saved_activations(spec.hidden_size, sequence_length, batch_size):
-            yield f"{stem}_mixer", saved
+    listed: set[str] = set()
+    for part, component in layer_components(spec, layer):
+        for saved in component.saved_activations(spec.hidden_size, sequence_length, batch_size):
+            if part.endswith("post_norm"):
+                if saved.dtype_class == "residual":
+                    saved = replace(saved, dtype_class="compute")  # it reads the mixer's output, not the stream
+            elif saved.name == "input" and layer.residual != "sequential":
+                # Both norms read one tensor, and so do both mixers where they share a norm or have none before them.
+                role = part.removeprefix("sequence_").removeprefix("channel_")
+                is_own = role == "mixer" and "channel_norm" in layer.norm_names
+                if role in listed and not is_own:
+                    continue
+                listed.add(role)
+            yield part, saved
 
 
 def outer_activations(
@@ -73,12 +76,19 @@ def outer_activations(
     """What is kept outside the layers. Logits are kept only where they are bounded: the loss reads their logarithms."""
     tokens = batch_size * sequence_length
     yield "token_embedding", SavedTensor("token ids", tokens, "int64")
+    if spec.embedding_size is not None:
+        yield "token_embedding", SavedTensor("embedding before its projection", tokens * spec.embedding_size)
+    if spec.embedding_norm:
+        for saved in spec.norm.saved_activations(spec.hidden_size, sequence_length, batch_size):
+            yield "embedding_norm", saved
     if isinstance(spec.positions, LearnedPositions):
         yield "position_embedding", SavedTensor("positions", sequence_length, "int64")
     if spec.final_norm:
         for saved in spec.norm.saved_activations(spec.hidden_size, sequence_length, batch_size):
             yield "final_norm", saved
-    yield "lm_head", SavedTensor("input", tokens * spec.hidden_size)
+    if spec.embedding_size is not None:
+        yield "lm_head", SavedTensor("stream before its projection", tokens * spec.hidden_size)
+    yield "lm_head", SavedTensor("input", tokens * embedding_width(spec))
     if spec.final_logit_softcap is not None:
         yield "lm_head", SavedTensor("bounded logits", tokens * spec.vocab_size)
     yield "loss", SavedTensor("targets", tokens, "int64")
@@ -102,13 +112,21 @@ def saved_model_activations(
     yield "weights", 1, SavedTensor("copies of multiplied weights", multiplied_weights(spec), "copy")
 
 
+def multiplied_outer_weights(spec: ArchitectureSpec) -> Quantity:
+    """Elements of the weights of matrix multiplications outside the layers."""
+    elements = spec.vocab_size * embedding_width(spec)  # the head, tied or not
+    if spec.embedding_size is not None:
+        elements = elements + 2 * spec.embedding_size * spec.hidden_size
+    return elements
+
+
 def multiplied_weights(spec: ArchitectureSpec) -> Quantity:
     """Elements of the weights of matrix multiplications."""
-    elements = spec.vocab_size * spec.hidden_size  # the head, tied or not
+    elements = multiplied_outer_weights(spec)
     for group in spec.layer_groups:
         for layer in group.layers:
             for part, tensor in layer_tensors(spec, layer):
-                is_matrix = len(tensor.shape) >= 2 and tensor.dtype_class != "float32"
+                is_matrix = len(tensor.shape) >= 2 and tensor.is_matrix and tensor.dtype_class != "float32"
                 if part.endswith("_mixer") and is_matrix and not tensor.name.startswith("conv1d"):
                     elements = elements + tensor.count * group.repeats
     return elements

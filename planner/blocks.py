@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from planner.cache import CACHE_DTYPE_BYTES, model_cache
 from planner.components import Attention, LatentAttention
 from planner.compute import model_operations
-from planner.sizing import layer_tensors, outer_tensors
-from planner.spec import ArchitectureSpec, Layer, LayerGroup
+from planner.sizing import layer_tensors, outer_block, outer_tensors
+from planner.spec import ArchitectureSpec, Layer, LayerGroup, LearnedPositions
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,9 @@ class Block:
     """One block, over all repeats of its group."""
 
     path: str
-    """``token_embedding``, ``final_norm``, ``lm_head``, a part as ``layer_groups[0].layers[1].sequence_mixer``, or what
-    holds parts: ``layer_groups[0].layers[1]``, ``layer_groups[0]``."""
+    """``token_embedding``, ``embedding_norm``, ``final_norm``, ``lm_head``, a part as
+    ``layer_groups[0].layers[1].sequence_mixer``, or what holds parts: ``layer_groups[0].layers[1]``,
+    ``layer_groups[0]``."""
     repeats: int
     parameters: int
     parameters_share: float
@@ -53,7 +54,7 @@ def blocks(
     operations = dict.fromkeys(repeats, 0)
     cached = dict.fromkeys(repeats, 0)
     for tensor in outer_tensors(spec):
-        parameters[_outer_path(tensor.name)] += tensor.count
+        parameters[outer_block(tensor.name)] += tensor.count
     for group_index, group in enumerate(spec.layer_groups):
         for layer_index, layer in enumerate(group.layers):
             for part, tensor in layer_tensors(spec, layer):
@@ -88,32 +89,23 @@ def _under(values: dict[str, int], path: str) -> tuple[int, float]:
 
 def _paths(spec: ArchitectureSpec) -> Iterator[tuple[str, int]]:
     yield "token_embedding", 1
-    if any(_outer_path(tensor.name) == "position_embedding" for tensor in outer_tensors(spec)):
+    if spec.embedding_norm:
+        yield "embedding_norm", 1
+    if isinstance(spec.positions, LearnedPositions):
         yield "position_embedding", 1
     for group_index, group in enumerate(spec.layer_groups):
         for layer_index, layer in enumerate(group.layers):
             where = f"layer_groups[{group_index}].layers[{layer_index}]"
-            for part in layer_parts(layer):
+            for part in layer.parts:
                 yield f"{where}.{part}", group.repeats
     if spec.final_norm:
         yield "final_norm", 1
     yield "lm_head", 1
 
 
-def layer_parts(layer: Layer) -> Iterator[str]:
+def layer_parts(layer: Layer) -> tuple[str, ...]:
     """The parts of a layer in the order in which they act: norms and mixers."""
-    for stem, mixer in (("sequence", layer.sequence_mixer), ("channel", layer.channel_mixer)):
-        if mixer is not None:
-            if f"{stem}_norm" in layer.norm_names:
-                yield f"{stem}_norm"
-            yield f"{stem}_mixer"
-            if f"{stem}_post_norm" in layer.norm_names:
-                yield f"{stem}_post_norm"
-
-
-def _outer_path(tensor_name: str) -> str:
-    stem = tensor_name.split(".")[0]
-    return {"embed_tokens": "token_embedding", "embed_positions": "position_embedding"}.get(stem, stem)
+    return layer.parts
 
 
 def multi_head_reference(spec: ArchitectureSpec) -> ArchitectureSpec | None:

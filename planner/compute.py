@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from planner.components.base import Operation
+from planner.components.base import Operation, projection
 from planner.quantities import Quantity
+from planner.sizing import count_parameters, embedding_width
 from planner.spec import ArchitectureSpec
 
 TRAINING_FACTOR = 3
@@ -41,14 +42,24 @@ def model_operations(
                 if mixer is not None:
                     for operation in mixer.operations(spec.hidden_size, sequence_length, batch_size):
                         yield f"{where}.{stem}", group.repeats, operation
-    head = 2 * batch_size * sequence_length * spec.hidden_size * spec.vocab_size
-    yield "lm_head", 1, Operation("language model head", "lm_head", head, head)
+    for where, operation in outer_operations(spec, sequence_length, batch_size):
+        yield where, 1, operation
+
+
+def outer_operations(
+    spec: ArchitectureSpec, sequence_length: Quantity, batch_size: Quantity
+) -> Iterator[tuple[str, Operation]]:
+    """Operations outside the layers, each with its block."""
+    tokens = batch_size * sequence_length
+    width, hidden_size = embedding_width(spec), spec.hidden_size
+    if spec.embedding_size is not None:
+        yield "token_embedding", projection("embedding to stream", "token_embedding", tokens, width, hidden_size)
+        yield "lm_head", projection("stream to embedding", "lm_head", tokens, hidden_size, width)
+    yield "lm_head", projection("language model head", "lm_head", tokens, width, spec.vocab_size)
 
 
 def flops(spec: ArchitectureSpec, sequence_length: Quantity, batch_size: Quantity = 1, training: bool = False) -> Flops:
     """FLOPs of one forward pass, or with ``training`` of forward and backward, over ``batch_size`` sequences."""
-    from planner.sizing import count_parameters
-
     factor = TRAINING_FACTOR if training else 1
     counted: dict[str, Quantity] = {}
     needed: dict[str, Quantity] = {}

@@ -16,13 +16,20 @@ from typing import Any
 
 from planner.activations import ACTIVATION_TYPES, layer_activations, outer_activations, saved_bytes
 from planner.cache import CACHE_DTYPE_BYTES
-from planner.compute import TRAINING_FACTOR
+from planner.compute import TRAINING_FACTOR, outer_operations
 from planner.errors import PlannerError
 from planner.plans import Plan, ServingPlan, TrainingPlan
 from planner.quantities import Quantity
 from planner.scaling import TOKENS_PER_PARAMETER
 from planner.serving import check_serving_plan, is_quantized, pass_bytes, projection_outputs, tensor_bytes
-from planner.sizing import active_count, layer_tensors, outer_tensors
+from planner.sizing import (
+    active_count,
+    layer_components,
+    layer_tensors,
+    leading_tensors,
+    outer_block,
+    trailing_tensors,
+)
 from planner.spec import ArchitectureSpec, Layer
 from planner.symbolic import symbolic_fields
 from planner.training import (
@@ -178,27 +185,12 @@ def _component_source(part: Any) -> str:
     return " ".join((module.__doc__ or "").split()) if module is not None else ""
 
 
-def _part_names(layer: Layer) -> dict[str, Any]:
-    """Parts of a layer in order, each with the component behind it (``None`` for a norm)."""
-    parts: dict[str, Any] = {}
-    for stem, mixer in (("sequence", layer.sequence_mixer), ("channel", layer.channel_mixer)):
-        if mixer is None:
-            continue
-        for name, component in ((f"{stem}_norm", None), (f"{stem}_mixer", mixer), (f"{stem}_post_norm", None)):
-            if component is not None or name in layer.norm_names:
-                parts[name] = component
-    return parts
-
-
 def _of_tensors(reading: _Reading, title: str, measure: Callable[[Any, bool], Quantity]) -> _Node:
     """A tree over all tensors; ``measure`` takes a tensor and whether a layer holds it."""
-    before: list[_Node] = []
-    after: list[_Node] = []
-    for tensor in outer_tensors(reading.spec):
-        stem = tensor.name.partition(".")[0]
-        path = {"embed_tokens": "token_embedding", "embed_positions": "position_embedding"}.get(stem, stem)
-        node = _Node(tensor.name, measure(tensor, False), path=path)
-        (before if stem.startswith("embed") else after).append(node)
+    before, after = (
+        [_Node(tensor.name, measure(tensor, False), path=outer_block(tensor.name)) for tensor in tensors]
+        for tensors in (leading_tensors(reading.spec), trailing_tensors(reading.spec))
+    )
     layers: list[_Node] = []
     for path, name, layer, repeats, times in reading.layers():
         leaves: dict[str, list[_Node]] = {}
@@ -207,8 +199,8 @@ def _of_tensors(reading: _Reading, title: str, measure: Callable[[Any, bool], Qu
             leaves.setdefault(part, []).append(leaf)
         parts = [
             _sum(part.replace("_", " "), leaves[part], path=f"{path}.{part}", times=times, source=source)
-            for part, component in _part_names(layer).items()
-            for source in [_component_source(component if component is not None else reading.spec.norm)]
+            for part, component in layer_components(reading.spec, layer)
+            for source in [_component_source(component)]
             if part in leaves
         ]
         layers.append(_sum(name, parts, path=path, times=times))
@@ -244,8 +236,8 @@ def _flops(reading: _Reading, needed: bool = False) -> _Node:
     nodes: list[_Node] = []
     for path, name, layer, repeats, times in reading.layers():
         parts: list[_Node] = []
-        for part, component in _part_names(layer).items():
-            if component is None:
+        for part, component in layer_components(spec, layer):
+            if not part.endswith("_mixer"):
                 continue
             leaves = [
                 _Node(
@@ -259,8 +251,8 @@ def _flops(reading: _Reading, needed: bool = False) -> _Node:
             source = _component_source(component)
             parts.append(_sum(part.replace("_", " "), leaves, path=f"{path}.{part}", times=times, source=source))
         nodes.append(_sum(name, parts, path=path, times=times))
-    head = 2 * batch * length * spec.hidden_size * spec.vocab_size
-    nodes.append(_Node("language model head", head, path="lm_head"))
+    for path, operation in outer_operations(spec, length, batch):
+        nodes.append(_Node(operation.name, operation.needed_flops if needed else operation.flops, path=path))
     title = "FLOPs that the masks leave" if needed else "FLOPs of a forward pass"
     return _sum(title, nodes, source=KAPLAN)
 

@@ -135,6 +135,7 @@ def is_quantized(tensor: Tensor) -> bool:
     """Whether a quantized format applies to a tensor of a layer: the large matrices of the mixers."""
     return (
         len(tensor.shape) >= 2
+        and tensor.is_matrix
         and tensor.dtype_class == "weight"
         and not tensor.name.startswith(("conv1d", "router", "shared_expert_gate"))
     )
@@ -180,7 +181,7 @@ def projection_outputs(spec: ArchitectureSpec) -> list[Quantity]:
                     continue
                 outputs: Quantity = 0
                 for tensor in mixer.tensors(spec.hidden_size):
-                    if len(tensor.shape) >= 2 and tensor.dtype_class == "weight":
+                    if len(tensor.shape) >= 2 and tensor.is_matrix and tensor.dtype_class == "weight":
                         chosen, available = tensor.active_share
                         outputs = outputs + exact_divide(product(tensor.shape[:-1]) * chosen, available)
                 widths.append(outputs)
@@ -188,9 +189,14 @@ def projection_outputs(spec: ArchitectureSpec) -> list[Quantity]:
 
 
 def pass_bytes(spec: ArchitectureSpec, context_length: Quantity, batch_size: Quantity, widest: Quantity) -> Quantity:
-    """Upper bound of what one pass holds at once where its widest mixer puts out ``widest`` elements a token."""
+    """Upper bound of what one pass holds at once where its widest mixer puts out ``widest`` elements a token.
+
+    Where mixers are in parallel, the first one's output waits for the second one's.
+    """
     tokens = largest(smallest(context_length * batch_size, PREFILL_TOKENS), batch_size)
-    return 2 * tokens * (2 * spec.hidden_size + widest) + 4 * batch_size * spec.vocab_size
+    parallel = any(layer.residual != "sequential" for group in spec.layer_groups for layer in group.layers)
+    streams = 3 if parallel else 2
+    return 2 * tokens * (streams * spec.hidden_size + widest) + 4 * batch_size * spec.vocab_size
 
 
 def activation_bytes(spec: ArchitectureSpec, context_length: Quantity, batch_size: Quantity) -> Quantity:

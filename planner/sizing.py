@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from planner.components.base import Tensor
+from planner.components.base import Component, Tensor
 from planner.quantities import Quantity, exact_divide
 from planner.spec import ArchitectureSpec, Layer, LearnedPositions
 
@@ -52,46 +52,86 @@ class Size:
         )
 
 
-def outer_tensors(spec: ArchitectureSpec) -> Iterator[Tensor]:
-    """The tensors outside the layers."""
-    yield Tensor("embed_tokens.weight", (spec.vocab_size, spec.hidden_size), "token_embedding")
+def embedding_width(spec: ArchitectureSpec) -> Quantity:
+    """Channels of the token embedding and of what the head reads."""
+    return spec.hidden_size if spec.embedding_size is None else spec.embedding_size
+
+
+def leading_tensors(spec: ArchitectureSpec) -> Iterator[Tensor]:
+    """The tensors before the layers."""
+    width, hidden_size = embedding_width(spec), spec.hidden_size
+    yield Tensor("embed_tokens.weight", (spec.vocab_size, width), "token_embedding")
+    if spec.embedding_size is not None:
+        yield Tensor("embedding_in.weight", (hidden_size, width), "token_embedding")
+    if spec.embedding_norm:
+        for tensor in spec.norm.tensors(hidden_size):
+            yield replace(tensor, name=f"embedding_norm.{tensor.name}")
     if isinstance(spec.positions, LearnedPositions):
-        yield Tensor("embed_positions.weight", (spec.positions.num_positions, spec.hidden_size), "position_embedding")
+        rows = spec.positions.num_positions + spec.positions.offset
+        yield Tensor("embed_positions.weight", (rows, hidden_size), "position_embedding")
+
+
+def trailing_tensors(spec: ArchitectureSpec) -> Iterator[Tensor]:
+    """The tensors after the layers."""
+    width, hidden_size = embedding_width(spec), spec.hidden_size
     if spec.final_norm:
-        for tensor in spec.norm.tensors(spec.hidden_size):
+        for tensor in spec.norm.tensors(hidden_size):
             yield replace(tensor, name=f"final_norm.{tensor.name}")
+    if spec.embedding_size is not None:
+        yield Tensor("embedding_out.weight", (width, hidden_size), "lm_head")
     if not spec.tie_word_embeddings:
-        yield Tensor("lm_head.weight", (spec.vocab_size, spec.hidden_size), "lm_head")
+        yield Tensor("lm_head.weight", (spec.vocab_size, width), "lm_head")
     if spec.lm_head_bias:
         yield Tensor("lm_head.bias", (spec.vocab_size,), "lm_head")
 
 
+def outer_tensors(spec: ArchitectureSpec) -> Iterator[Tensor]:
+    """The tensors outside the layers."""
+    yield from leading_tensors(spec)
+    yield from trailing_tensors(spec)
+
+
+def outer_block(tensor_name: str) -> str:
+    """The block that a tensor outside the layers stands in: ``token_embedding``, ``lm_head`` …"""
+    stem = tensor_name.partition(".")[0]
+    return {
+        "embed_tokens": "token_embedding",
+        "embedding_in": "token_embedding",
+        "embed_positions": "position_embedding",
+        "embedding_out": "lm_head",
+    }.get(stem, stem)
+
+
+def looked_up_tensors(spec: ArchitectureSpec) -> Iterator[Tensor]:
+    """The tensors of which a token only reads a row: embeddings, unless the head multiplies by them."""
+    for tensor in leading_tensors(spec):
+        tied = tensor.name == "embed_tokens.weight" and spec.tie_word_embeddings
+        if tensor.name.startswith("embed_") and not tied:
+            yield tensor
+
+
+def layer_components(spec: ArchitectureSpec, layer: Layer) -> Iterator[tuple[str, Component]]:
+    """The norms and mixers of a layer by name, in the order in which they act."""
+    mixers = {"sequence_mixer": layer.sequence_mixer, "channel_mixer": layer.channel_mixer}
+    for part in layer.parts:
+        mixer = mixers.get(part)
+        yield part, spec.norm if mixer is None else mixer.under(spec.positions.kind)
+
+
 def layer_tensors(spec: ArchitectureSpec, layer: Layer) -> Iterator[tuple[str, Tensor]]:
     """The tensors of one layer, each with the name of the part of the layer that holds it."""
-    norm_names = layer.norm_names
-    for stem, mixer in (("sequence", layer.sequence_mixer), ("channel", layer.channel_mixer)):
-        if mixer is None:
-            continue
-        before, after = f"{stem}_norm", f"{stem}_post_norm"
-        if before in norm_names:
-            for tensor in spec.norm.tensors(spec.hidden_size):
-                yield before, tensor
-        for tensor in mixer.tensors(spec.hidden_size):
-            yield f"{stem}_mixer", tensor
-        if after in norm_names:
-            for tensor in spec.norm.tensors(spec.hidden_size):
-                yield after, tensor
+    for part, component in layer_components(spec, layer):
+        for tensor in component.tensors(spec.hidden_size):
+            yield part, tensor
 
 
 def model_tensors(spec: ArchitectureSpec) -> Iterator[Tensor]:
     """Every parameter with its full name, such as ``layers.3.sequence_mixer.q_proj.weight``."""
-    outer = list(outer_tensors(spec))
-    leading = [tensor for tensor in outer if tensor.name.startswith("embed_")]
-    yield from leading
+    yield from leading_tensors(spec)
     for index, layer in spec.iterate_layers():
         for part, tensor in layer_tensors(spec, layer):
             yield replace(tensor, name=f"layers.{index}.{part}.{tensor.name}")
-    yield from (tensor for tensor in outer if tensor not in leading)
+    yield from trailing_tensors(spec)
 
 
 def active_count(tensor: Tensor) -> Quantity:
@@ -111,10 +151,8 @@ def count_parameters(spec: ArchitectureSpec) -> ParameterCounts:
         count = tensor.count
         by_component[tensor.component] = by_component.get(tensor.component, 0) + count
         active = active + count
-        if tensor.component == "position_embedding" or (
-            tensor.component == "token_embedding" and not spec.tie_word_embeddings
-        ):
-            looked_up = looked_up + count
+    for tensor in looked_up_tensors(spec):
+        looked_up = looked_up + tensor.count
     for group in spec.layer_groups:
         for layer in group.layers:
             for _, tensor in layer_tensors(spec, layer):

@@ -18,10 +18,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from planner.components import Attention, ChannelMixer, LatentAttention, Norm, RMSNorm, SequenceMixer
+from planner.components.attention import check_shared_key_values
 from planner.components.base import refuse
+from planner.components.rotary import LongRopeScaling, RotaryScaling
 from planner.errors import InvalidSpec, Problem
 
-NormPlacement = Literal["pre", "post", "sandwich"]
+NormPlacement = Literal["pre", "post", "sandwich", "after_residual"]
+Residual = Literal["sequential", "parallel", "parallel_shared_norm"]
 
 
 class _Part(BaseModel):
@@ -33,6 +36,8 @@ class RotaryPositions(_Part):
 
     kind: Literal["rotary"] = "rotary"
     theta: float = Field(default=10_000.0, gt=0)
+    scaling: RotaryScaling | None = None
+    """How the frequencies are stretched for contexts longer than the original one."""
 
 
 class LearnedPositions(_Part):
@@ -41,6 +46,14 @@ class LearnedPositions(_Part):
     kind: Literal["learned"] = "learned"
     num_positions: int = Field(gt=0)
     """Longest sequence that the model can read."""
+    offset: int = Field(default=0, ge=0)
+    """Rows of the table before that of the first position, which are never read (OPT has 2)."""
+
+
+class AlibiPositions(_Part):
+    """Scores fall with the distance, each head's at a slope of its own (ALiBi; Press et al. 2021, arXiv:2108.12409)."""
+
+    kind: Literal["alibi"] = "alibi"
 
 
 class NoPositions(_Part):
@@ -49,7 +62,7 @@ class NoPositions(_Part):
     kind: Literal["none"] = "none"
 
 
-Positions = Annotated[RotaryPositions | LearnedPositions | NoPositions, Field(discriminator="kind")]
+Positions = Annotated[RotaryPositions | LearnedPositions | AlibiPositions | NoPositions, Field(discriminator="kind")]
 
 
 class Layer(_Part):
@@ -58,7 +71,13 @@ class Layer(_Part):
     sequence_mixer: SequenceMixer | None = None
     channel_mixer: ChannelMixer | None = None
     norm_placement: NormPlacement = "pre"
-    """``pre``: before each mixer; ``post``: on its output, before the residual is added; ``sandwich``: both."""
+    """``pre``: before each mixer; ``post``: on its output, before the residual is added; ``sandwich``: both;
+    ``after_residual``: on the stream, after the mixer's output was added (the original Transformer;
+    Vaswani et al. 2017, arXiv:1706.03762)."""
+    residual: Residual = "sequential"
+    """``sequential``: the channel mixer reads what the sequence mixer was added to; ``parallel``: both read the same
+    stream and are added together, each with its own norms (GPT-NeoX; Black et al. 2022, arXiv:2204.06745, section 2.1);
+    ``parallel_shared_norm``: the norm before the sequence mixer serves both (GPT-J, PaLM, Cohere)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -66,20 +85,52 @@ class Layer(_Part):
             refuse(
                 "sequence_mixer", "A layer needs a mixer.", "Set sequence_mixer, channel_mixer or both.", "empty_layer"
             )
+        if self.residual == "sequential":
+            return self
+        if self.sequence_mixer is None or self.channel_mixer is None:
+            refuse(
+                "residual",
+                "Mixers in parallel are two, and this layer has one.",
+                "Set sequence_mixer and channel_mixer, or residual to sequential.",
+                "one_mixer",
+            )
+        if self.norm_placement == "after_residual":
+            refuse(
+                "norm_placement",
+                "A norm after each residual needs mixers that are added one after the other.",
+                "Set residual to sequential, or norm_placement to pre, post or sandwich.",
+                "parallel_after_residual",
+            )
+        if self.residual == "parallel_shared_norm" and self.norm_placement == "post":
+            refuse(
+                "residual",
+                "No norm stands before the mixers that they could share.",
+                "Set norm_placement to pre or sandwich, or residual to parallel.",
+                "no_norm_to_share",
+            )
         return self
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the layer's norms and mixers, in the order in which they act."""
+        names: list[str] = []
+        for mixer, stem in ((self.sequence_mixer, "sequence"), (self.channel_mixer, "channel")):
+            if mixer is None:
+                continue
+            shares = stem == "channel" and self.residual == "parallel_shared_norm"
+            if self.norm_placement in ("pre", "sandwich") and not shares:
+                names.append(f"{stem}_norm")
+            names.append(f"{stem}_mixer")
+            if self.norm_placement in ("post", "sandwich"):
+                names.append(f"{stem}_post_norm")
+            if self.norm_placement == "after_residual":
+                names.append(f"{stem}_norm")
+        return tuple(names)
 
     @cached_property
     def norm_names(self) -> tuple[str, ...]:
         """Names of the layer's own norms, in the order in which they act."""
-        names: list[str] = []
-        for present, stem in ((self.sequence_mixer, "sequence"), (self.channel_mixer, "channel")):
-            if present is None:
-                continue
-            if self.norm_placement in ("pre", "sandwich"):
-                names.append(f"{stem}_norm")
-            if self.norm_placement in ("post", "sandwich"):
-                names.append(f"{stem}_post_norm")
-        return tuple(names)
+        return tuple(name for name in self.parts if name.endswith("_norm"))
 
 
 class LayerGroup(_Part):
@@ -100,15 +151,24 @@ class ArchitectureSpec(_Part):
     name: str = Field(default="untitled", min_length=1, max_length=120)
     vocab_size: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
+    embedding_size: int | None = Field(default=None, gt=0)
+    """Width of the embedding and of the head where it is not the stream's: projections lead from the one to the other
+    and back (OPT-350m)."""
     tie_word_embeddings: bool = False
     """Whether the head reads the embedding's own matrix, which is then counted once."""
     positions: Positions = RotaryPositions()
     norm: Norm = RMSNorm()
     """The kind of every norm on the residual stream."""
+    embedding_norm: bool = False
+    """A norm right after the embedding (BLOOM)."""
     final_norm: bool = True
     lm_head_bias: bool = False
     embedding_scale: float | None = Field(default=None, gt=0)
     """Factor on the token embedding (Gemma: the square root of the hidden size)."""
+    residual_multiplier: float | None = Field(default=None, gt=0)
+    """Factor on what each mixer adds to the stream (Granite)."""
+    logit_scale: float | None = Field(default=None, gt=0)
+    """Factor on the logits, before they are bounded (Cohere; Granite has its inverse)."""
     final_logit_softcap: float | None = Field(default=None, gt=0)
     layer_groups: tuple[LayerGroup, ...] = Field(min_length=1)
 
@@ -119,21 +179,66 @@ class ArchitectureSpec(_Part):
             for layer_index, layer in enumerate(group.layers):
                 mixer = layer.sequence_mixer
                 where = f"layer_groups[{group_index}].layers[{layer_index}].sequence_mixer"
-                if isinstance(mixer, LatentAttention) and not rotary:
+                if isinstance(mixer, LatentAttention) and mixer.rotated and not rotary:
                     refuse(
                         f"{where}.qk_rope_head_dim",
                         "Latent attention rotates part of its keys, but the model's positions are not rotary.",
-                        "Set positions to {kind: rotary}.",
+                        "Set positions to {kind: rotary}, or rotated to false.",
                         "positions_not_rotary",
                     )
-                if isinstance(mixer, Attention) and mixer.rope_theta is not None and not rotary:
+                if isinstance(mixer, LatentAttention) and isinstance(self.positions, AlibiPositions):
                     refuse(
-                        f"{where}.rope_theta",
-                        "A rotary base has no effect where the model's positions are not rotary.",
+                        "positions",
+                        "Linear biases on the scores of latent attention are not modelled.",
+                        "Choose positions of another kind.",
+                        "alibi_with_latent_attention",
+                    )
+                if isinstance(mixer, (Attention, LatentAttention)):
+                    self._check_rotation(mixer, where)
+        flat = [layer.sequence_mixer for _, layer in self.iterate_layers()]
+        unsupplied = check_shared_key_values(flat)
+        if unsupplied is not None:
+            index, reason = unsupplied
+            refuse(
+                f"{self._place(index)}.sequence_mixer.shares_key_values",
+                f"Layer {index} shares keys and values, but {reason}.",
+                "Give an earlier layer of the same kind keys and values of its own.",
+                "no_shared_key_values",
+            )
+        return self
+
+    def _check_rotation(self, mixer: Attention | LatentAttention, where: str) -> None:
+        """Refuse rotary fields of a layer that have no effect, and lists of another length than its frequencies."""
+        if not isinstance(self.positions, RotaryPositions):
+            for field in ("rope_theta", "rope_scaling"):
+                if getattr(mixer, field) is not None:
+                    refuse(
+                        f"{where}.{field}",
+                        "A rotary base or its scaling has no effect where the model's positions are not rotary.",
                         "Remove it, or set positions to {kind: rotary}.",
                         "positions_not_rotary",
                     )
-        return self
+            return
+        scaling = mixer.rope_scaling or self.positions.scaling
+        if isinstance(scaling, LongRopeScaling) and mixer.rotary_dim:
+            place = f"{where}.rope_scaling" if mixer.rope_scaling is not None else "positions.scaling"
+            for field in ("short_factor", "long_factor"):
+                count = len(getattr(scaling, field))
+                if 2 * count != mixer.rotary_dim:
+                    refuse(
+                        f"{place}.{field}",
+                        f"{count} factors do not belong to {mixer.rotary_dim} rotated channels.",
+                        f"Give {mixer.rotary_dim // 2} of them: one for each pair of channels.",
+                        "wrong_number_of_factors",
+                    )
+
+    def _place(self, index: int) -> str:
+        """The path of the layer with this index."""
+        for group_index, group in enumerate(self.layer_groups):
+            if index < group.num_layers:
+                return f"layer_groups[{group_index}].layers[{index % len(group.layers)}]"
+            index -= group.num_layers
+        raise IndexError(index)
 
     @property
     def num_layers(self) -> int:
@@ -219,10 +324,18 @@ _UNION_TAGS = {
     "moe",
     "rms_norm",
     "layer_norm",
+    "linear",
+    "dynamic",
+    "yarn",
+    "llama3",
+    "longrope",
     "rotary",
     "learned",
+    "alibi",
     "none",
 }
+
+_UNIONS = {"sequence_mixer", "channel_mixer", "norm", "positions", "scaling", "rope_scaling"}
 
 _REMEDIES = {
     "missing": "Add it.",
@@ -250,7 +363,7 @@ def field_path(location: Sequence[str | int]) -> str:
     for step in location:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif step in _UNION_TAGS and previous in ("sequence_mixer", "channel_mixer", "norm", "positions"):
+        elif step in _UNION_TAGS and previous in _UNIONS:
             previous = step
             continue
         else:

@@ -14,7 +14,14 @@ from pydantic import BaseModel
 from planner.quantities import Quantity
 from planner.spec import ArchitectureSpec
 
-SPEC_SYMBOLS = {"vocab_size": "V", "hidden_size": "h", "num_positions": "P", "repeats": "L"}
+SPEC_SYMBOLS = {
+    "vocab_size": "V",
+    "hidden_size": "h",
+    "embedding_size": "e",
+    "num_positions": "P",
+    "offset": "o",
+    "repeats": "L",
+}
 """Short names of the fields outside the components."""
 
 Substitution = Callable[[str, str, int], Quantity]
@@ -62,6 +69,8 @@ def symbolic_fields(part: Any) -> tuple[Any, dict[Any, int], dict[Any, str]]:
     fields: dict[Any, str] = {}
 
     def change(path: str, symbol: str, value: int) -> Any:
+        if value == 0:
+            return value  # what is not there has no symbol, and the symbols are positive
         made = sympy.Symbol(symbol, integer=True, positive=True)
         if made in fields:
             parent = path.split(".")[-2].partition("_")[0] if "." in path else "2"

@@ -19,12 +19,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from planner.activations import ACTIVATION_TYPES, layer_activations, outer_activations, saved_bytes
+from planner.activations import (
+    ACTIVATION_TYPES,
+    layer_activations,
+    multiplied_outer_weights,
+    outer_activations,
+    saved_bytes,
+)
 from planner.components.base import Tensor
 from planner.errors import Problem, UnsupportedPlan
 from planner.plans import TrainingPlan
 from planner.quantities import Quantity, largest
-from planner.sizing import layer_tensors, outer_tensors
+from planner.sizing import layer_tensors, outer_tensors, trailing_tensors
 from planner.spec import ArchitectureSpec, Layer
 
 DEVICE_OVERHEAD_BYTES = 512 * 2**20
@@ -216,7 +222,8 @@ def count_states(spec: ArchitectureSpec) -> States:
 
 def is_cast(tensor: Tensor) -> bool:
     """Whether autocast copies a layer's parameter to bf16 and autograd keeps the copy: matrices that are multiplied."""
-    return len(tensor.shape) >= 2 and tensor.dtype_class == "weight" and not tensor.name.startswith("conv1d")
+    multiplied = len(tensor.shape) >= 2 and tensor.is_matrix
+    return multiplied and tensor.dtype_class == "weight" and not tensor.name.startswith("conv1d")
 
 
 def backward_start_bytes(
@@ -229,7 +236,7 @@ def backward_start_bytes(
     yield "gradients of the log-probabilities and of what they were made from", 2 * 4 * logits
     yield "the loss", 4
     if types.copied:
-        yield "the head's weights cast for multiplication", types.compute * spec.vocab_size * spec.hidden_size
+        yield "weights outside the layers, cast for multiplication", types.compute * multiplied_outer_weights(spec)
 
 
 def estimate_training(spec: ArchitectureSpec, plan: TrainingPlan) -> TrainingEstimate:
@@ -281,7 +288,7 @@ def _stages(
                 saved = saved + saved_bytes(tensor, types)
                 if part.endswith("mixer") and tensor.dtype_class == "compute":
                     working = working + saved_bytes(tensor, types)
-        for tensor in mixer.backward_temporaries(sequence_length, batch_size):
+        for tensor in mixer.under(spec.positions.kind).backward_temporaries(sequence_length, batch_size):
             working = working + saved_bytes(tensor, types)
         parameters: Quantity = 0
         stacked = False
@@ -329,9 +336,8 @@ def training_memory(
     # Whoever calls the model holds its logits, and the token ids and labels, until the step is over.
     throughout = micro_batch_size * sequence_length * (types.compute * spec.vocab_size + 2 * 8)
     made: Quantity = 0
-    for tensor in outer_tensors(spec):
-        if tensor.component in ("lm_head", "norm"):
-            made = made + states.gradient * tensor.count
+    for tensor in trailing_tensors(spec):
+        made = made + states.gradient * tensor.count
     kept = in_layers + throughout
     if spec.final_norm:
         moments.append(

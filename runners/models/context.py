@@ -20,6 +20,8 @@ class BuildContext:
     rope_theta: float | None
     """Base of the rotary frequencies; ``None`` where positions are not rotary."""
     kernels: Kernels
+    alibi: bool = False
+    """Whether scores fall with the distance (:class:`planner.spec.AlibiPositions`)."""
 
 
 def in_compute_type(x: Tensor) -> Tensor:

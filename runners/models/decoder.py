@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,26 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import planner.components as components
-from planner.spec import ArchitectureSpec, Layer, LearnedPositions, RotaryPositions
-from runners.models.attention import Attention
-from runners.models.context import BuildContext, Kernels
-from runners.models.latent_attention import LatentAttention
-from runners.models.mamba1 import Mamba1
-from runners.models.mamba2 import Mamba2
-from runners.models.mlp import MLP
-from runners.models.moe import MoE
+from planner.components import Component
+from planner.sizing import embedding_width
+from planner.spec import AlibiPositions, ArchitectureSpec, Layer, LearnedPositions, RotaryPositions
+from runners.models.context import BuildContext, Kernels, in_compute_type
 from runners.models.norms import stream_norm
-
-TWINS: dict[type[components.Component], Callable[[Any, BuildContext], nn.Module]] = {
-    components.Attention: Attention,
-    components.LatentAttention: LatentAttention,
-    components.Mamba1: Mamba1,
-    components.Mamba2: Mamba2,
-    components.MLP: MLP,
-    components.MoE: MoE,
-}
-"""The module of each of the planner's components."""
 
 INITIAL_DEVIATION = 0.02
 IGNORED_LABEL = -100
@@ -63,30 +49,64 @@ class ModelCache:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
 
-class DecoderLayer(nn.Module):
-    """A sequence mixer and a channel mixer on the stream, with norms before or after each, or both."""
+def twin(component: Component, context: BuildContext) -> nn.Module:
+    """The module of a component: the class of its name in the module of ``runners.models`` named as the planner's.
 
-    def __init__(self, layer: Layer, context: BuildContext) -> None:
+    A twin takes the component and the context. One that needs an initialization of its own has ``reset_special()``;
+    matrices of two and more dimensions are drawn before it is called, biases are zero.
+    """
+    kind = type(component)
+    module = importlib.import_module(f"runners.models.{kind.__module__.rpartition('.')[2]}")
+    made: nn.Module = getattr(module, kind.__name__)(component, context)
+    return made
+
+
+class DecoderLayer(nn.Module):
+    """A sequence mixer and a channel mixer on the stream, one after the other or in parallel, each with its norms."""
+
+    def __init__(self, layer: Layer, context: BuildContext, residual_multiplier: float | None = None) -> None:
         super().__init__()
         self.has_sequence, self.has_channel = layer.sequence_mixer is not None, layer.channel_mixer is not None
+        self.residual = layer.residual
+        self.residual_multiplier = residual_multiplier
+        self.after_residual = layer.norm_placement == "after_residual"
         for name in layer.norm_names:
-            self.add_module(name, stream_norm(context))
+            self.add_module(name, stream_norm(context, keeps_type=self.after_residual))
         if layer.sequence_mixer is not None:
-            self.sequence_mixer = TWINS[type(layer.sequence_mixer)](layer.sequence_mixer, context)
+            self.sequence_mixer = twin(layer.sequence_mixer, context)
         if layer.channel_mixer is not None:
-            self.channel_mixer = TWINS[type(layer.channel_mixer)](layer.channel_mixer, context)
+            self.channel_mixer = twin(layer.channel_mixer, context)
         self.norm_names = frozenset(layer.norm_names)
 
     def _normed(self, name: str, x: Tensor) -> Tensor:
         return self.get_submodule(name)(x) if name in self.norm_names else x
 
+    def _read(self, stem: str, x: Tensor) -> Tensor:
+        """What a mixer reads of the stream."""
+        return x if self.after_residual else self._normed(f"{stem}_norm", x)
+
+    def _added(self, stem: str, x: Tensor, mixed: Tensor) -> Tensor:
+        """The stream with a mixer's output."""
+        mixed = self._normed(f"{stem}_post_norm", mixed)
+        return x + (mixed if self.residual_multiplier is None else mixed * self.residual_multiplier)
+
     def forward(self, x: Tensor, cache: Any = None, start: int = 0) -> Tensor:
+        if self.residual != "sequential":
+            return self._in_parallel(x, cache, start)
         if self.has_sequence:
-            mixed = self.sequence_mixer(self._normed("sequence_norm", x), cache, start)
-            x = x + self._normed("sequence_post_norm", mixed)
+            x = self._added("sequence", x, self.sequence_mixer(self._read("sequence", x), cache, start))
+            x = self._normed("sequence_norm", x) if self.after_residual else x
         if self.has_channel:
-            x = x + self._normed("channel_post_norm", self.channel_mixer(self._normed("channel_norm", x)))
+            x = self._added("channel", x, self.channel_mixer(self._read("channel", x)))
+            x = self._normed("channel_norm", x) if self.after_residual else x
         return x
+
+    def _in_parallel(self, x: Tensor, cache: Any, start: int) -> Tensor:
+        # Without norms before them both mixers read the stream itself, which is cast once for both.
+        sequence_input = in_compute_type(self._read("sequence", x))
+        channel_input = self._read("channel", x) if "channel_norm" in self.norm_names else sequence_input
+        added = self._added("sequence", x, self.sequence_mixer(sequence_input, cache, start))
+        return self._added("channel", added, self.channel_mixer(channel_input))
 
 
 class Decoder(nn.Module):
@@ -96,15 +116,24 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = spec
         theta = spec.positions.theta if isinstance(spec.positions, RotaryPositions) else None
-        context = BuildContext(spec.hidden_size, spec.norm, theta, kernels)
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        alibi = isinstance(spec.positions, AlibiPositions)
+        context = BuildContext(spec.hidden_size, spec.norm, theta, kernels, alibi)
+        width = embedding_width(spec)
+        self.embed_tokens = nn.Embedding(spec.vocab_size, width)
+        if spec.embedding_size is not None:
+            self.embedding_in = nn.Linear(width, spec.hidden_size, bias=False)
+            self.embedding_out = nn.Linear(spec.hidden_size, width, bias=False)
+        if spec.embedding_norm:
+            self.embedding_norm = stream_norm(context, keeps_type=True)
         if isinstance(spec.positions, LearnedPositions):
-            self.embed_positions = nn.Embedding(spec.positions.num_positions, spec.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(layer, context) for _, layer in spec.iterate_layers())
+            rows = spec.positions.num_positions + spec.positions.offset
+            self.embed_positions = nn.Embedding(rows, spec.hidden_size)
+        multiplier = spec.residual_multiplier
+        self.layers = nn.ModuleList(DecoderLayer(layer, context, multiplier) for _, layer in spec.iterate_layers())
         if spec.final_norm:
             self.final_norm = stream_norm(context)
         if not spec.tie_word_embeddings or spec.lm_head_bias:
-            self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=spec.lm_head_bias)
+            self.lm_head = nn.Linear(width, spec.vocab_size, bias=spec.lm_head_bias)
             if spec.tie_word_embeddings:
                 self.lm_head.weight = self.embed_tokens.weight
 
@@ -120,17 +149,40 @@ class Decoder(nn.Module):
             elif name.endswith(".bias"):
                 parameter.zero_()
         for module in self.modules():
-            if isinstance(module, (Mamba1, Mamba2)):
-                module.reset_special()
+            reset_special = getattr(module, "reset_special", None)
+            if reset_special is not None:
+                reset_special()
+
+    def embed(self, input_ids: Tensor, start: int = 0) -> Tensor:
+        """The stream before the first layer, (batch, positions, hidden_size), of tokens from position ``start`` on."""
+        x = self.embed_tokens(input_ids)
+        if self.spec.embedding_scale is not None:
+            x = x * self.spec.embedding_scale
+        if self.spec.embedding_size is not None:
+            x = self.embedding_in(x).to(x.dtype)  # autocast would make the stream narrower here, and nowhere else
+        if self.spec.embedding_norm:
+            x = self.embedding_norm(x)
+        positions = self.spec.positions
+        if isinstance(positions, LearnedPositions):
+            end = start + input_ids.shape[1]
+            if end > positions.num_positions:
+                raise ValueError(f"the model reads {positions.num_positions} positions, not {end}")
+            rows = torch.arange(start, end, device=input_ids.device) + positions.offset
+            x = x + self.embed_positions(rows)
+        return x
 
     def head(self, x: Tensor) -> Tensor:
         """Logits of the stream's last state."""
         if self.spec.final_norm:
             x = self.final_norm(x)
+        if self.spec.embedding_size is not None:
+            x = self.embedding_out(x)
         if self.spec.tie_word_embeddings and not self.spec.lm_head_bias:
             logits = F.linear(x, self.embed_tokens.weight)
         else:
             logits = self.lm_head(x)
+        if self.spec.logit_scale is not None:
+            logits = logits * self.spec.logit_scale
         softcap = self.spec.final_logit_softcap
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
@@ -140,13 +192,7 @@ class Decoder(nn.Module):
         length = input_ids.shape[1]
         if cache is not None and start + length > cache.context_length:
             raise ValueError(f"the cache holds {cache.context_length} positions, not {start + length}")
-        x = self.embed_tokens(input_ids)
-        if self.spec.embedding_scale is not None:
-            x = x * self.spec.embedding_scale
-        if isinstance(self.spec.positions, LearnedPositions):
-            if start + length > self.spec.positions.num_positions:
-                raise ValueError(f"the model reads {self.spec.positions.num_positions} positions, not {start + length}")
-            x = x + self.embed_positions(torch.arange(start, start + length, device=input_ids.device))
+        x = self.embed(input_ids, start)
         for index, layer in enumerate(self.layers):
             x = layer(x, cache.entries[index] if cache is not None else None, start)
         if cache is not None:

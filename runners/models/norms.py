@@ -18,83 +18,123 @@ class _RMSNormFunction(torch.autograd.Function):
     """Saves the input and one scale a row, where autograd through the plain formula keeps three copies."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, offset: float, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, epsilon: float, offset: float, dtype: torch.dtype
+    ) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
         ctx.save_for_backward(x, scale, weight)
         ctx.offset = offset
-        return (wide * scale * (weight.to(wide.dtype) + offset)).to(dtype)
+        normalized = wide * scale
+        return (normalized if weight is None else normalized * (weight.to(wide.dtype) + offset)).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         x, scale, weight = ctx.saved_tensors
         gradient = gradients[0].to(scale.dtype)
         normalized = x.to(scale.dtype) * scale
-        weighted = gradient * (weight.to(scale.dtype) + ctx.offset)
+        weighted = gradient if weight is None else gradient * (weight.to(scale.dtype) + ctx.offset)
         along = (weighted * normalized).mean(-1, keepdim=True)
         to_x = ((weighted - normalized * along) * scale).to(x.dtype)
-        to_weight = (gradient * normalized).flatten(0, -1 - weight.dim()).sum(0).to(weight.dtype)
+        to_weight = None
+        if weight is not None:
+            to_weight = (gradient * normalized).flatten(0, -1 - weight.dim()).sum(0).to(weight.dtype)
         return to_x, to_weight, None, None, None
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float, zero_centered: bool, kernels: Kernels) -> Tensor:
-    """Normalize the last dimension of ``x``; computed in fp32 (or fp64), returned in ``x``'s or autocast's type."""
+def rms_norm(
+    x: Tensor, weight: Tensor | None, epsilon: float, zero_centered: bool, kernels: Kernels, keeps_type: bool = False
+) -> Tensor:
+    """Normalize the last dimension of ``x``; computed in fp32 (or fp64), returned in ``x``'s or autocast's type.
+
+    Without a weight PyTorch computes it: the Triton kernel reads one. ``keeps_type``: in ``x``'s type under autocast
+    too, as what stays on the residual stream must be.
+    """
     offset = 1.0 if zero_centered else 0.0
-    if takes_triton(kernels, x, WIDEST):
-        return in_compute_type(triton_rms_norm(x, weight, epsilon, zero_centered))
+    if weight is not None and takes_triton(kernels, x, WIDEST):
+        scaled = triton_rms_norm(x, weight, epsilon, zero_centered)
+        return scaled if keeps_type else in_compute_type(scaled)
     if kernels == "reference":
         wide = x if x.dtype == torch.float64 else x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
-        return in_compute_type((wide * scale * (weight.to(wide.dtype) + offset)).to(x.dtype))
-    dtype = in_compute_type(x[..., :0]).dtype
+        normalized = wide * scale if weight is None else wide * scale * (weight.to(wide.dtype) + offset)
+        return normalized.to(x.dtype) if keeps_type else in_compute_type(normalized.to(x.dtype))
+    dtype = x.dtype if keeps_type else in_compute_type(x[..., :0]).dtype
     result: Tensor = _RMSNormFunction.apply(x, weight, epsilon, offset, dtype)
     return result
 
 
 class RMSNorm(nn.Module):
-    """One weight a channel; ``weight`` has shape (channels,). Each of ``groups`` of channels has a scale of its own."""
+    """One weight a channel (or none); ``weight`` has shape (channels,). Each of ``groups`` of channels has a scale of
+    its own."""
 
-    def __init__(self, channels: int, epsilon: float, zero_centered: bool, kernels: Kernels, groups: int = 1) -> None:
+    def __init__(
+        self,
+        channels: int,
+        epsilon: float,
+        zero_centered: bool,
+        kernels: Kernels,
+        groups: int = 1,
+        has_weight: bool = True,
+        keeps_type: bool = False,
+    ) -> None:
         super().__init__()
         self.groups = groups
+        self.keeps_type = keeps_type
         self.epsilon = epsilon
         self.zero_centered = zero_centered
         self.kernels = kernels
-        self.weight = nn.Parameter(torch.zeros(channels) if zero_centered else torch.ones(channels))
+        self.weight = (
+            nn.Parameter(torch.zeros(channels) if zero_centered else torch.ones(channels)) if has_weight else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.groups == 1:
-            return rms_norm(x, self.weight, self.epsilon, self.zero_centered, self.kernels)
-        grouped, weight = x.unflatten(-1, (self.groups, -1)), self.weight.view(self.groups, -1)
+            return rms_norm(x, self.weight, self.epsilon, self.zero_centered, self.kernels, self.keeps_type)
+        grouped = x.unflatten(-1, (self.groups, -1))
+        weight = None if self.weight is None else self.weight.view(self.groups, -1)
         # The Triton kernel reads one row of weights.
         kernels: Kernels = "reference" if self.kernels == "reference" else "eager"
-        return rms_norm(grouped, weight, self.epsilon, self.zero_centered, kernels).flatten(-2)
+        return rms_norm(grouped, weight, self.epsilon, self.zero_centered, kernels, self.keeps_type).flatten(-2)
 
 
 class LayerNorm(nn.Module):
-    """Weight and optional bias of shape (channels,); computed in fp32 (or fp64)."""
+    """Optional weight and bias of shape (channels,); computed in fp32 (or fp64)."""
 
-    def __init__(self, channels: int, epsilon: float, bias: bool) -> None:
+    def __init__(
+        self, channels: int, epsilon: float, bias: bool, has_weight: bool = True, keeps_type: bool = False
+    ) -> None:
         super().__init__()
+        self.channels = channels
         self.epsilon = epsilon
-        self.weight = nn.Parameter(torch.ones(channels))
+        self.keeps_type = keeps_type
+        self.weight = nn.Parameter(torch.ones(channels)) if has_weight else None
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return in_compute_type(F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon))
+        normalized = F.layer_norm(x, (self.channels,), self.weight, self.bias, self.epsilon)
+        return normalized.to(x.dtype) if self.keeps_type else in_compute_type(normalized)
 
 
-def stream_norm(context: BuildContext, channels: int | None = None) -> nn.Module:
-    """The model's kind of norm over the residual stream (or over ``channels``)."""
-    norm = context.norm
-    width = channels if channels is not None else context.hidden_size
+def stream_norm(context: BuildContext, keeps_type: bool = False) -> nn.Module:
+    """The model's kind of norm over the residual stream; ``keeps_type`` where its result stays on the stream."""
+    norm, width = context.norm, context.hidden_size
     if isinstance(norm, components.RMSNorm):
-        return RMSNorm(width, norm.epsilon, norm.zero_centered, context.kernels)
-    return LayerNorm(width, norm.epsilon, norm.bias)
+        return RMSNorm(
+            width,
+            norm.epsilon,
+            norm.zero_centered,
+            context.kernels,
+            has_weight=norm.has_weight,
+            keeps_type=keeps_type,
+        )
+    return LayerNorm(width, norm.epsilon, norm.bias, norm.has_weight, keeps_type)
 
 
-def inner_norm(context: BuildContext, channels: int) -> RMSNorm:
-    """An RMSNorm inside a mixer (queries, keys, latents, time steps) with the model's epsilon."""
+def inner_norm(context: BuildContext, channels: int, epsilon: float | None = None, has_weight: bool = True) -> RMSNorm:
+    """An RMSNorm inside a mixer (queries, keys, latents, time steps); where no epsilon is given, with the model's."""
     norm = context.norm
     zero_centered = isinstance(norm, components.RMSNorm) and norm.zero_centered
-    return RMSNorm(channels, norm.epsilon, zero_centered, context.kernels)
+    if epsilon is None:
+        epsilon = norm.epsilon
+    return RMSNorm(channels, epsilon, zero_centered, context.kernels, has_weight=has_weight)

@@ -138,7 +138,9 @@ def _positions(kind: str) -> st.SearchStrategy[dict[str, Any]]:
     return st.just({"kind": kind})
 
 
-def _layer(first: dict[str, Any] | None, second: dict[str, Any] | None, placement: str, residual: str) -> dict[str, Any]:
+def _layer(
+    first: dict[str, Any] | None, second: dict[str, Any] | None, placement: str, residual: str
+) -> dict[str, Any]:
     """A layer of these mixers, with its residual in sequence where it could not be in parallel."""
     alone = first is None or second is None or placement == "after_residual"
     if alone or (residual == "parallel_shared_norm" and placement == "post"):
