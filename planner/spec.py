@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -54,6 +54,10 @@ class AlibiPositions(_Part):
     """Scores fall with the distance, each head's at a slope of its own (ALiBi; Press et al. 2021, arXiv:2108.12409)."""
 
     kind: Literal["alibi"] = "alibi"
+    max_bias: float = Field(default=8.0, gt=0)
+    """How steep the slopes are: those of n heads are ``2 ** (-max_bias i / n)``."""
+    scaled: bool = False
+    """Whether the biases are multiplied by the factor on the scores too (Falcon)."""
 
 
 class NoPositions(_Part):
@@ -315,27 +319,35 @@ def fold_layers(layers: Sequence[Layer]) -> list[dict[str, Any]]:
     return groups
 
 
-_UNION_TAGS = {
-    "attention",
-    "latent_attention",
-    "mamba1",
-    "mamba2",
-    "mlp",
-    "moe",
-    "rms_norm",
-    "layer_norm",
-    "linear",
-    "dynamic",
-    "yarn",
-    "llama3",
-    "longrope",
-    "rotary",
-    "learned",
-    "alibi",
-    "none",
-}
+def _tags_by_field(part: Any) -> dict[str, frozenset[str]]:
+    """The kinds that each field of a discriminated union chooses from, in a model and in all models within it.
 
-_UNIONS = {"sequence_mixer", "channel_mixer", "norm", "positions", "scaling", "rope_scaling"}
+    A field that has one name in several models gives the kinds of all of them.
+    """
+    found: dict[str, set[str]] = {}
+    seen: set[type[BaseModel]] = set()
+
+    def members(annotation: Any) -> set[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return {annotation}
+        return {member for argument in get_args(annotation) for member in members(argument)}
+
+    def visit(model: type[BaseModel]) -> None:
+        if model in seen:
+            return
+        seen.add(model)
+        for name, field in model.model_fields.items():
+            for member in members(field.annotation):
+                kind = member.model_fields.get("kind")
+                if kind is not None:
+                    found.setdefault(name, set()).add(kind.default)
+                visit(member)
+
+    visit(part)
+    return {name: frozenset(kinds) for name, kinds in found.items()}
+
+
+_TAGS = _tags_by_field(ArchitectureSpec)
 
 _REMEDIES = {
     "missing": "Add it.",
@@ -363,7 +375,7 @@ def field_path(location: Sequence[str | int]) -> str:
     for step in location:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif step in _UNION_TAGS and previous in _UNIONS:
+        elif step in _TAGS.get(str(previous), ()):
             previous = step
             continue
         else:

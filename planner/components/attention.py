@@ -80,6 +80,8 @@ class Attention(Component):
     query_key_norm_kind: Literal["rms_norm", "layer_norm"] = "rms_norm"
     query_key_norm_weight: bool = True
     query_key_norm_bias: bool = False
+    query_key_norm_epsilon: float | None = Field(default=None, gt=0)
+    """Absent: that of the model's norms."""
     query_key_norm_after_rope: bool = False
     """Whether queries and keys are normalized after they were rotated."""
     query_key_value_bias: bool = False
@@ -137,6 +139,7 @@ class Attention(Component):
                 ("query_key_norm_kind", kind, "rms_norm"),
                 ("query_key_norm_weight", weight, True),
                 ("query_key_norm_bias", bias, False),
+                ("query_key_norm_epsilon", self.query_key_norm_epsilon, None),
                 ("query_key_norm_after_rope", self.query_key_norm_after_rope, False),
             ):
                 if value != default:

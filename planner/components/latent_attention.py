@@ -36,6 +36,8 @@ class LatentAttention(Component):
     v_head_dim: int = Field(gt=0)
     attention_bias: bool = False
     """Biases on the latent and output projections, as DeepSeek's configuration has them."""
+    latent_norm_epsilon: float | None = Field(default=None, gt=0)
+    """Epsilon of the latents' norms; absent: that of the model's norms."""
     rotated: bool = True
     """Whether ``qk_rope_head_dim`` channels of queries and keys are rotated; where not, they only are what all heads
     share (Kimi Linear; arXiv:2510.26692)."""

@@ -2,92 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
 from runners.kernels.causal_attention import LARGEST_HEAD_DIM, triton_causal_attention
 from runners.kernels.choice import takes_triton
-from runners.models.context import BuildContext, Kernels, in_compute_type
-from runners.models.norms import inner_norm
-from runners.models.rotary import rotate_from
+from runners.models.context import BuildContext, in_compute_type
+from runners.models.query_key_norm import QueryKeyNorm
+from runners.models.rotary import Rotation, rotate_from
+from runners.models.scores import Scores, attend, linear_slopes, visible
 
+Reach = tuple[int | None, int | None]
+"""A layer's window and chunk: layers that share keys and values keep as many positions."""
 
-def visible(queries: Tensor, keys: Tensor, window: int | None, dilation: int | None) -> Tensor:
-    """Which keys each query sees: (queries, keys) of bool, from the positions of both."""
-    distance = queries[:, None] - keys[None, :]
-    seen = distance >= 0
-    if window is not None:
-        seen &= distance < window * (dilation or 1)
-    if dilation is not None:
-        seen &= distance % dilation == 0
-    return seen
-
-
-def _widened(x: Tensor, channels: int) -> Tensor:
-    """``x`` (batch, heads, positions, channels) with further channels of zeros, laid out positions before heads."""
-    return F.pad(x.transpose(1, 2), (0, channels)).transpose(1, 2)
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    kernels: Kernels,
-) -> Tensor:
-    """Weighted values, (batch, num_attention_heads, queries, value_dim).
-
-    ``mask`` is (queries, keys) of bool; ``None`` stands for the plain causal mask over equal positions.
-    """
-    group = query.shape[1] // key.shape[1]
-    if softcap is not None and kernels != "reference":
-        result: Tensor = _SoftcappedAttention.apply(query, key, value, mask, scale, softcap)
-        return result
-    if softcap is None and kernels != "reference":
-        missing = query.shape[-1] - value.shape[-1]
-        if missing > 0:
-            # Fused attention wants one width; zeros in further channels of the values change nothing.
-            return attend(query, key, _widened(value, missing), mask, scale, softcap, kernels)[..., :-missing]
-        if missing < 0:
-            query, key = _widened(query, -missing), _widened(key, -missing)
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=group > 1
-        )
-    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-    scores = query @ key.transpose(-1, -2) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if mask is None:
-        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-    scores = scores.masked_fill(~mask, float("-inf"))
-    wide = scores.dtype if scores.dtype == torch.float64 else torch.float32
-    return torch.softmax(scores, -1, dtype=wide).to(query.dtype) @ value
-
-
-class _SoftcappedAttention(torch.autograd.Function):
-    """Saves queries, keys and values and computes the scores again in the backward pass, as fused kernels do."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float
-    ) -> Tensor:
-        ctx.save_for_backward(query, key, value, mask)
-        ctx.settings = scale, softcap
-        return attend(query, key, value, mask, scale, softcap, "reference")
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors[:3]]
-        with torch.enable_grad():
-            scale, softcap = ctx.settings
-            mixed = attend(leaves[0], leaves[1], leaves[2], ctx.saved_tensors[3], scale, softcap, "reference")
-        return *torch.autograd.grad(mixed, leaves, gradients[0]), None, None, None
+KeyValues = dict[Reach, tuple[Tensor, Tensor, Tensor]]
+"""Keys and values (batch, num_key_value_heads, positions, channels) and positions of the latest layer of each reach."""
 
 
 class AttentionCache:
@@ -117,6 +47,16 @@ class AttentionCache:
         self.values[:, :, slots] = values[:, :, first:].to(self.values.dtype)
 
 
+def rotation_of(
+    component: components.Attention | components.LatentAttention, context: BuildContext
+) -> Rotation | None:
+    """How a layer rotates queries and keys; ``None`` where the model's positions are not rotary."""
+    theta = component.rope_theta or context.rope_theta
+    if theta is None:
+        return None
+    return Rotation(component.rotary_dim, theta, component.rope_scaling or context.rope_scaling)
+
+
 class Attention(nn.Module):
     """Multi-head, grouped-query or multi-query attention over x (batch, positions, hidden_size)."""
 
@@ -124,57 +64,107 @@ class Attention(nn.Module):
         super().__init__()
         self.component = component
         self.kernels = context.kernels
-        self.theta = component.rope_theta or context.rope_theta
-        queries = component.num_attention_heads * component.head_dim
-        keys = component.num_key_value_heads * component.head_dim
-        bias = component.query_key_value_bias
-        self.q_proj = nn.Linear(context.hidden_size, queries, bias=bias)
-        self.k_proj = nn.Linear(context.hidden_size, keys, bias=bias)
-        self.v_proj = nn.Linear(context.hidden_size, keys, bias=bias)
-        self.o_proj = nn.Linear(queries, context.hidden_size, bias=component.output_bias)
+        self.rotation = rotation_of(component, context)
+        heads, key_heads = component.num_attention_heads, component.num_key_value_heads
+        self.value_dim = component.value_head_dim or component.head_dim
+        hidden, bias = context.hidden_size, component.query_key_value_bias
+        self.q_proj = nn.Linear(hidden, heads * component.head_dim, bias=bias)
+        if not component.shares_key_values:
+            self.k_proj = nn.Linear(hidden, key_heads * component.head_dim, bias=bias)
+            self.v_proj = nn.Linear(hidden, key_heads * self.value_dim, bias=bias)
+        if component.output_gate is not None:
+            gates = heads * (self.value_dim if component.output_gate == "elementwise" else 1)
+            self.gate_proj = nn.Linear(hidden, gates, bias=bias)
+        self.o_proj = nn.Linear(heads * self.value_dim, hidden, bias=component.output_bias)
         if component.query_key_norm is not None:
-            per_head = component.query_key_norm == "head"
-            self.q_norm = inner_norm(context, component.head_dim if per_head else queries)
-            self.k_norm = inner_norm(context, component.head_dim if per_head else keys)
+            self.q_norm = QueryKeyNorm(component, heads, context)
+            if not component.shares_key_values:
+                self.k_norm = QueryKeyNorm(component, key_heads, context)
+        self.sinks = nn.Parameter(torch.zeros(heads)) if component.sinks else None
+        scale = component.softmax_scale or component.head_dim**-0.5
+        slopes = None
+        if context.alibi is not None:
+            steepness = scale if context.alibi.scaled else 1.0
+            slopes = tuple(steepness * slope for slope in linear_slopes(heads, context.alibi.max_bias))
+        self.scores = Scores(scale, component.logit_softcap, slopes)
 
     def new_cache(
         self, batch_size: int, context_length: int, device: torch.device, dtype: torch.dtype
-    ) -> AttentionCache:
-        """An empty cache with the shapes that the planner counts."""
+    ) -> AttentionCache | None:
+        """An empty cache with the shapes that the planner counts; ``None`` where another layer's is read."""
+        if self.component.shares_key_values:
+            return None
         shapes = [entry.shape for entry in self.component.cache(self.o_proj.out_features, context_length)]
         made = [torch.zeros(batch_size, *shape, device=device, dtype=dtype) for shape in shapes]
         return AttentionCache(made[0], made[1])
 
-    def forward(self, x: Tensor, cache: AttentionCache | None = None, start: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: AttentionCache | None = None, start: int = 0, shared: KeyValues | None = None
+    ) -> Tensor:
+        """``shared`` holds what earlier layers' keys and values were in this pass, and receives this layer's."""
         x = in_compute_type(x)
         component = self.component
         batch, length, _ = x.shape
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        if component.query_key_norm == "projection":
-            query, key = self.q_norm(query), self.k_norm(key)
-        query = query.view(batch, length, component.num_attention_heads, component.head_dim)
-        key = key.view(batch, length, component.num_key_value_heads, component.head_dim)
-        if component.query_key_norm == "head":
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = query.transpose(1, 2), key.transpose(1, 2)
-        value = value.view(batch, length, component.num_key_value_heads, component.head_dim).transpose(1, 2)
+        norm = self.q_norm if component.query_key_norm is not None else None
+        query = self._placed(self.q_proj(x), component.num_attention_heads, norm, start)
         positions = torch.arange(start, start + length, device=x.device)
-        if self.theta is not None:
-            query = rotate_from(query, start, component.rotary_dim, self.theta, self.kernels)
-            key = rotate_from(key, start, component.rotary_dim, self.theta, self.kernels)
-        window, dilation = component.sliding_window, component.dilation
-        mask = None if window is None else visible(positions, positions, window, dilation)
-        if cache is not None:
-            old_key, old_value, old_positions = cache.before(start)
-            cache.write(key, value, start)
-            if start > 0:
-                key = torch.cat((old_key.to(key.dtype), key), 2)
-                value = torch.cat((old_value.to(value.dtype), value), 2)
-                mask = visible(positions, torch.cat((old_positions, positions)), window, dilation)
-        scale = component.softmax_scale or component.head_dim**-0.5
-        if component.logit_softcap is None and dilation is None and takes_triton(self.kernels, query, LARGEST_HEAD_DIM):
-            # Queries are the last positions of the keys, cached ones included: what the kernel takes them for.
-            mixed = triton_causal_attention(query, key, value, scale, window)
+        reach = component.sliding_window, component.attention_chunk_size
+        if component.shares_key_values:
+            assert shared is not None, "a layer that shares keys and values is run by the decoder, which hands them on"
+            key, value, key_positions = shared[reach]
         else:
-            mixed = attend(query, key, value, mask, scale, component.logit_softcap, self.kernels)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+            key, value, key_positions = self._key_values(x, cache, start, positions)
+            if shared is not None:
+                shared[reach] = key, value, key_positions
+        mask = None
+        if component.sees_a_part or key.shape[2] > length:
+            mask = visible(positions, key_positions, component.sliding_window, component.dilation, reach[1])
+        mixed = self._mixed(query, key, value, mask).transpose(1, 2)
+        if component.output_gate is not None:
+            gate = torch.sigmoid(self.gate_proj(x)).view(batch, length, component.num_attention_heads, -1)
+            mixed = mixed * gate
+        return self.o_proj(mixed.reshape(batch, length, -1))
+
+    def _placed(self, projected: Tensor, heads: int, norm: QueryKeyNorm | None, start: int) -> Tensor:
+        """Queries or keys (batch, heads, positions, head_dim) from their projection: normalized, clamped, rotated."""
+        is_last = self.component.query_key_norm_after_rope
+        x = projected.view(*projected.shape[:2], heads, -1)
+        if norm is not None and not is_last:
+            x = norm(x)
+        x = rotate_from(self._clamped(x).transpose(1, 2), start, self.rotation, self.kernels)
+        if norm is not None and is_last:
+            x = norm(x.transpose(1, 2)).transpose(1, 2)
+        return x
+
+    def _clamped(self, x: Tensor) -> Tensor:
+        bound = self.component.query_key_value_clip
+        return x if bound is None else x.clamp(-bound, bound)
+
+    def _key_values(
+        self, x: Tensor, cache: AttentionCache | None, start: int, positions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The layer's own keys and values, those that the cache holds before them, and the positions of all."""
+        heads = self.component.num_key_value_heads
+        norm = self.k_norm if self.component.query_key_norm is not None else None
+        key = self._placed(self.k_proj(x), heads, norm, start)
+        value = self.v_proj(x)
+        value = self._clamped(value.view(*value.shape[:2], heads, -1)).transpose(1, 2)
+        if cache is None:
+            return key, value, positions
+        old_key, old_value, old_positions = cache.before(start)
+        cache.write(key, value, start)
+        if start == 0:
+            return key, value, positions
+        key = torch.cat((old_key.to(key.dtype), key), 2)
+        value = torch.cat((old_value.to(value.dtype), value), 2)
+        return key, value, torch.cat((old_positions, positions))
+
+    def _mixed(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        component = self.component
+        is_simple = self.scores.are_plain and self.sinks is None
+        is_plain_window = component.dilation is None and component.attention_chunk_size is None
+        widest = query if query.shape[-1] >= value.shape[-1] else value
+        if is_simple and is_plain_window and takes_triton(self.kernels, widest, LARGEST_HEAD_DIM):
+            # Queries are the last positions of the keys, cached ones included: what the kernel takes them for.
+            return triton_causal_attention(query, key, value, self.scores.scale, component.sliding_window)
+        return attend(query, key, value, mask, self.scores, self.kernels, self.sinks)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from planner.components import Norm
+from planner.components.rotary import RotaryScaling
+from planner.spec import AlibiPositions
 from runners.kernels.choice import Kernels as Kernels
 
 
@@ -20,8 +22,10 @@ class BuildContext:
     rope_theta: float | None
     """Base of the rotary frequencies; ``None`` where positions are not rotary."""
     kernels: Kernels
-    alibi: bool = False
-    """Whether scores fall with the distance (:class:`planner.spec.AlibiPositions`)."""
+    alibi: AlibiPositions | None = None
+    """How scores fall with the distance, if they do."""
+    rope_scaling: RotaryScaling | None = None
+    """How the rotary frequencies are stretched."""
 
 
 def in_compute_type(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planner.components import Component
+from planner.components import Attention, Component
 from planner.sizing import embedding_width
 from planner.spec import AlibiPositions, ArchitectureSpec, Layer, LearnedPositions, RotaryPositions
 from runners.models.context import BuildContext, Kernels, in_compute_type
@@ -67,6 +67,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, layer: Layer, context: BuildContext, residual_multiplier: float | None = None) -> None:
         super().__init__()
         self.has_sequence, self.has_channel = layer.sequence_mixer is not None, layer.channel_mixer is not None
+        self.reads_shared = isinstance(layer.sequence_mixer, Attention)
         self.residual = layer.residual
         self.residual_multiplier = residual_multiplier
         self.after_residual = layer.norm_placement == "after_residual"
@@ -90,22 +91,28 @@ class DecoderLayer(nn.Module):
         mixed = self._normed(f"{stem}_post_norm", mixed)
         return x + (mixed if self.residual_multiplier is None else mixed * self.residual_multiplier)
 
-    def forward(self, x: Tensor, cache: Any = None, start: int = 0) -> Tensor:
+    def _mixed_sequence(self, x: Tensor, cache: Any, start: int, shared: Any) -> Tensor:
+        handed = {"shared": shared} if self.reads_shared else {}
+        mixed: Tensor = self.sequence_mixer(x, cache, start, **handed)
+        return mixed
+
+    def forward(self, x: Tensor, cache: Any = None, start: int = 0, shared: Any = None) -> Tensor:
+        """``shared``: keys and values that attention layers hand on to later ones, where the model has such."""
         if self.residual != "sequential":
-            return self._in_parallel(x, cache, start)
+            return self._in_parallel(x, cache, start, shared)
         if self.has_sequence:
-            x = self._added("sequence", x, self.sequence_mixer(self._read("sequence", x), cache, start))
+            x = self._added("sequence", x, self._mixed_sequence(self._read("sequence", x), cache, start, shared))
             x = self._normed("sequence_norm", x) if self.after_residual else x
         if self.has_channel:
             x = self._added("channel", x, self.channel_mixer(self._read("channel", x)))
             x = self._normed("channel_norm", x) if self.after_residual else x
         return x
 
-    def _in_parallel(self, x: Tensor, cache: Any, start: int) -> Tensor:
+    def _in_parallel(self, x: Tensor, cache: Any, start: int, shared: Any) -> Tensor:
         # Without norms before them both mixers read the stream itself, which is cast once for both.
         sequence_input = in_compute_type(self._read("sequence", x))
         channel_input = self._read("channel", x) if "channel_norm" in self.norm_names else sequence_input
-        added = self._added("sequence", x, self.sequence_mixer(sequence_input, cache, start))
+        added = self._added("sequence", x, self._mixed_sequence(sequence_input, cache, start, shared))
         return self._added("channel", added, self.channel_mixer(channel_input))
 
 
@@ -115,9 +122,12 @@ class Decoder(nn.Module):
     def __init__(self, spec: ArchitectureSpec, kernels: Kernels) -> None:
         super().__init__()
         self.spec = spec
-        theta = spec.positions.theta if isinstance(spec.positions, RotaryPositions) else None
-        alibi = isinstance(spec.positions, AlibiPositions)
-        context = BuildContext(spec.hidden_size, spec.norm, theta, kernels, alibi)
+        positions = spec.positions
+        theta, scaling = (
+            (positions.theta, positions.scaling) if isinstance(positions, RotaryPositions) else (None, None)
+        )
+        alibi = positions if isinstance(positions, AlibiPositions) else None
+        context = BuildContext(spec.hidden_size, spec.norm, theta, kernels, alibi, scaling)
         width = embedding_width(spec)
         self.embed_tokens = nn.Embedding(spec.vocab_size, width)
         if spec.embedding_size is not None:
@@ -128,6 +138,10 @@ class Decoder(nn.Module):
         if isinstance(spec.positions, LearnedPositions):
             rows = spec.positions.num_positions + spec.positions.offset
             self.embed_positions = nn.Embedding(rows, spec.hidden_size)
+        self.shares_key_values = any(
+            isinstance(layer.sequence_mixer, Attention) and layer.sequence_mixer.shares_key_values
+            for _, layer in spec.iterate_layers()
+        )
         multiplier = spec.residual_multiplier
         self.layers = nn.ModuleList(DecoderLayer(layer, context, multiplier) for _, layer in spec.iterate_layers())
         if spec.final_norm:
@@ -193,8 +207,9 @@ class Decoder(nn.Module):
         if cache is not None and start + length > cache.context_length:
             raise ValueError(f"the cache holds {cache.context_length} positions, not {start + length}")
         x = self.embed(input_ids, start)
+        shared: dict[Any, Any] | None = {} if self.shares_key_values else None
         for index, layer in enumerate(self.layers):
-            x = layer(x, cache.entries[index] if cache is not None else None, start)
+            x = layer(x, cache.entries[index] if cache is not None else None, start, shared)
         if cache is not None:
             cache.length = start + length
         logits = self.head(x)

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 import planner.components as components
-from runners.models.attention import attend, visible
+from runners.models.attention import rotation_of
 from runners.models.context import BuildContext, in_compute_type
 from runners.models.norms import inner_norm
 from runners.models.rotary import joined, rotate_from
+from runners.models.scores import Scores, attend, visible
 
 
 class LatentCache:
@@ -35,9 +36,7 @@ class LatentAttention(nn.Module):
         super().__init__()
         self.component = component
         self.kernels = context.kernels
-        theta = component.rope_theta or context.rope_theta
-        assert theta is not None, "the specification refuses latent attention without rotary positions"
-        self.theta = theta
+        self.rotation = rotation_of(component, context) if component.rotated else None
         hidden, heads = context.hidden_size, component.num_attention_heads
         query_width = heads * (component.qk_nope_head_dim + component.qk_rope_head_dim)
         bias = component.attention_bias
@@ -45,10 +44,10 @@ class LatentAttention(nn.Module):
             self.q_proj = nn.Linear(hidden, query_width, bias=False)
         else:
             self.q_a_proj = nn.Linear(hidden, component.q_lora_rank, bias=bias)
-            self.q_a_norm = inner_norm(context, component.q_lora_rank)
+            self.q_a_norm = inner_norm(context, component.q_lora_rank, component.latent_norm_epsilon)
             self.q_b_proj = nn.Linear(component.q_lora_rank, query_width, bias=False)
         self.kv_a_proj = nn.Linear(hidden, component.kv_lora_rank + component.qk_rope_head_dim, bias=bias)
-        self.kv_a_norm = inner_norm(context, component.kv_lora_rank)
+        self.kv_a_norm = inner_norm(context, component.kv_lora_rank, component.latent_norm_epsilon)
         expanded = heads * (component.qk_nope_head_dim + component.v_head_dim)
         self.kv_b_proj = nn.Linear(component.kv_lora_rank, expanded, bias=False)
         self.o_proj = nn.Linear(heads * component.v_head_dim, hidden, bias=bias)
@@ -76,8 +75,8 @@ class LatentAttention(nn.Module):
         latent = self.kv_a_norm(latent)
         positions = torch.arange(start, start + length, device=x.device)
         query_nope, query_rope = query.split((nope, rope), dim=-1)
-        query_rope = rotate_from(query_rope, start, rope, self.theta, self.kernels)
-        rotated = rotate_from(rotated, start, rope, self.theta, self.kernels)
+        query_rope = rotate_from(query_rope, start, self.rotation, self.kernels)
+        rotated = rotate_from(rotated, start, self.rotation, self.kernels)
         if cache is not None:
             cache.latent[:, start : start + length] = latent.to(cache.latent.dtype)
             cache.rotated[:, start : start + length] = rotated.to(cache.rotated.dtype)
@@ -88,7 +87,7 @@ class LatentAttention(nn.Module):
         key_nope, value = expanded.split((nope, component.v_head_dim), dim=-1)
         key = joined(key_nope, rotated[:, None].expand(-1, heads, -1, -1))
         query = joined(query_nope, query_rope)
-        mixed = attend(query, key, value.contiguous(), None, self.scale, None, self.kernels)
+        mixed = attend(query, key, value.contiguous(), None, Scores(self.scale), self.kernels)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1).contiguous())
 
     def _absorbed(

@@ -11,30 +11,68 @@ from planner.spec import ArchitectureSpec, parse_spec
 
 HIDDEN = 16
 
+SCALINGS: list[dict[str, Any]] = [
+    {"kind": "linear", "factor": 4.0},
+    {"kind": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    {
+        "kind": "llama3",
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+]
+"""Rotary scalings by which a position turns alike, however long the sequence is."""
+
+
+@st.composite
+def query_key_norms(draw: st.DrawFn) -> dict[str, Any]:
+    """The fields of a layer's norms of queries and keys."""
+    over = draw(st.sampled_from([None, "head", "projection", "each_head"]))
+    if over is None:
+        return {}
+    kind = draw(st.sampled_from(["rms_norm", "layer_norm"]))
+    weight = over == "each_head" or draw(st.booleans())
+    return {
+        "query_key_norm": over,
+        "query_key_norm_kind": kind,
+        "query_key_norm_weight": weight,
+        "query_key_norm_bias": kind == "layer_norm" and weight and draw(st.booleans()),
+        "query_key_norm_after_rope": draw(st.booleans()),
+        "query_key_norm_epsilon": draw(st.sampled_from([None, 1e-3])),
+    }
+
 
 @st.composite
 def attentions(draw: st.DrawFn) -> dict[str, Any]:
     heads = draw(st.sampled_from([1, 2, 4]))
     window = draw(st.sampled_from([None, 1, 3, 8]))
     return {
+        **draw(query_key_norms()),
+        "value_head_dim": draw(st.sampled_from([None, None, 6, 12])),
+        "attention_chunk_size": draw(st.sampled_from([None, 1, 4])) if window is None else None,
+        "query_key_value_clip": draw(st.sampled_from([None, None, 0.02])),
+        "output_gate": draw(st.sampled_from([None, None, "elementwise", "headwise"])),
+        "sinks": draw(st.sampled_from([False, False, True])),
         "kind": "attention",
         "num_attention_heads": heads,
         "num_key_value_heads": draw(st.sampled_from([n for n in (1, 2, 4) if heads % n == 0])),
         "head_dim": 8,
         "sliding_window": window,
         "dilation": draw(st.sampled_from([None, 2, 3])) if window is not None else None,
-        "query_key_norm": draw(st.sampled_from([None, "head", "projection"])),
         "query_key_value_bias": draw(st.booleans()),
         "output_bias": draw(st.booleans()),
         "rope_share": draw(st.sampled_from([0.0, 0.5, 1.0])),
-        "logit_softcap": draw(st.sampled_from([None, 10.0])),
+        "logit_softcap": draw(st.sampled_from([None, None, 10.0])),
         "softmax_scale": draw(st.sampled_from([None, 0.3])),
     }
 
 
 @st.composite
-def latent_attentions(draw: st.DrawFn) -> dict[str, Any]:
+def latent_attentions(draw: st.DrawFn, rotary: bool) -> dict[str, Any]:
     return {
+        "rotated": rotary and draw(st.booleans()),
+        "latent_norm_epsilon": draw(st.sampled_from([None, 1e-3])),
         "kind": "latent_attention",
         "num_attention_heads": draw(st.sampled_from([1, 4])),
         "q_lora_rank": draw(st.sampled_from([None, 6])),
@@ -142,9 +180,9 @@ def moes(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
-def layers(draw: st.DrawFn, rotary: bool) -> dict[str, Any]:
+def layers(draw: st.DrawFn, positions: str) -> dict[str, Any]:
     mixers = [attentions(), mamba1s(), mamba2s(), short_convolutions(), st.none()]
-    mixers += [latent_attentions()] if rotary else []
+    mixers += [latent_attentions(positions == "rotary")] if positions != "alibi" else []
     sequence = draw(st.one_of(mixers))
     channel = draw(st.one_of(mlps(), moes(), st.none()) if sequence is not None else st.one_of(mlps(), moes()))
     placement = draw(st.sampled_from(["pre", "post", "sandwich", "after_residual"]))
@@ -160,11 +198,31 @@ def layers(draw: st.DrawFn, rotary: bool) -> dict[str, Any]:
 
 
 @st.composite
+def position_encodings(draw: st.DrawFn) -> dict[str, Any]:
+    """How a model knows positions, up to 32 of them."""
+    kind = draw(st.sampled_from(["rotary", "learned", "alibi", "none"]))
+    if kind == "rotary":
+        return {"kind": kind, "scaling": draw(st.sampled_from([None, *SCALINGS]))}
+    if kind == "learned":
+        return {"kind": kind, "num_positions": 32, "offset": draw(st.sampled_from([0, 2]))}
+    if kind == "alibi":
+        return {"kind": kind, "scaled": draw(st.booleans())}
+    return {"kind": kind}
+
+
+def _share_key_values(pattern: list[dict[str, Any]]) -> None:
+    """Append a layer that reads the keys and values of the pattern's last attention layer, if it has one."""
+    for layer in reversed(pattern):
+        mixer = layer["sequence_mixer"]
+        if mixer is not None and mixer["kind"] == "attention":
+            pattern.append({**layer, "sequence_mixer": {**mixer, "shares_key_values": True}})
+            return
+
+
+@st.composite
 def specs(draw: st.DrawFn) -> ArchitectureSpec:
     """A model of a few narrow layers."""
-    learned = {"kind": "learned", "num_positions": 32}
-    positions = draw(st.sampled_from([{"kind": "rotary"}, learned, {**learned, "offset": 2}, {"kind": "none"}]))
-    rotary = positions["kind"] == "rotary"
+    positions = draw(position_encodings())
     norm = draw(
         st.sampled_from(
             [
@@ -182,12 +240,14 @@ def specs(draw: st.DrawFn) -> ArchitectureSpec:
             st.builds(
                 lambda repeats, pattern: {"repeats": repeats, "layers": pattern},
                 st.sampled_from([1, 2]),
-                st.lists(layers(rotary), min_size=1, max_size=2),
+                st.lists(layers(positions["kind"]), min_size=1, max_size=2),
             ),
             min_size=1,
             max_size=2,
         )
     )
+    if draw(st.booleans()):
+        _share_key_values(groups[-1]["layers"])
     return parse_spec(
         {
             "vocab_size": 24,

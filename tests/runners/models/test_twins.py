@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from planner import ArchitectureSpec, cache_bytes, flops, size
 from runners.models import build
-from runners.models.attention import visible
+from runners.models.scores import visible
 from tests.runners.models.specs import specs
 
 DRAWN = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

@@ -1,0 +1,148 @@
+"""From queries, keys and values to mixed values: masks, biases and sinks on the scores, and which kernel takes them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from runners.models.context import Kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What is done with the products of queries and keys before the softmax."""
+
+    scale: float
+    softcap: float | None = None
+    """Scores are bounded by ``softcap * tanh(score / softcap)``."""
+    slopes: tuple[float, ...] | None = None
+    """What a position of distance takes from the scores of each head."""
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether nothing but the scale stands between the products and the softmax."""
+        return self.softcap is None and self.slopes is None
+
+
+def linear_slopes(heads: int, max_bias: float) -> tuple[float, ...]:
+    """Slopes of the linear biases of each head (Press et al. 2021, arXiv:2108.12409, and the authors' code).
+
+    For a power of two the geometric series ``2 ** (-max_bias / heads)``, ``2 ** (-2 max_bias / heads)`` …; for another
+    number that of the power below it, then every second one of the series for the power above.
+    """
+    power = 2 ** math.floor(math.log2(heads))
+    first = [2 ** (-max_bias * index / power) for index in range(1, power + 1)]
+    rest = [2 ** (-max_bias * index / (2 * power)) for index in range(1, 2 * power, 2)]
+    return tuple((first + rest)[:heads])
+
+
+def visible(
+    queries: Tensor, keys: Tensor, window: int | None, dilation: int | None, chunk: int | None = None
+) -> Tensor:
+    """Which keys each query sees: (queries, keys) of bool, from the positions of both."""
+    distance = queries[:, None] - keys[None, :]
+    seen = distance >= 0
+    if window is not None:
+        seen &= distance < window * (dilation or 1)
+    if dilation is not None:
+        seen &= distance % dilation == 0
+    if chunk is not None:
+        seen &= queries[:, None] // chunk == keys[None, :] // chunk
+    return seen
+
+
+def _widened(x: Tensor, channels: int) -> Tensor:
+    """``x`` (batch, heads, positions, channels) with further channels of zeros, laid out positions before heads."""
+    return F.pad(x.transpose(1, 2), (0, channels)).transpose(1, 2)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scores: Scores,
+    kernels: Kernels,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Weighted values, (batch, num_attention_heads, queries, value_dim).
+
+    ``mask`` is (queries, keys) of bool; ``None`` stands for the plain causal mask over equal positions. Where there are
+    more keys than queries, the queries are the last positions of the keys. ``sinks`` (num_attention_heads,) are logits
+    of a key without a value.
+    """
+    if kernels == "reference":
+        return _plain(query, key, value, mask, scores, sinks)
+    if sinks is not None or not scores.are_plain:
+        result: Tensor = _RecomputedAttention.apply(query, key, value, mask, sinks, scores)
+        return result
+    missing = query.shape[-1] - value.shape[-1]
+    if missing > 0:
+        # Fused attention wants one width; zeros in further channels of the values change nothing.
+        return attend(query, key, _widened(value, missing), mask, scores, kernels)[..., :-missing]
+    if missing < 0:
+        query, key = _widened(query, -missing), _widened(key, -missing)
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scores.scale, enable_gqa=grouped
+    )
+
+
+def _plain(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scores: Scores, sinks: Tensor | None
+) -> Tensor:
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    products = query @ key.transpose(-1, -2) * scores.scale
+    wide = products.dtype if products.dtype == torch.float64 else torch.float32
+    if scores.softcap is not None:
+        products = scores.softcap * torch.tanh(products / scores.softcap)
+    if scores.slopes is not None:
+        products = products.to(wide) + _linear_biases(scores.slopes, products)
+    if mask is None:
+        mask = torch.ones(products.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    products = products.masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        beside = sinks.to(products.dtype)[None, :, None, None].expand(*products.shape[:-1], 1)
+        products = torch.cat((products, beside), -1)
+    weights = torch.softmax(products, -1, dtype=wide)
+    if sinks is not None:
+        weights = weights[..., :-1]
+    return weights.to(query.dtype) @ value
+
+
+def _linear_biases(slopes: tuple[float, ...], products: Tensor) -> Tensor:
+    """(heads, queries, keys): minus the distance, times the slope of the head."""
+    queries, keys = products.shape[-2:]
+    wide = products.dtype if products.dtype == torch.float64 else torch.float32
+    rows = torch.arange(keys - queries, keys, device=products.device, dtype=wide)
+    distance = rows[:, None] - torch.arange(keys, device=products.device, dtype=wide)[None, :]
+    return -torch.tensor(slopes, device=products.device, dtype=wide)[:, None, None] * distance
+
+
+class _RecomputedAttention(torch.autograd.Function):
+    """Saves queries, keys and values and computes the scores again in the backward pass, as fused kernels do."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None, scores: Scores
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, mask, sinks)
+        ctx.scores = scores
+        return _plain(query, key, value, mask, scores, sinks)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        query, key, value, mask, sinks = ctx.saved_tensors
+        leaves = [part.detach().requires_grad_() for part in (query, key, value)]
+        if sinks is not None:
+            leaves.append(sinks.detach().requires_grad_())
+        with torch.enable_grad():
+            mixed = _plain(*leaves[:3], mask, ctx.scores, leaves[3] if sinks is not None else None)
+        found = torch.autograd.grad(mixed, leaves, gradients[0])
+        return *found[:3], None, found[3] if sinks is not None else None, None
