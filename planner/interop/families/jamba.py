@@ -17,8 +17,6 @@ def _build(reader: Reader) -> dict[str, Any]:
         if offset >= period:
             raise refusal(f"{what}_layer_offset", f"{offset} is not below the period of {period}.", "Lower it.")
         periods[what] = (period, offset)
-    if reader.activation("hidden_act") != "silu":
-        raise refusal("hidden_act", "State space layers are modelled with silu alone.", "Write silu.")
     attention = decoders.attention(reader)
     mamba = {
         "kind": "mamba1",
@@ -26,12 +24,13 @@ def _build(reader: Reader) -> dict[str, Any]:
         "state_size": reader.integer("mamba_d_state"),
         "conv_kernel": reader.integer("mamba_d_conv"),
         "time_step_rank": time_step_rank(reader, "mamba_dt_rank"),
+        "activation": reader.activation("hidden_act"),
         "use_bias": reader.flag("mamba_proj_bias"),
         "use_conv_bias": reader.flag("mamba_conv_bias"),
         "parameter_norms": True,
     }
     dense = decoders.gated_mlp(reader)
-    experts = reader.integer("num_experts")
+    experts = reader.integer("num_experts", least=0)
     mixture = {
         "kind": "moe",
         "num_experts": experts,
