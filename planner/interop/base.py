@@ -12,9 +12,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
+
+from pydantic import ValidationError
 
 from planner.components.base import Tensor
+from planner.components.rotary import RotaryScaling
 from planner.errors import InvalidSpec, Problem, UnsupportedArchitecture
 from planner.spec import ArchitectureSpec, fold_layers, parse_spec
 
@@ -97,6 +100,9 @@ ACTIVATIONS = {
 }
 """transformers' names of the activations that components know."""
 
+ROTARY_SCALINGS = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(RotaryScaling)[0])}
+"""transformers' ``rope_type`` of the scalings that a specification knows."""
+
 LARGEST_WHOLE_NUMBER = 2**40
 """Above any size in use, and small enough that no product of two overflows a float."""
 MOST_LAYERS = 10_000
@@ -134,6 +140,45 @@ def positive(name: str, value: object) -> float:
     return float(value)
 
 
+UNSCALED = frozenset({None, "default", "mrope"})
+"""Rotary types without scaling. Several positions a token (``mrope``) are one and the same where there is only text."""
+
+
+def scaling_of(parameters: Mapping[str, Any], longest: Any, original: Any) -> dict[str, Any] | None:
+    """The specification's scaling for transformers' ``rope_parameters``; absent: none, or of a type that it lacks.
+
+    ``longest`` is ``max_position_embeddings``. The original context is ``original``, a field of the configuration in
+    some families, else it stands in ``parameters``, else it is the longest.
+    """
+    kind = parameters.get("rope_type", parameters.get("type"))
+    if not isinstance(kind, str) or kind in UNSCALED or kind not in ROTARY_SCALINGS:
+        return None
+    fields = ROTARY_SCALINGS[kind].model_fields
+    made = {name: parameters[name] for name in fields if parameters.get(name) is not None}
+    made["kind"] = kind
+    if kind == "dynamic":
+        made["original_max_position_embeddings"] = longest
+    elif "original_max_position_embeddings" in fields:
+        made["original_max_position_embeddings"] = (
+            original or parameters.get("original_max_position_embeddings") or longest
+        )
+    if kind in ("yarn", "longrope") and "factor" not in made:
+        made["factor"] = positive("max_position_embeddings", longest) / positive(
+            "original_max_position_embeddings", made["original_max_position_embeddings"]
+        )
+    for name in ("beta_fast", "beta_slow"):
+        if made.get(name) == 0:
+            del made[name]  # transformers takes zero for absent
+    try:
+        return ROTARY_SCALINGS[kind].model_validate(made).model_dump(mode="json")
+    except ValidationError as invalid:
+        detail = invalid.errors(include_url=False)[0]
+        name = ".".join(str(step) for step in detail["loc"])
+        raise refusal(
+            f"rope_parameters.{name}", f"{detail['msg']}, got {shown(made.get(name))}.", "Write it as published."
+        ) from invalid
+
+
 class Reader:
     """The fields of one configuration, with defaults, aliases and checks of their types."""
 
@@ -141,6 +186,8 @@ class Reader:
         self._values = {**defaults}
         self._written = frozenset(config)
         self._rope = {name: config.get(name, defaults.get(name)) for name in ("rope_scaling", "rope_parameters")}
+        self._longest = config.get("max_position_embeddings", defaults.get("max_position_embeddings"))
+        self._original = config.get("original_max_position_embeddings")
         for name, value in config.items():
             if name in defaults:
                 self._values[name] = value
@@ -268,6 +315,13 @@ class Reader:
         channels = int(head_dim * share)
         return (channels + channels % 2) / head_dim
 
+    def rope_scaling(self, layer_type: str | None = None) -> dict[str, Any] | None:
+        """How the rotary frequencies (of one layer type) are stretched, as plain data; absent: not, or unmodelled."""
+        parameters = self._rope_parameters(layer_type)
+        if layer_type == "full_attention":  # the older field speaks of these layers alone (Gemma 3)
+            parameters = {**parameters, **(self._rope["rope_scaling"] or {})}
+        return scaling_of(parameters, self._longest, self._original)
+
 
 @dataclass(frozen=True, slots=True)
 class LayoutRule:
@@ -319,23 +373,38 @@ class Adapter:
     """Fields with the values that the specification stands for; others are computed otherwise, at the same cost."""
     rotary_in_pairs: bool | Callable[[Mapping[str, Any]], bool] = False
     """Whether the channels that are rotated together are neighbours in the weights, and not half a head apart."""
+    rotary_backwards: bool = False
+    """Whether the family turns channels the other way: as ours do whose two halves have changed places."""
 
     def unmodelled_in(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Fields, with their values, that change what this model computes and that a specification cannot say."""
         found = {
-            name: config[name]
+            name: config.get(name, self.defaults.get(name))
             for name, modelled in self.unmodelled.items()
-            if name in config and not is_one_of(config[name], modelled)
+            if (name in config or name in self.defaults)
+            and not is_one_of(config.get(name, self.defaults.get(name)), modelled)
         }
-        for name in ("rope_scaling", "rope_parameters"):
-            parameters = config.get(name)
-            if isinstance(parameters, Mapping) and (self.reads(name) or name in self.ignored):
-                nested = [value for value in parameters.values() if isinstance(value, Mapping)]
-                for each in nested or [parameters]:
-                    kind = each.get("rope_type", each.get("type", "default"))
-                    if kind not in (None, "default"):
-                        found[f"{name}.rope_type"] = kind
+        found |= self._unmodelled_scalings(config)
         return found
+
+    def _unmodelled_scalings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Rotary scalings that a specification does not know, or that this family's does not have."""
+        written: dict[str, Any] = {}
+        for name in ("rope_scaling", "rope_parameters"):
+            parameters = config.get(name, self.defaults.get(name))
+            if isinstance(parameters, Mapping) and (self.reads(name) or name in self.ignored):
+                nested = {key: value for key, value in parameters.items() if isinstance(value, Mapping)}
+                for key, each in (nested or {"": parameters}).items():
+                    kind = each.get("rope_type", each.get("type"))
+                    if not isinstance(kind, str) or kind not in UNSCALED:
+                        written[f"{name}.{key}.rope_type" if key else f"{name}.rope_type"] = kind
+        if not written:
+            return written
+        spec = self.specification(config)
+        known = {getattr(spec.positions, "scaling", None)}
+        known |= {getattr(layer.sequence_mixer, "rope_scaling", None) for _, layer in spec.iterate_layers()}
+        kinds = {scaling.kind for scaling in known if scaling is not None}
+        return {name: kind for name, kind in written.items() if kind not in kinds}
 
     def reads(self, name: str) -> bool:
         """Whether a field is one that the specification is built from."""

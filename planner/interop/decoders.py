@@ -50,14 +50,14 @@ FUSED_MLP = fused("mlp.gate_up_proj", "channel_mixer.gate_proj", "channel_mixer.
 )
 
 
-def mixture_rules(prefix: str, router: str, shared: str = "shared_experts") -> tuple[LayoutRule, ...]:
-    """The tensors of a mixture of stacked experts under ``prefix``."""
+def mixture_rules(prefix: str, router: str, shared: str | None = "shared_experts") -> tuple[LayoutRule, ...]:
+    """The tensors of a mixture of stacked experts under ``prefix``; ``shared`` is absent where they are elsewhere."""
     ours = "layers.{layer}.channel_mixer."
     return (
         LayoutRule(f"{prefix}.{router}.weight", (f"{ours}router.weight",)),
         LayoutRule(f"{prefix}.experts.gate_up_proj", (f"{ours}experts.gate_up_proj",)),
         LayoutRule(f"{prefix}.experts.down_proj", (f"{ours}experts.down_proj",)),
-        *rules(f"{prefix}.{shared}.", f"{ours}shared_expert.", GATED_MLP),
+        *(rules(f"{prefix}.{shared}.", f"{ours}shared_expert.", GATED_MLP) if shared is not None else ()),
     )
 
 
@@ -160,7 +160,45 @@ def gated_mlp(
     return {"kind": "mlp", "intermediate_size": reader.integer(width), "activation": activation, **extra}
 
 
-def decoder(reader: Reader, layers: list[dict[str, Any]], theta: float | None = None, **extra: Any) -> dict[str, Any]:
+def mixture(reader: Reader, experts: str, **extra: Any) -> dict[str, Any]:
+    """A mixture of gated experts as wide as ``intermediate_size``, their number in the field ``experts``."""
+    if "num_experts_per_tok" not in extra:
+        extra["num_experts_per_tok"] = reader.integer("num_experts_per_tok")
+    return {
+        "kind": "moe",
+        "num_experts": reader.integer(experts),
+        "intermediate_size": reader.integer("intermediate_size"),
+        "activation": reader.activation("hidden_act"),
+        **extra,
+    }
+
+
+def factor(reader: Reader, name: str, inverse: bool = False) -> float | None:
+    """A factor (or its inverse); one is none."""
+    value = reader.number(name)
+    if value == 1:
+        return None
+    return 1 / value if inverse else value
+
+
+def number_a_layer(reader: Reader, name: str) -> list[int]:
+    """A whole number for every layer, from one for all or from a list of at least as many."""
+    count = reader.integer("num_hidden_layers")
+    if not isinstance(reader.value(name), list):
+        return [reader.integer(name)] * count
+    numbers = reader.integers(name)
+    if len(numbers) < count or any(number < 1 for number in numbers):
+        raise refusal(name, f"A list of {count} numbers from 1 is expected.", "Write one a layer.")
+    return numbers[:count]
+
+
+def decoder(
+    reader: Reader,
+    layers: list[dict[str, Any]],
+    theta: float | None = None,
+    norm: dict[str, Any] | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
     """A model with rotary positions (of base ``theta``, else as the configuration says) and RMSNorm, as plain data."""
     from planner.interop.base import groups
 
@@ -168,8 +206,10 @@ def decoder(reader: Reader, layers: list[dict[str, Any]], theta: float | None = 
         "vocab_size": reader.integer("vocab_size"),
         "hidden_size": reader.integer("hidden_size"),
         "tie_word_embeddings": reader.flag("tie_word_embeddings"),
-        "positions": {"kind": "rotary", "theta": reader.rope_theta() if theta is None else theta},
-        "norm": {"kind": "rms_norm", "epsilon": reader.number("rms_norm_eps")},
+        "positions": {"kind": "rotary", "theta": reader.rope_theta(), "scaling": reader.rope_scaling()}
+        if theta is None
+        else {"kind": "rotary", "theta": theta},
+        "norm": norm or {"kind": "rms_norm", "epsilon": reader.number("rms_norm_eps")},
         "layer_groups": groups(layers),
         **extra,
     }

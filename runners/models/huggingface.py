@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,7 +62,9 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
         raise ValueError(f"the model has no place for {', '.join(sorted(unread)[:5])}")
     in_pairs = adapter.rotary_in_pairs
     if in_pairs(config) if callable(in_pairs) else in_pairs:
-        _uninterleave(model, spec)
+        _reorder(model, spec, lambda rope: torch.cat((torch.arange(0, rope, 2), torch.arange(1, rope, 2))))
+    if adapter.rotary_backwards:
+        _reorder(model, spec, lambda rope: torch.arange(rope).roll(rope // 2))
 
 
 def _parts(theirs: Tensor, placed: Placed, targets: Sequence[Tensor], layer: Layer) -> list[Tensor]:
@@ -80,8 +82,8 @@ def _parts(theirs: Tensor, placed: Placed, targets: Sequence[Tensor], layer: Lay
 
 
 @torch.no_grad()
-def _uninterleave(model: Decoder, spec: ArchitectureSpec) -> None:
-    """Order rotated channels as real parts, then imaginary parts, where the family stores them in turn.
+def _reorder(model: Decoder, spec: ArchitectureSpec, order_of: Callable[[int], Tensor]) -> None:
+    """Order the rotated channels of a head, of which there are so many, as real parts, then imaginary parts.
 
     Queries and keys are reordered alike, so their products stay what they were; the norms of both follow them.
     """
@@ -100,7 +102,7 @@ def _uninterleave(model: Decoder, spec: ArchitectureSpec) -> None:
             parts = [(name, 0, mixer.head_dim) for name in ("q_proj", "k_proj", "q_norm", "k_norm")]
         else:
             continue
-        order = torch.cat((torch.arange(0, rope, 2), torch.arange(1, rope, 2)))
+        order = order_of(rope)
         for name, before, width in parts:
             for end in ("weight", "bias"):
                 parameter = own.get(f"layers.{index}.sequence_mixer.{name}.{end}")

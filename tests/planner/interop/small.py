@@ -1,4 +1,4 @@
-"""Small values of fields that only some families have, beside those of :data:`tests.planner.interop.oracle.DIMENSIONS`."""
+"""Small values of fields that only some families have, beside :data:`tests.planner.interop.oracle.DIMENSIONS`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ SMALL: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
     },
     "gemma3_text": {"sliding_window": 16, "query_pre_attn_scalar": 8},
+    "cwm": {"sliding_window": 16},
+    "exaone4": {"sliding_window": 16},
+    "hunyuan_v1_moe": {"moe_topk": 2},
+    "llama4_text": {"intermediate_size_mlp": 40, "attention_chunk_size": 16, "interleave_moe_layer_step": 2},
+    "ministral": {"sliding_window": 16},
+    "olmo3": {"sliding_window": 16},
     "vaultgemma": {"sliding_window": 16, "query_pre_attn_scalar": 8},
     "gemma2": {"sliding_window": 16, "query_pre_attn_scalar": 8},
     "jamba": {"mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
@@ -23,4 +29,25 @@ SMALL: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 16},
     "qwen2": {"max_window_layers": 2},
     "qwen3": {"max_window_layers": 2},
+    "deepseek_v2": {
+        "kv_lora_rank": 16,
+        "q_lora_rank": 12,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "n_group": 2,
+        "topk_group": 1,
+        "topk_method": "group_limited_greedy",
+        "first_k_dense_replace": 1,
+    },
+    "glm4_moe": {"n_group": 2, "topk_group": 1, "use_qk_norm": True},
+    "gpt_oss": {"sliding_window": 16},
+    "stablelm": {"qk_layernorm": True},
 }
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "ministral": {"head_dim": 128},
+}
+"""Fields without which transformers itself makes no model of the family, at the values that the planner then takes."""

@@ -30,7 +30,28 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "vaultgemma": {**DECODER, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
     "phi3": {**DECODER, "pad_token_id": None, "sliding_window": 6, "partial_rotary_factor": 0.5},
+    "olmo": {**DECODER, "clip_qkv": 0.5},
     "olmo2": {**DECODER, "attention_bias": True},
+    "olmo3": {**DECODER, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+    | {"rope_parameters": {"sliding_attention": {"rope_theta": 100.0}, "full_attention": {"rope_theta": 1000.0}}},
+    "granite": {**DECODER, "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "logits_scaling": 2.0}
+    | {"residual_multiplier": 0.3},
+    "granitemoe": {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2, "residual_multiplier": 0.3}
+    | {"attention_multiplier": 0.2},
+    "granitemoeshared": {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 0.5}
+    | {"shared_intermediate_size": 24, "attention_multiplier": 0.2},
+    "seed_oss": {**DECODER, "head_dim": 16, "attention_out_bias": True},
+    "arcee": {**DECODER, "mlp_bias": True},
+    "helium": {**DECODER, "head_dim": 8, "attention_bias": True},
+    "exaone4": {**DECODER, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
+    "ministral": {**DECODER, "head_dim": 8, "sliding_window": 6},
+    "cwm": {**DECODER, "head_dim": 8, "sliding_window": 6, "rope_parameters": {"rope_type": "default"}},
+    "hunyuan_v1_dense": {**DECODER, "head_dim": 8},
+    "hunyuan_v1_moe": {**DECODER, "head_dim": 8, "num_experts": 4, "moe_topk": [1, 3]},
+    "nanochat": {**DECODER, "attention_bias": True},
+    "llama4_text": {**DECODER, "num_hidden_layers": 3, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}
+    | {"no_rope_layers": [1, 0, 1], "moe_layers": [1, 2], "intermediate_size_mlp": 40, "attention_chunk_size": 6}
+    | {"attn_temperature_tuning": False},
     "olmoe": {**DECODER, "num_experts": 4, "num_experts_per_tok": 2},
     "smollm3": {**DECODER, "num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "sliding_window": 6}
     | {"pad_token_id": None, "use_sliding_window": True, "mlp_bias": True},
@@ -62,7 +83,50 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "sliding_window": 6,
     },
     "starcoder2": {**DECODER, "sliding_window": 6},
+    "deepseek_v2": {
+        **DECODER,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_group": 4,
+        "topk_group": 2,
+        "topk_method": "group_limited_greedy",
+        "routed_scaling_factor": 4.0,
+        "first_k_dense_replace": 1,
+        "mlp_bias": True,
+        "kv_lora_rank": 16,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+    },
+    "stablelm": {**DECODER, "qk_layernorm": True, "use_qkv_bias": True, "use_parallel_residual": True},
+    "glm": {**DECODER, "head_dim": 8, "pad_token_id": 0},
+    "glm4": {**DECODER, "head_dim": 8, "pad_token_id": 0},
+    "glm4_moe": {
+        **DECODER,
+        "use_qk_norm": True,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_group": 4,
+        "topk_group": 2,
+    },
+    "gpt_oss": {
+        **DECODER,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
+    },
+    "cohere": {**DECODER, "use_qk_norm": True, "logit_scale": 0.25},
+    "cohere2": {**DECODER, "num_hidden_layers": 4, "sliding_window": 6, "logit_scale": 0.25},
     "mamba": {**COMMON, "state_size": 8, "use_mambapy": False},
+    "falcon_mamba": {**COMMON, "state_size": 8, "hidden_act": "gelu", "mixer_rms_eps": 0.1, "use_bias": True},
+    "jamba": {**DECODER, "mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4}
+    | {"hidden_act": "relu", "mamba_proj_bias": True, "pad_token_id": None},
     "mamba2": {
         **COMMON,
         "num_heads": 4,
@@ -71,6 +135,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_groups": 2,
         "chunk_size": 8,
         "expand": 2,
+        "hidden_act": "gelu",
+        "time_step_limit": (0.3, 0.6),
     },
 }
 
