@@ -16,9 +16,9 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from planner.components.base import Tensor
 from planner.components.rotary import RotaryScaling
 from planner.errors import InvalidSpec, Problem, UnsupportedArchitecture
+from planner.sizing import size
 from planner.spec import ArchitectureSpec, fold_layers, parse_spec
 
 IGNORED_EVERYWHERE = frozenset(
@@ -282,6 +282,10 @@ class Reader:
             )
         return parameters.get(layer_type) or {}
 
+    def rope_parameter(self, name: str) -> Any:
+        """One entry of ``rope_parameters`` or of the older ``rope_scaling``, or nothing."""
+        return self._rope_parameters(None).get(name)
+
     def rope_theta(self, layer_type: str | None = None, older: str = "rope_theta", default: float = 10_000.0) -> float:
         """The rotary base, from ``rope_parameters`` (of one layer type, where one is given) or the ``older`` field.
 
@@ -363,7 +367,8 @@ class Adapter:
     defaults: Mapping[str, Any]
     build: Callable[[Reader], dict[str, Any]]
     """The specification as plain data."""
-    layout: tuple[LayoutRule, ...]
+    layout: tuple[LayoutRule, ...] | Callable[[ArchitectureSpec], tuple[LayoutRule, ...]]
+    """transformers' tensors; a function of the specification where the same of ours have other names of theirs."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -373,6 +378,8 @@ class Adapter:
     """Fields with the values that the specification stands for; others are computed otherwise, at the same cost."""
     rotary_in_pairs: bool | Callable[[Mapping[str, Any]], bool] = False
     """Whether the channels that are rotated together are neighbours in the weights, and not half a head apart."""
+    rotary_in_base: frozenset[str] = frozenset()
+    """Types of rotary scaling that the family's specification may say as another base (Hunyuan's ``alpha``)."""
     rotary_backwards: bool = False
     """Whether the family turns channels the other way: as ours do whose two halves have changed places."""
 
@@ -404,7 +411,7 @@ class Adapter:
         known = {getattr(spec.positions, "scaling", None)}
         known |= {getattr(layer.sequence_mixer, "rope_scaling", None) for _, layer in spec.iterate_layers()}
         kinds = {scaling.kind for scaling in known if scaling is not None}
-        return {name: kind for name, kind in written.items() if kind not in kinds}
+        return {name: kind for name, kind in written.items() if kind not in kinds | self.rotary_in_base}
 
     def reads(self, name: str) -> bool:
         """Whether a field is one that the specification is built from."""
@@ -483,12 +490,12 @@ class Placed:
     """The row of ours that it is, where the rule makes a tensor of each."""
 
 
-def laid_out(adapter: Adapter, tensors: tuple[Tensor, ...], num_layers: int) -> Iterator[Placed]:
-    """transformers' tensors of a model with ``tensors``, by the family's layout rules."""
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
+def laid_out(adapter: Adapter, spec: ArchitectureSpec) -> Iterator[Placed]:
+    """transformers' tensors of a model, by the family's layout rules."""
+    shapes = {tensor.name: tensor.shape for tensor in size(spec).tensors}
     left = dict.fromkeys(shapes)
-    for rule in adapter.layout:
-        for index in range(num_layers) if "{layer}" in rule.theirs else (0,):
+    for rule in adapter.layout(spec) if callable(adapter.layout) else adapter.layout:
+        for index in range(spec.num_layers) if "{layer}" in rule.theirs else (0,):
             ours = tuple(name.format(layer=index) for name in rule.ours)
             if not all(name in shapes for name in ours):
                 continue

@@ -173,6 +173,23 @@ def mixture(reader: Reader, experts: str, **extra: Any) -> dict[str, Any]:
     }
 
 
+def rotations(reader: Reader, older: str, default: float = 10_000.0) -> tuple[float, dict[bool, dict[str, Any]]]:
+    """The base of layers without a window, and the rotary fields of layers with a window (True) and without (False).
+
+    ``older`` is the field that gave the base of windowed layers before ``rope_parameters`` did, ``default`` the base
+    where nothing does. Scalings stand in the layers, since none of a layer's own would mean the model's.
+    """
+    theta = reader.rope_theta("full_attention", default=default)
+    local = reader.rope_theta("sliding_attention", older=older, default=default)
+    return theta, {
+        True: {
+            "rope_theta": local if local != theta else None,
+            "rope_scaling": reader.rope_scaling("sliding_attention"),
+        },
+        False: {"rope_scaling": reader.rope_scaling("full_attention")},
+    }
+
+
 def factor(reader: Reader, name: str, inverse: bool = False) -> float | None:
     """A factor (or its inverse); one is none."""
     value = reader.number(name)

@@ -34,15 +34,20 @@ def _gemma(reader: Reader) -> dict[str, Any]:
 
 
 def _layers(
-    reader: Reader, windowed: list[bool], norm_placement: str, windowed_theta: float | None = None, **extra: Any
+    reader: Reader,
+    windowed: list[bool],
+    norm_placement: str,
+    rotation: dict[bool, dict[str, Any]] | None = None,
+    **extra: Any,
 ) -> list[dict[str, Any]]:
-    """Layers with a window or without, whose scores have a scale of their own."""
+    """Layers with a window or without, perhaps rotated otherwise, whose scores have a scale of their own."""
     decoders.divided(reader)
     extra |= decoders.biases(reader) | {"softmax_scale": reader.number("query_pre_attn_scalar") ** -0.5}
     window = reader.optional_integer("sliding_window")
+    own = rotation or {True: {}, False: {}}
     mixers = {
-        True: decoders.attention(reader, sliding_window=window, rope_theta=windowed_theta, **extra),
-        False: decoders.attention(reader, **extra),
+        True: decoders.attention(reader, sliding_window=window, **own[True], **extra),
+        False: decoders.attention(reader, **own[False], **extra),
     }
     mlp = decoders.gated_mlp(reader, act="hidden_activation")
     return [
@@ -61,15 +66,11 @@ def _alternating(norm_placement: str) -> Callable[[Reader], dict[str, Any]]:
 
 
 def _gemma3(reader: Reader) -> dict[str, Any]:
-    theta = reader.rope_theta("full_attention")
-    local = reader.rope_theta("sliding_attention", older="rope_local_base_freq")
-    layers = _layers(
-        reader,
-        decoders.windowed_layers(reader, lambda index: (index + 1) % reader.integer("sliding_window_pattern") != 0),
-        "sandwich",
-        windowed_theta=local if local != theta else None,
-        query_key_norm="head",
+    theta, rotation = decoders.rotations(reader, older="rope_local_base_freq")
+    windowed = decoders.windowed_layers(
+        reader, lambda index: (index + 1) % reader.integer("sliding_window_pattern") != 0
     )
+    layers = _layers(reader, windowed, "sandwich", rotation, query_key_norm="head")
     softcap = reader.optional_number("final_logit_softcapping")
     return _model(reader, layers, theta=theta, final_logit_softcap=softcap)
 

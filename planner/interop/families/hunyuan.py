@@ -8,7 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 from planner.interop import decoders
-from planner.interop.base import Reader, rules
+from planner.interop.base import Reader, positive, refusal, rules
+
+
+def _decoder(reader: Reader, layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """A model whose ``alpha`` stretches the rotary base, whatever the length; the files call that dynamic."""
+    alpha = reader.rope_parameter("alpha")
+    if not alpha or (reader.rope_parameter("rope_type") or reader.rope_parameter("type")) != "dynamic":
+        return decoders.decoder(reader, layers)
+    _, _, head_dim = decoders.head_sizes(reader)
+    if head_dim == 2:
+        raise refusal("head_dim", "Two channels have one frequency, which alpha cannot stretch.", "Choose 4 or more.")
+    stretch = positive("rope_parameters.alpha", alpha) ** (head_dim / (head_dim - 2))
+    return decoders.decoder(reader, layers, theta=positive("rope_parameters.alpha", reader.rope_theta() * stretch))
 
 
 def _attention(reader: Reader) -> dict[str, Any]:
@@ -18,7 +30,7 @@ def _attention(reader: Reader) -> dict[str, Any]:
 
 def _dense(reader: Reader) -> dict[str, Any]:
     layer = {"sequence_mixer": _attention(reader), "channel_mixer": decoders.gated_mlp(reader)}
-    return decoders.decoder(reader, [layer] * reader.integer("num_hidden_layers"))
+    return _decoder(reader, [layer] * reader.integer("num_hidden_layers"))
 
 
 def _moe(reader: Reader) -> dict[str, Any]:
@@ -32,7 +44,7 @@ def _moe(reader: Reader) -> dict[str, Any]:
         }
         for chosen in decoders.number_a_layer(reader, "moe_topk")
     ]
-    return decoders.decoder(reader, layers)
+    return _decoder(reader, layers)
 
 
 _COMMON: dict[str, Any] = {"vocab_size": 290943, "rms_norm_eps": 1e-5, "attention_bias": False}
@@ -45,7 +57,12 @@ _PROJECTIONS = rules("model.layers.{layer}.self_attn.", "layers.{layer}.sequence
 _LAYOUT = decoders.OUTER + decoders.PRE_NORMS + _PROJECTIONS + _NORMS
 
 HUNYUAN_V1_DENSE = decoders.like_llama(
-    "hunyuan_v1_dense", _dense, _COMMON, _LAYOUT + decoders.MLP, ignored=("eod_token_id",)
+    "hunyuan_v1_dense",
+    _dense,
+    _COMMON,
+    _LAYOUT + decoders.MLP,
+    ignored=("eod_token_id",),
+    rotary_in_base=frozenset({"dynamic"}),
 )
 HUNYUAN_V1_MOE = decoders.like_llama(
     "hunyuan_v1_moe",
@@ -54,4 +71,5 @@ HUNYUAN_V1_MOE = decoders.like_llama(
     _LAYOUT + decoders.mixture_rules("model.layers.{layer}.mlp", "gate.wg", "shared_mlp"),
     aliases={"num_experts_per_tok": "moe_topk", "num_local_experts": "num_experts"},
     ignored=("eod_token_id",),
+    rotary_in_base=frozenset({"dynamic"}),
 )

@@ -37,14 +37,10 @@ def _olmo2(reader: Reader) -> dict[str, Any]:
 
 
 def _olmo3(reader: Reader) -> dict[str, Any]:
-    theta = reader.rope_theta("full_attention", default=500_000.0)
-    # The older single rope_theta is taken for layers without a window alone.
-    local = reader.rope_theta("sliding_attention", older="rope_local_base_freq", default=500_000.0)
+    # The older single rope_theta is taken for layers without a window alone, so windowed ones have no older field.
+    theta, rotation = decoders.rotations(reader, older="rope_local_base_freq", default=500_000.0)
     window = reader.optional_integer("sliding_window")
-    layers = {
-        True: _normed(reader, sliding_window=window, rope_theta=local if local != theta else None),
-        False: _normed(reader),
-    }
+    layers = {True: _normed(reader, sliding_window=window, **rotation[True]), False: _normed(reader, **rotation[False])}
     windowed = decoders.windowed_layers(reader, lambda index: (index + 1) % 4 != 0)
     return decoders.decoder(reader, [layers[used] for used in windowed], theta=theta)
 

@@ -26,6 +26,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "sliding_window": 6,
         "query_pre_attn_scalar": 8,
         "attn_logit_softcapping": 0.5,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
         "final_logit_softcapping": 3.0,
     },
     "vaultgemma": {**DECODER, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
@@ -33,7 +34,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "olmo": {**DECODER, "clip_qkv": 0.5},
     "olmo2": {**DECODER, "attention_bias": True},
     "olmo3": {**DECODER, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
-    | {"rope_parameters": {"sliding_attention": {"rope_theta": 100.0}, "full_attention": {"rope_theta": 1000.0}}},
+    | {
+        "rope_parameters": {
+            "sliding_attention": {"rope_theta": 100.0},
+            "full_attention": {"rope_theta": 1000.0, "rope_type": "yarn", "factor": 8.0}
+            | {"original_max_position_embeddings": 8},
+        }
+    },
     "granite": {**DECODER, "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "logits_scaling": 2.0}
     | {"residual_multiplier": 0.3},
     "granitemoe": {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2, "residual_multiplier": 0.3}
@@ -45,8 +52,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "helium": {**DECODER, "head_dim": 8, "attention_bias": True},
     "exaone4": {**DECODER, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
     "ministral": {**DECODER, "head_dim": 8, "sliding_window": 6},
-    "cwm": {**DECODER, "head_dim": 8, "sliding_window": 6, "rope_parameters": {"rope_type": "default"}},
-    "hunyuan_v1_dense": {**DECODER, "head_dim": 8},
+    "cwm": {**DECODER, "head_dim": 8, "sliding_window": 6},
+    "hunyuan_v1_dense": {**DECODER, "head_dim": 8}
+    | {"rope_scaling": {"type": "dynamic", "alpha": 50.0, "factor": 1.0, "mscale": 1.0}},
     "hunyuan_v1_moe": {**DECODER, "head_dim": 8, "num_experts": 4, "moe_topk": [1, 3]},
     "nanochat": {**DECODER, "attention_bias": True},
     "llama4_text": {**DECODER, "num_hidden_layers": 3, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}
