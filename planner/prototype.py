@@ -8,14 +8,14 @@ together until the parameters fit the budget; what each field became, and why, i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from planner.components import MLP, Attention, ChannelMixer, LatentAttention, Mamba1, Mamba2, MoE, SequenceMixer
-from planner.components.narrowing import eights, nearest_heads
+from planner.components import Component
+from planner.components.narrowing import Scale
 from planner.errors import UnsupportedPlan
 from planner.sizing import count_parameters
-from planner.spec import ArchitectureSpec, Layer, LayerGroup, LearnedPositions, parse_spec
+from planner.spec import ArchitectureSpec, Layer, LayerGroup, LearnedPositions, RotaryPositions, parse_spec
 
 BYTE_VOCABULARY = 256
 REFERENCE_CONTEXT = 8192
@@ -24,6 +24,8 @@ which windows are chosen are mostly trained on."""
 LEAST_WIDTH = 16
 COMFORTABLE_WIDTH = 32
 """Experts are given up before the residual stream becomes narrower than this."""
+STEPS = (8, 4, 2)
+"""Steps of widths that are tried, the finer where the coarser leave the budget unused."""
 ENOUGH = 0.95
 """Share of the budget with which the search for finer steps ends."""
 LEAST_FILL = 0.86
@@ -39,21 +41,8 @@ class ScaledSpec:
     parameters: int
 
 
-_Build = Callable[[int, float, int], ArchitectureSpec]
-"""From hidden size, share of the depth and divisor of the experts to a model."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Scale:
-    """One candidate: the new width, and what depth and experts are divided by."""
-
-    hidden_size: int
-    width: float
-    """New hidden size over old."""
-    depth: float
-    expert_divisor: int
-    window: float
-    """New sequence length over the context that windows are a share of."""
+_Build = Callable[[int, float, int, int], ArchitectureSpec]
+"""From hidden size, share of the depth, divisor of the experts and step of the widths to a model."""
 
 
 def scale_down(
@@ -72,14 +61,14 @@ def scale_down(
     context = spec.positions.num_positions if isinstance(spec.positions, LearnedPositions) else REFERENCE_CONTEXT
     window = min(1.0, sequence_length / context)
 
-    def build(hidden_size: int, depth: float, divisor: int) -> ArchitectureSpec:
-        scale = _Scale(hidden_size, hidden_size / spec.hidden_size, depth, divisor, window)
-        return _scaled(spec, scale, vocab_size, sequence_length)
+    def build(hidden_size: int, depth: float, divisor: int, step: int) -> ArchitectureSpec:
+        scale = Scale(hidden_size / spec.hidden_size, window, divisor, step)
+        return _scaled(spec, scale, hidden_size, depth, vocab_size, sequence_length)
 
     divisors = _expert_divisors(spec)
     depths = _depths(spec)
     narrowest = min(LEAST_WIDTH, spec.hidden_size)
-    least = count_parameters(build(narrowest, depths[0], divisors[-1])).total
+    least = min(count_parameters(build(narrowest, depths[0], divisors[-1], step)).total for step in STEPS)
     if least > parameter_budget:
         raise UnsupportedPlan.of(
             f"The smallest model of this structure has {least:,} parameters, more than {parameter_budget:,}.",
@@ -89,7 +78,7 @@ def scale_down(
         )
     best: tuple[tuple[float, float], float, ArchitectureSpec] | None = None
     for divisor in divisors:
-        for step in (8, 4, 2):
+        for step in STEPS:
             for depth in depths:
                 found = _widest(build, spec.hidden_size, narrowest, step, depth, divisor, parameter_budget)
                 if found is None:
@@ -107,7 +96,27 @@ def scale_down(
             break
     if best is None:
         raise AssertionError("the smallest model fits, so some candidate does")
-    return _result(spec, best[2])
+    small = best[2]
+    return _result(spec, small if best[1] >= LEAST_FILL else _deepened(small, spec, parameter_budget))
+
+
+def _deepened(small: ArchitectureSpec, whole: ArchitectureSpec, budget: int) -> ArchitectureSpec:
+    """``small`` with single repeats more, in the groups that lost most of theirs, as far as the budget allows."""
+    groups = list(small.layer_groups)
+    while True:
+        shares = [
+            (group.repeats / of.repeats, index)
+            for index, (group, of) in enumerate(zip(groups, whole.layer_groups, strict=True))
+        ]
+        for share, index in sorted(shares):
+            deeper = list(groups)
+            deeper[index] = groups[index].model_copy(update={"repeats": groups[index].repeats + 1})
+            candidate = small.model_copy(update={"layer_groups": tuple(deeper)})
+            if share < 1 and count_parameters(candidate).total <= budget:
+                groups = deeper
+                break
+        else:
+            return small.model_copy(update={"layer_groups": tuple(groups)})
 
 
 def _widest(
@@ -117,7 +126,7 @@ def _widest(
     low, high = 0, (hidden_size - narrowest) // step + 1
 
     def at(position: int) -> tuple[ArchitectureSpec, int]:
-        candidate = build(narrowest + position * step, depth, divisor)
+        candidate = build(narrowest + position * step, depth, divisor, step)
         return candidate, count_parameters(candidate).total
 
     found = at(0)
@@ -142,165 +151,66 @@ def _depths(spec: ArchitectureSpec) -> list[float]:
 
 def _expert_divisors(spec: ArchitectureSpec) -> list[int]:
     """Powers of two by which the number of experts may be divided, ending where every mixture is at its least."""
-    mixtures = [layer.channel_mixer for _, layer in spec.iterate_layers() if isinstance(layer.channel_mixer, MoE)]
-    spans = [mixture.num_experts / _least_experts(mixture) for mixture in mixtures]
-    return [2**power for power in range(math.ceil(math.log2(max(spans, default=1))) + 1)]
+    span = max(mixer.expert_span for mixer in _mixers(spec.layer_groups))
+    return [2**power for power in range(math.ceil(math.log2(span)) + 1)]
 
 
-def _least_experts(mixture: MoE) -> int:
-    """Fewest experts that leave the choice a choice: twice those of a token, in whole groups."""
-    per_group = math.ceil(mixture.num_experts_per_tok / mixture.groups_per_tok)
-    wanted = max(2 * mixture.num_experts_per_tok, mixture.num_expert_groups * per_group)
-    in_groups = math.ceil(wanted / mixture.num_expert_groups) * mixture.num_expert_groups
-    return min(mixture.num_experts, in_groups)
+def _mixers(groups: Sequence[LayerGroup]) -> Iterator[Component]:
+    """The mixers of every distinct layer."""
+    for group in groups:
+        for layer in group.layers:
+            yield from (mixer for mixer in (layer.sequence_mixer, layer.channel_mixer) if mixer is not None)
 
 
-def _scaled(spec: ArchitectureSpec, scale: _Scale, vocab_size: int, sequence_length: int) -> ArchitectureSpec:
+def _scaled(
+    spec: ArchitectureSpec, scale: Scale, hidden_size: int, depth: float, vocab_size: int, sequence_length: int
+) -> ArchitectureSpec:
     groups = tuple(
         LayerGroup.model_construct(
-            repeats=max(1, round(group.repeats * scale.depth)),
+            repeats=max(1, round(group.repeats * depth)),
             layers=tuple(_layer(layer, scale) for layer in group.layers),
         )
         for group in spec.layer_groups
     )
     changed: dict[str, object] = {
         "vocab_size": vocab_size,
-        "hidden_size": scale.hidden_size,
+        "hidden_size": hidden_size,
         "layer_groups": groups,
     }
     if isinstance(spec.positions, LearnedPositions):
         kept = min(spec.positions.num_positions, sequence_length)
         changed["positions"] = spec.positions.model_copy(update={"num_positions": kept})
+    if isinstance(spec.positions, RotaryPositions) and spec.positions.scaling is not None:
+        # Of layers that rotate, all rotate as many channels where the scaling is a list of them.
+        rotated = max(getattr(mixer, "rotary_dim", 0) for mixer in _mixers(groups))
+        scaling = spec.positions.scaling.for_channels(rotated)
+        changed["positions"] = spec.positions.model_copy(update={"scaling": scaling})
     if spec.embedding_size is not None:
-        changed["embedding_size"] = eights(spec.embedding_size * scale.width)
+        changed["embedding_size"] = scale.width_of(spec.embedding_size)
     if spec.embedding_scale is not None:
         changed["embedding_scale"] = spec.embedding_scale * math.sqrt(scale.width)
     return spec.model_copy(update=changed)
 
 
-def _layer(layer: Layer, scale: _Scale) -> Layer:
-    return Layer.model_construct(
-        sequence_mixer=None if layer.sequence_mixer is None else _sequence_mixer(layer.sequence_mixer, scale),
-        channel_mixer=None if layer.channel_mixer is None else _channel_mixer(layer.channel_mixer, scale),
-        norm_placement=layer.norm_placement,
-        residual=layer.residual,
-    )
-
-
-def _sequence_mixer(mixer: SequenceMixer, scale: _Scale) -> SequenceMixer:
-    match mixer:
-        case Attention():
-            return _attention(mixer, scale)
-        case LatentAttention():
-            return _latent_attention(mixer, scale)
-        case Mamba1():
-            return mixer.model_copy(
-                update={
-                    "intermediate_size": eights(mixer.intermediate_size * scale.width),
-                    "time_step_rank": max(1, round(mixer.time_step_rank * scale.width)),
-                }
-            )
-        case Mamba2():
-            return _mamba2(mixer, scale)
-        case _:
-            return mixer.narrowed(scale.width)
-
-
-def _attention(mixer: Attention, scale: _Scale) -> Attention:
-    queries_per_key = mixer.num_attention_heads // mixer.num_key_value_heads
-    target = mixer.num_attention_heads * mixer.head_dim * scale.width
-    head_dim, key_value_heads = nearest_heads(
-        mixer.head_dim, mixer.num_key_value_heads, queries_per_key, target, scale.width
-    )
-    changed: dict[str, object] = {
-        "num_key_value_heads": key_value_heads,
-        "num_attention_heads": queries_per_key * key_value_heads,
-        "head_dim": head_dim,
-        # An even number of channels is rotated, so the share may move to the nearest that allows it.
-        "rope_share": 2 * round(mixer.rope_share * head_dim / 2) / head_dim,
-    }
-    if mixer.sliding_window is not None:
-        share = max(8, round(mixer.sliding_window * scale.window))
-        changed["sliding_window"] = min(mixer.sliding_window, share)
-    if mixer.softmax_scale is not None:
-        changed["softmax_scale"] = mixer.softmax_scale * math.sqrt(mixer.head_dim / head_dim)
-    return mixer.model_copy(update=changed)
-
-
-def _latent_attention(mixer: LatentAttention, scale: _Scale) -> LatentAttention:
-    target = mixer.num_attention_heads * mixer.qk_nope_head_dim * scale.width
-    nope, heads = nearest_heads(mixer.qk_nope_head_dim, mixer.num_attention_heads, 1, target, scale.width)
-    shrunk = nope / mixer.qk_nope_head_dim
-    rope, value = eights(mixer.qk_rope_head_dim * shrunk), eights(mixer.v_head_dim * shrunk)
-    changed: dict[str, object] = {
-        "num_attention_heads": heads,
-        "qk_nope_head_dim": nope,
-        "qk_rope_head_dim": rope,
-        "v_head_dim": value,
-        "kv_lora_rank": eights(mixer.kv_lora_rank * scale.width),
-    }
-    if mixer.q_lora_rank is not None:
-        changed["q_lora_rank"] = eights(mixer.q_lora_rank * scale.width)
-    if mixer.softmax_scale is not None:
-        before = mixer.qk_nope_head_dim + mixer.qk_rope_head_dim
-        changed["softmax_scale"] = mixer.softmax_scale * math.sqrt(before / (nope + rope))
-    return mixer.model_copy(update=changed)
-
-
-def _mamba2(mixer: Mamba2, scale: _Scale) -> Mamba2:
-    target = mixer.num_heads * mixer.head_dim * scale.width
-    groups = max(
-        group for group in range(1, mixer.n_groups + 1) if mixer.n_groups % group == 0 and group * 8 <= max(8, target)
-    )
-    head_dim, per_group = nearest_heads(mixer.head_dim, mixer.num_heads // groups, groups, target, scale.width)
-    return mixer.model_copy(
+def _layer(layer: Layer, scale: Scale) -> Layer:
+    return layer.model_copy(
         update={
-            "num_heads": groups * per_group,
-            "head_dim": head_dim,
-            "n_groups": groups,
-            "state_size": min(mixer.state_size, max(16, eights(mixer.state_size * scale.width))),
+            "sequence_mixer": None if layer.sequence_mixer is None else layer.sequence_mixer.scaled(scale),
+            "channel_mixer": None if layer.channel_mixer is None else layer.channel_mixer.scaled(scale),
         }
     )
 
 
-def _channel_mixer(mixer: ChannelMixer, scale: _Scale) -> ChannelMixer:
-    if isinstance(mixer, MLP):
-        return mixer.model_copy(update={"intermediate_size": eights(mixer.intermediate_size * scale.width)})
-    changed: dict[str, object] = {"intermediate_size": eights(mixer.intermediate_size * scale.width)}
-    if mixer.shared_intermediate_size is not None:
-        changed["shared_intermediate_size"] = eights(mixer.shared_intermediate_size * scale.width)
-    if scale.expert_divisor > 1:
-        fewer = mixer.num_experts // scale.expert_divisor
-        in_groups = fewer // mixer.num_expert_groups * mixer.num_expert_groups
-        changed["num_experts"] = max(_least_experts(mixer), in_groups)
-    return mixer.model_copy(update=changed)
-
-
+IN_PROPORTION = "the ratio to the hidden size is kept, in small steps"
 _WHY = {
     "vocab_size": "bytes in place of a trained tokenizer",
     "hidden_size": "the width that the budget allows",
-    "embedding_size": "the ratio to the hidden size is kept, in steps of 8",
+    "embedding_size": IN_PROPORTION,
     "repeats": "depth shrinks with width, at least one whole pattern stays",
-    "num_attention_heads": "query heads a KV head are kept",
-    "num_key_value_heads": "query heads a KV head are kept",
-    "head_dim": "a multiple of 8",
-    "intermediate_size": "the ratio to the hidden size is kept, in steps of 8",
-    "shared_intermediate_size": "the ratio to the hidden size is kept, in steps of 8",
-    "num_experts": "fewer, as the budget is small; those of a token are kept",
-    "sliding_window": "the window's share of the context is kept, at least 8",
-    "rope_share": "the nearest share that rotates an even number of channels",
     "num_positions": "the prototype's sequence length",
     "embedding_scale": "follows the square root of the hidden size",
-    "softmax_scale": "follows the square root of the size of a head",
-    "q_lora_rank": "the ratio to the hidden size is kept, in steps of 8",
-    "kv_lora_rank": "the ratio to the hidden size is kept, in steps of 8",
-    "qk_nope_head_dim": "a multiple of 8",
-    "qk_rope_head_dim": "scaled with the rest of the head, a multiple of 8",
-    "v_head_dim": "scaled with the rest of the head, a multiple of 8",
-    "time_step_rank": "the ratio to the hidden size is kept",
-    "state_size": "shrinks with the width, at least 16",
-    "num_heads": "the ratio of all heads' channels to the hidden size is kept",
-    "n_groups": "a divisor that leaves each group a head",
+    "short_factor": "as many as there are pairs of rotated channels",
+    "long_factor": "as many as there are pairs of rotated channels",
 }
 
 
@@ -311,18 +221,19 @@ def _result(before: ArchitectureSpec, after: ArchitectureSpec) -> ScaledSpec:
     for path, old, new in _changes(before.model_dump(mode="json"), checked.model_dump(mode="json")):
         if path != "name":
             places.setdefault((path.rsplit(".", 1)[-1], f"{_plain(old)} → {_plain(new)}"), []).append(path)
-    rules = [
-        f"{paths[0]}{f' and {len(paths) - 1} more like it' if len(paths) > 1 else ''}: {change} ({_why(field)})"
-        for (field, change), paths in places.items()
-    ]
+    why = dict(_WHY)
+    for mixer in _mixers(before.layer_groups):
+        why |= dict.fromkeys(mixer.widths, IN_PROPORTION) | mixer.reasons
+    rules = []
+    for (field, change), paths in places.items():
+        more = f" and {len(paths) - 1} more like it" if len(paths) > 1 else ""
+        rules.append(f"{paths[0]}{more}: {change} ({why.get(field, 'follows the width')})")
     return ScaledSpec(checked, rules, count_parameters(checked).total)
 
 
-def _why(field: str) -> str:
-    return _WHY.get(field, "follows the width")
-
-
 def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return f"{len(value):,} values"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -331,7 +242,7 @@ def _changes(before: object, after: object, path: str = "") -> Iterator[tuple[st
     if isinstance(before, dict) and isinstance(after, dict):
         for key, value in before.items():
             yield from _changes(value, after[key], f"{path}.{key}" if path else key)
-    elif isinstance(before, list) and isinstance(after, list):
+    elif isinstance(before, list) and isinstance(after, list) and any(isinstance(item, dict) for item in before):
         for index, (old, new) in enumerate(zip(before, after, strict=True)):
             yield from _changes(old, new, f"{path}[{index}]")
     elif before != after:

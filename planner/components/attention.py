@@ -8,12 +8,14 @@ layers: Brandon et al. 2024, arXiv:2405.12981. Gated output: Qiu et al. 2025, ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.components.narrowing import Scale, nearest_heads, stepped
 from planner.components.rotary import RotaryScaling
 from planner.quantities import Quantity, exact_divide, floor_divide, largest, smallest
 
@@ -55,6 +57,18 @@ class Attention(Component):
         "sliding_window": "w",
         "dilation": "r",
         "attention_chunk_size": "c",
+    }
+    reasons: ClassVar[dict[str, str]] = {
+        "num_attention_heads": "query heads a KV head are kept",
+        "num_key_value_heads": "query heads a KV head are kept",
+        "head_dim": "a multiple of 8",
+        "value_head_dim": "scaled with the rest of the head, a multiple of 8",
+        "sliding_window": "the window's share of the context is kept, at least 8",
+        "attention_chunk_size": "the chunk's share of the context is kept, at least 8",
+        "rope_share": "the nearest share that rotates an even number of channels",
+        "short_factor": "as many as there are pairs of rotated channels",
+        "long_factor": "as many as there are pairs of rotated channels",
+        "softmax_scale": "follows the square root of the size of a head",
     }
     has_linear_biases: ClassVar[bool] = False
     """Whether scores fall with the distance: see :meth:`under`."""
@@ -175,6 +189,31 @@ class Attention(Component):
         if positions != "alibi":
             return self
         return _BiasedAttention.model_construct(**{name: getattr(self, name) for name in type(self).model_fields})
+
+    def scaled(self, scale: Scale) -> Self:
+        queries_per_key = self.num_attention_heads // self.num_key_value_heads
+        target = self.num_attention_heads * self.head_dim * scale.width
+        head_dim, key_value_heads = nearest_heads(
+            self.head_dim, self.num_key_value_heads, queries_per_key, target, scale.width
+        )
+        shrunk = head_dim / self.head_dim
+        # An even number of channels is rotated, so the share may move to the nearest that allows it.
+        rotary_dim = 2 * round(self.rope_share * head_dim / 2)
+        changed: dict[str, object] = {
+            "num_key_value_heads": key_value_heads,
+            "num_attention_heads": queries_per_key * key_value_heads,
+            "head_dim": head_dim,
+            "rope_share": rotary_dim / head_dim,
+            "rope_scaling": None if self.rope_scaling is None else self.rope_scaling.for_channels(rotary_dim),
+        }
+        if self.value_head_dim is not None:
+            changed["value_head_dim"] = stepped(self.value_head_dim, shrunk)
+        for field in ("sliding_window", "attention_chunk_size"):
+            if getattr(self, field) is not None:
+                changed[field] = scale.window_of(getattr(self, field))
+        if self.softmax_scale is not None:
+            changed["softmax_scale"] = self.softmax_scale / math.sqrt(shrunk)
+        return self.model_copy(update=changed)
 
     @property
     def rotary_dim(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NoReturn, Self
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
+from planner.components.narrowing import Scale
 from planner.quantities import Quantity, product
 
 
@@ -87,6 +88,10 @@ class Component(BaseModel):
 
     component: ClassVar[str] = ""
     """The name that parameters, FLOPs and colours go under."""
+    widths: ClassVar[tuple[str, ...]] = ()
+    """Fields that a prototype has in proportion to the width of the stream."""
+    reasons: ClassVar[dict[str, str]] = {}
+    """Why a prototype has another value in a field, where it is no width."""
     symbols: ClassVar[dict[str, str]] = {}
     """Short names of fields in formulas, where the field has one by custom."""
 
@@ -124,8 +129,25 @@ class Component(BaseModel):
         return self
 
     def narrowed(self, width: float) -> Self:
-        """The same block, in numbers, for a stream that is ``width`` times as wide: what a prototype of it has."""
-        return self
+        """The same block, in numbers, for a stream that is ``width`` times as wide: :attr:`widths` follow it."""
+        return self._with_widths(Scale(width))
+
+    def scaled(self, scale: Scale) -> Self:
+        """The same block, in numbers, as a prototype of that scale has it; :attr:`reasons` say why."""
+        if type(self).narrowed is not Component.narrowed:
+            return self.narrowed(scale.width)
+        return self._with_widths(scale)
+
+    def _with_widths(self, scale: Scale) -> Self:
+        present = {name: getattr(self, name) for name in self.widths}
+        return self.model_copy(
+            update={name: scale.width_of(value) for name, value in present.items() if value is not None}
+        )
+
+    @property
+    def expert_span(self) -> float:
+        """By how much the number of its experts may be divided; 1 for a block without."""
+        return 1.0
 
 
 def linear(

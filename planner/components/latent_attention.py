@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import ClassVar, Literal, Self
 
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 
 from planner.components.attention import attended_pairs
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.components.narrowing import Scale, nearest_heads, stepped
 from planner.components.rotary import RotaryScaling
 from planner.quantities import Quantity, largest, smallest
 
@@ -17,6 +19,16 @@ class LatentAttention(Component):
     """Causal self-attention whose cache holds one latent and one rotated key a token, shared by all heads."""
 
     component: ClassVar[str] = "latent_attention"
+    widths: ClassVar[tuple[str, ...]] = ("q_lora_rank", "kv_lora_rank")
+    reasons: ClassVar[dict[str, str]] = {
+        "num_attention_heads": "the ratio of all heads' channels to the hidden size is kept",
+        "qk_nope_head_dim": "a multiple of 8",
+        "qk_rope_head_dim": "scaled with the rest of the head, a multiple of 8",
+        "v_head_dim": "scaled with the rest of the head, a multiple of 8",
+        "short_factor": "as many as there are pairs of rotated channels",
+        "long_factor": "as many as there are pairs of rotated channels",
+        "softmax_scale": "follows the square root of the size of a head",
+    }
     symbols: ClassVar[dict[str, str]] = {
         "num_attention_heads": "n_q",
         "q_lora_rank": "c_q",
@@ -45,6 +57,23 @@ class LatentAttention(Component):
     rope_scaling: RotaryScaling | None = None
     """How the rotary frequencies of these layers are stretched, where it differs from the model's."""
     softmax_scale: float | None = Field(default=None, gt=0)
+
+    def scaled(self, scale: Scale) -> Self:
+        target = self.num_attention_heads * self.qk_nope_head_dim * scale.width
+        nope, heads = nearest_heads(self.qk_nope_head_dim, self.num_attention_heads, 1, target, scale.width)
+        shrunk = nope / self.qk_nope_head_dim
+        rope = stepped(self.qk_rope_head_dim, shrunk)
+        changed: dict[str, object] = {
+            "num_attention_heads": heads,
+            "qk_nope_head_dim": nope,
+            "qk_rope_head_dim": rope,
+            "v_head_dim": stepped(self.v_head_dim, shrunk),
+            "rope_scaling": None if self.rope_scaling is None else self.rope_scaling.for_channels(rope),
+        }
+        if self.softmax_scale is not None:
+            before = self.qk_nope_head_dim + self.qk_rope_head_dim
+            changed["softmax_scale"] = self.softmax_scale * math.sqrt(before / (nope + rope))
+        return super().scaled(scale).model_copy(update=changed)
 
     @property
     def rotary_dim(self) -> int:

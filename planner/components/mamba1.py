@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection
 from planner.components.mlp import READ_FROM_RESULT, Pointwise
+from planner.components.narrowing import Scale
 from planner.quantities import Quantity, rounded_up, smallest
 
 
@@ -16,6 +17,8 @@ class Mamba1(Component):
     """Gated selective scan; ``intermediate_size`` channels with ``state_size`` states each."""
 
     component: ClassVar[str] = "mamba1"
+    widths: ClassVar[tuple[str, ...]] = ("intermediate_size",)
+    reasons: ClassVar[dict[str, str]] = {"time_step_rank": "the ratio to the hidden size is kept"}
     symbols: ClassVar[dict[str, str]] = {
         "intermediate_size": "e",
         "state_size": "s",
@@ -41,6 +44,10 @@ class Mamba1(Component):
     """Absent: that of the model's norms."""
     chunk_size: int = Field(default=32, gt=0)
     """Positions that the scan advances together; no effect on the result."""
+
+    def scaled(self, scale: Scale) -> Self:
+        rank = max(1, round(self.time_step_rank * scale.width))
+        return super().scaled(scale).model_copy(update={"time_step_rank": rank})
 
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
         inner, state, rank = self.intermediate_size, self.state_size, self.time_step_rank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import ClassVar, Literal, Self
 
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
 from planner.components.mlp import READ_FROM_RESULT, Pointwise
+from planner.components.narrowing import Scale, nearest_heads, stepped
 from planner.quantities import Quantity, ceiling_divide, rounded_up
 
 
@@ -16,6 +18,13 @@ class Mamba2(Component):
     """Heads with a scalar decay each, computed in chunks by matrix multiplications."""
 
     component: ClassVar[str] = "mamba2"
+    reasons: ClassVar[dict[str, str]] = {
+        "num_heads": "the ratio of all heads' channels to the hidden size is kept",
+        "head_dim": "a multiple of 8",
+        "n_groups": "a divisor that leaves each group a head",
+        "norm_groups": "a divisor that splits the channels evenly",
+        "state_size": "shrinks with the width, at least 16",
+    }
     symbols: ClassVar[dict[str, str]] = {
         "num_heads": "n",
         "head_dim": "p",
@@ -75,6 +84,22 @@ class Mamba2(Component):
                 "empty_range",
             )
         return self
+
+    def scaled(self, scale: Scale) -> Self:
+        target = self.num_heads * self.head_dim * scale.width
+        groups = max(
+            group for group in range(1, self.n_groups + 1) if self.n_groups % group == 0 and group * 8 <= max(8, target)
+        )
+        head_dim, per_group = nearest_heads(self.head_dim, self.num_heads // groups, groups, target, scale.width)
+        changed: dict[str, object] = {
+            "num_heads": groups * per_group,
+            "head_dim": head_dim,
+            "n_groups": groups,
+            "state_size": min(self.state_size, max(16, stepped(self.state_size, scale.width))),
+        }
+        if self.norm_groups is not None:
+            changed["norm_groups"] = math.gcd(self.norm_groups, groups * per_group * head_dim)
+        return self.model_copy(update=changed)
 
     @property
     def intermediate_size(self) -> Quantity:

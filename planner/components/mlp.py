@@ -62,6 +62,7 @@ class MLP(Component):
     """``down(activation(gate(x)) * up(x))``, or ``down(activation(up(x)))`` without a gate."""
 
     component: ClassVar[str] = "mlp"
+    widths: ClassVar[tuple[str, ...]] = ("intermediate_size",)
     symbols: ClassVar[dict[str, str]] = {"intermediate_size": "f"}
 
     kind: Literal["mlp"] = "mlp"

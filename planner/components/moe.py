@@ -7,6 +7,7 @@ that work in a narrower, latent space between two projections shared by all: Nem
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import ClassVar, Literal, Self
 
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 
 from planner.components.base import Component, Operation, SavedTensor, Tensor, linear, projection, refuse
 from planner.components.mlp import Activation, check_gate, saved_inside
+from planner.components.narrowing import Scale
 from planner.quantities import Quantity
 
 
@@ -21,6 +23,10 @@ class MoE(Component):
     """Routed experts (dropless, top-k), with an optional shared expert."""
 
     component: ClassVar[str] = "moe"
+    widths: ClassVar[tuple[str, ...]] = ("intermediate_size", "shared_intermediate_size", "latent_size")
+    reasons: ClassVar[dict[str, str]] = {
+        "num_experts": "fewer, as the budget is small; those of a token are kept",
+    }
     symbols: ClassVar[dict[str, str]] = {
         "num_experts": "E",
         "num_experts_per_tok": "k",
@@ -120,6 +126,26 @@ class MoE(Component):
     def _expert_inputs(self, hidden_size: Quantity) -> Quantity:
         """Channels that enter and leave a routed expert."""
         return hidden_size if self.latent_size is None else self.latent_size
+
+    @property
+    def fewest_experts(self) -> int:
+        """Experts that leave the choice a choice: twice those of a token, in whole groups."""
+        per_group = math.ceil(self.num_experts_per_tok / self.groups_per_tok)
+        wanted = max(2 * self.num_experts_per_tok, self.num_expert_groups * per_group)
+        in_groups = math.ceil(wanted / self.num_expert_groups) * self.num_expert_groups
+        return min(self.num_experts, in_groups)
+
+    @property
+    def expert_span(self) -> float:
+        return self.num_experts / self.fewest_experts
+
+    def scaled(self, scale: Scale) -> Self:
+        made = super().scaled(scale)
+        if scale.expert_divisor == 1:
+            return made
+        fewer = self.num_experts // scale.expert_divisor
+        in_groups = fewer // self.num_expert_groups * self.num_expert_groups
+        return made.model_copy(update={"num_experts": max(self.fewest_experts, in_groups)})
 
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
         experts, width, inputs = self.num_experts, self.intermediate_size, self._expert_inputs(hidden_size)

@@ -1,8 +1,36 @@
-"""How a block shrinks with the stream: widths in steps of eight, heads and their size alike."""
+"""How a block shrinks with the stream: widths in steps of a few channels, heads and their size alike."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much smaller a prototype is than the design that it stands for."""
+
+    width: float
+    """New hidden size over old."""
+    window: float = 1.0
+    """New sequence length over the context that windows are a share of."""
+    expert_divisor: int = 1
+    """What the number of experts is divided by."""
+    step: int = 8
+    """Widths are multiples of this: eight where the budget is ample, fewer where it is small."""
+
+    def width_of(self, value: int) -> int:
+        """A width in proportion to the stream's: at least eight, and at most what it was."""
+        return stepped(value, self.width, self.step)
+
+    def window_of(self, value: int) -> int:
+        """A window with its share of the context: at least eight, and at most what it was."""
+        return min(value, max(8, round(value * self.window)))
+
+
+def stepped(value: int, share: float, step: int = 8) -> int:
+    """The multiple of ``step`` nearest to a share of ``value``: at least eight, and at most ``value`` itself."""
+    return min(value, max(8, step * round(value * share / step)))
 
 
 def eights(value: float) -> int:

@@ -7,13 +7,17 @@ configuration gives that model's own logits. The field names are those of publis
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class _Scaling(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def for_channels(self, rotary_dim: int) -> Self:
+        """The same stretching of heads with this many rotated channels, as a smaller model has them."""
+        return self
 
 
 class LinearScaling(_Scaling):
@@ -90,6 +94,18 @@ class LongRopeScaling(_Scaling):
     """One for each pair of rotated channels."""
     attention_factor: float | None = Field(default=None, ge=0)
     """Factor on rotated queries and keys; absent: ``sqrt(1 + ln(factor) / ln(original context))``."""
+
+    def for_channels(self, rotary_dim: int) -> Self:
+        pairs = max(1, rotary_dim // 2)
+        old = len(self.short_factor)
+        # Frequencies fall evenly, on a scale of powers: the factor of the nearest one.
+        nearest = [min(old - 1, (2 * pair + 1) * old // (2 * pairs)) for pair in range(pairs)]
+        return self.model_copy(
+            update={
+                field: tuple(getattr(self, field)[index] for index in nearest)
+                for field in ("short_factor", "long_factor")
+            }
+        )
 
     @property
     def resulting_attention_factor(self) -> float:

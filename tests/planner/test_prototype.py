@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from planner import ArchitectureSpec, UnsupportedPlan, scale_down, size
+from planner import ArchitectureSpec, UnsupportedPlan, parse_spec, scale_down, size
 from planner.components import MLP, Attention, LatentAttention, Mamba2, MoE
 from tests.planner.published import DEEPSEEK_V3, GEMMA_2_2B, JAMBA, LLAMA_2_7B, LLAMA_2_70B, PUBLISHED
 from tests.planner.strategies import specs
@@ -67,9 +67,18 @@ def test_drawn_designs_fill_their_budget(spec: ArchitectureSpec, share: float) -
     assert scaled.parameters <= budget
     assert_same_structure(spec, scaled.spec)
     assert scale_down(spec, least).parameters <= least
-    # Near the least, and below the smallest budget that a plan may have, a step of eight channels may be too coarse.
-    if budget >= max(1.5 * least, 50_000):
-        assert scaled.parameters >= 0.85 * budget
+    # Near the least, and below the smallest budget that a plan may have, a step of two channels may be too coarse.
+    if budget >= max(1.5 * least, 50_000) and scaled.parameters < 0.85 * budget:
+        # Patterns are never cut, so what is left over must be less than one more of any; and the stream is as wide as
+        # it may be, or so narrow that two more channels are a large step.
+        small = scaled.spec
+        for index, (group, whole) in enumerate(zip(small.layer_groups, spec.layer_groups, strict=True)):
+            if group.repeats < whole.repeats:
+                deeper = group.model_copy(update={"repeats": group.repeats + 1})
+                groups = (*small.layer_groups[:index], deeper, *small.layer_groups[index + 1 :])
+                one_more = small.model_copy(update={"layer_groups": groups})
+                assert size(one_more).parameters.total > budget
+        assert small.hidden_size > spec.hidden_size - 2 or small.hidden_size < 32
 
 
 def test_ratios_of_llama_stay() -> None:
@@ -124,3 +133,34 @@ def test_a_model_that_fits_is_left_alone_but_for_its_vocabulary() -> None:
     scaled = scale_down(LLAMA_2_7B, 10**12)
     assert scaled.spec.model_copy(update={"vocab_size": 32_000, "name": LLAMA_2_7B.name}) == LLAMA_2_7B
     assert len(scaled.rules) == 1
+
+
+def test_factors_of_single_frequencies_shrink_with_the_head() -> None:
+    """LongRoPE has one factor a pair of rotated channels, so a smaller head has fewer, from end to end."""
+    factors = [1.0 + index / 10 for index in range(32)]
+    scaling = {
+        "kind": "longrope",
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "short_factor": [1.0] * 32,
+        "long_factor": factors,
+    }
+    mixer = {"kind": "attention", "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 64}
+    layer = {"sequence_mixer": mixer, "channel_mixer": {"kind": "mlp", "intermediate_size": 8192}}
+    spec = parse_spec(
+        {
+            "vocab_size": 32_064,
+            "hidden_size": 2048,
+            "positions": {"kind": "rotary", "scaling": scaling},
+            "layer_groups": [{"repeats": 32, "layers": [layer]}],
+        }
+    )
+    small = scale_down(spec, 1_000_000)
+    head_dim = small.spec.layer_groups[0].layers[0].sequence_mixer.head_dim  # type: ignore[union-attr]
+    kept = small.spec.positions.scaling.long_factor  # type: ignore[union-attr]
+    assert len(kept) == head_dim // 2 < 32
+    assert set(kept) <= set(factors)
+    assert list(kept) == sorted(kept)
+    assert kept[0] < 1.5
+    assert kept[-1] > 3.5
+    assert any("long_factor: 32 values" in rule for rule in small.rules)
