@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from planner.components.base import CacheEntry
 from planner.errors import UnsupportedPlan
 from planner.quantities import Quantity
+from planner.sizing import layer_components
 from planner.spec import ArchitectureSpec
 
 CACHE_DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
@@ -17,10 +18,9 @@ def model_cache(spec: ArchitectureSpec, context_length: Quantity) -> Iterator[tu
     """Cached tensors of one sequence: where, how many times, and the shape of each."""
     for group_index, group in enumerate(spec.layer_groups):
         for layer_index, layer in enumerate(group.layers):
-            if layer.sequence_mixer is not None:
-                where = f"layer_groups[{group_index}].layers[{layer_index}].sequence_mixer"
-                for entry in layer.sequence_mixer.cache(spec.hidden_size, context_length):
-                    yield where, group.repeats, entry
+            for part, component in layer_components(spec, layer):
+                for entry in component.cache(spec.hidden_size, context_length):
+                    yield f"layer_groups[{group_index}].layers[{layer_index}].{part}", group.repeats, entry
 
 
 def cache_bytes(

@@ -24,6 +24,7 @@ from planner.scaling import TOKENS_PER_PARAMETER
 from planner.serving import check_serving_plan, is_quantized, pass_bytes, projection_outputs, tensor_bytes
 from planner.sizing import (
     active_count,
+    layer_buffers,
     layer_components,
     layer_tensors,
     leading_tensors,
@@ -223,10 +224,9 @@ def _weights_memory(reading: _Reading) -> _Node:
         lambda tensor, inside: tensor_bytes(tensor, plan.weight_format, inside and is_quantized(tensor)),
     )
     buffers = [
-        _Node(buffer.name, 4 * buffer.count * repeats, path=f"{path}.channel_mixer", times=times)
+        _Node(buffer.name, 4 * buffer.count * repeats, path=f"{path}.{part}", times=times)
         for path, _, layer, repeats, times in reading.layers()
-        if layer.channel_mixer is not None
-        for buffer in layer.channel_mixer.buffers(reading.spec.hidden_size)
+        for part, buffer in layer_buffers(reading.spec, layer)
     ]
     return _sum(node.name, [*node.children, *buffers]) if buffers else node
 
@@ -262,15 +262,14 @@ def _cache(reading: _Reading) -> _Node:
     width = CACHE_DTYPE_BYTES[plan.cache_dtype]
     nodes: list[_Node] = []
     for path, name, layer, repeats, times in reading.layers():
-        mixer = layer.sequence_mixer
-        if mixer is None:
-            continue
-        where = f"{path}.sequence_mixer"
-        entries = [
-            _Node(entry.name, entry.elements * reading.batch_size * width * repeats, path=where, times=times)
-            for entry in mixer.cache(reading.spec.hidden_size, reading.sequence_length)
-        ]
-        nodes.append(_sum(name, entries, path=where, times=times, source=_component_source(mixer)))
+        for part, component in layer_components(reading.spec, layer):
+            where = f"{path}.{part}"
+            entries = [
+                _Node(entry.name, entry.elements * reading.batch_size * width * repeats, path=where, times=times)
+                for entry in component.cache(reading.spec.hidden_size, reading.sequence_length)
+            ]
+            if entries or part == "sequence_mixer":
+                nodes.append(_sum(name, entries, path=where, times=times, source=_component_source(component)))
     return _sum(f"cache in {plan.cache_dtype}", nodes)
 
 

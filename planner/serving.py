@@ -21,7 +21,7 @@ from planner.errors import Problem, UnsupportedPlan
 from planner.hardware import Device, hardware
 from planner.plans import ServingPlan, TrainingPlan
 from planner.quantities import Quantity, ceiling_divide, exact_divide, largest, product, smallest
-from planner.sizing import layer_tensors, outer_tensors
+from planner.sizing import layer_buffers, layer_tensors, outer_tensors
 from planner.spec import ArchitectureSpec, LearnedPositions
 from planner.training import DEVICE_OVERHEAD_BYTES, estimate_training
 
@@ -165,9 +165,8 @@ def weights_bytes(spec: ArchitectureSpec, weight_format: str = "bf16") -> Quanti
         for layer in group.layers:
             for _, tensor in layer_tensors(spec, layer):
                 total = total + group.repeats * tensor_bytes(tensor, weight_format, is_quantized(tensor))
-            if layer.channel_mixer is not None:
-                for buffer in layer.channel_mixer.buffers(spec.hidden_size):
-                    total = total + group.repeats * 4 * buffer.count
+            for _, buffer in layer_buffers(spec, layer):
+                total = total + group.repeats * 4 * buffer.count
     return total
 
 

@@ -45,10 +45,9 @@ class Size:
     def buffers(self) -> tuple[Tensor, ...]:
         """Every persistent buffer: saved with the model, but no parameter."""
         return tuple(
-            replace(buffer, name=f"layers.{index}.channel_mixer.{buffer.name}")
+            replace(buffer, name=f"layers.{index}.{part}.{buffer.name}")
             for index, layer in self.spec.iterate_layers()
-            if layer.channel_mixer is not None
-            for buffer in layer.channel_mixer.buffers(self.spec.hidden_size)
+            for part, buffer in layer_buffers(self.spec, layer)
         )
 
 
@@ -123,6 +122,13 @@ def layer_tensors(spec: ArchitectureSpec, layer: Layer) -> Iterator[tuple[str, T
     for part, component in layer_components(spec, layer):
         for tensor in component.tensors(spec.hidden_size):
             yield part, tensor
+
+
+def layer_buffers(spec: ArchitectureSpec, layer: Layer) -> Iterator[tuple[str, Tensor]]:
+    """The persistent buffers of one layer, each with the name of the part of the layer that holds it."""
+    for part, component in layer_components(spec, layer):
+        for buffer in component.buffers(spec.hidden_size):
+            yield part, buffer
 
 
 def model_tensors(spec: ArchitectureSpec) -> Iterator[Tensor]:

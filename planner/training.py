@@ -30,7 +30,7 @@ from planner.components.base import Tensor
 from planner.errors import Problem, UnsupportedPlan
 from planner.plans import TrainingPlan
 from planner.quantities import Quantity, largest
-from planner.sizing import layer_tensors, outer_tensors, trailing_tensors
+from planner.sizing import layer_buffers, layer_tensors, outer_tensors, trailing_tensors
 from planner.spec import ArchitectureSpec, Layer
 
 DEVICE_OVERHEAD_BYTES = 512 * 2**20
@@ -214,9 +214,8 @@ def count_states(spec: ArchitectureSpec) -> States:
                     float32 = float32 + count
                 else:
                     weights = weights + count
-            if layer.channel_mixer is not None:
-                for buffer in layer.channel_mixer.buffers(spec.hidden_size):
-                    buffers = buffers + 4 * buffer.count * group.repeats
+            for _, buffer in layer_buffers(spec, layer):
+                buffers = buffers + 4 * buffer.count * group.repeats
     return States(weights, float32, buffers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planner.components import Attention, Component
+from planner.components import Component
 from planner.sizing import embedding_width
 from planner.spec import AlibiPositions, ArchitectureSpec, Layer, LearnedPositions, RotaryPositions
 from runners.models.context import BuildContext, Kernels, in_compute_type
@@ -30,10 +31,14 @@ class ModelOutput:
     loss: Tensor | None = None
 
 
-class ModelCache:
-    """What generation keeps: one entry a sequence mixer, and how many positions were read."""
+LayerCache = dict[str, Any]
+"""What the mixers of a layer keep between tokens, by ``sequence`` and ``channel``; each has ``tensors``."""
 
-    def __init__(self, entries: list[Any], context_length: int) -> None:
+
+class ModelCache:
+    """What generation keeps: in each layer what its mixers keep, and how many positions were read."""
+
+    def __init__(self, entries: list[LayerCache], context_length: int) -> None:
         self.entries = entries
         self.context_length = context_length
         self.length = 0
@@ -41,7 +46,7 @@ class ModelCache:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All cached tensors."""
-        return tuple(tensor for entry in self.entries if entry is not None for tensor in entry.tensors)
+        return tuple(tensor for layer in self.entries for entry in layer.values() for tensor in entry.tensors)
 
     @property
     def bytes(self) -> int:
@@ -53,7 +58,10 @@ def twin(component: Component, context: BuildContext) -> nn.Module:
     """The module of a component: the class of its name in the module of ``runners.models`` named as the planner's.
 
     A twin takes the component and the context. One that needs an initialization of its own has ``reset_special()``;
-    matrices of two and more dimensions are drawn before it is called, biases are zero.
+    matrices of two and more dimensions are drawn before it is called, biases are zero. One that keeps something while
+    generating has ``new_cache()``, and its ``forward`` takes the cache and the number of positions read; one whose
+    ``forward`` takes ``shared`` as well is given a dictionary that goes from layer to layer, where the model has a
+    layer that reads what another put there.
     """
     kind = type(component)
     module = importlib.import_module(f"runners.models.{kind.__module__.rpartition('.')[2]}")
@@ -67,7 +75,6 @@ class DecoderLayer(nn.Module):
     def __init__(self, layer: Layer, context: BuildContext, residual_multiplier: float | None = None) -> None:
         super().__init__()
         self.has_sequence, self.has_channel = layer.sequence_mixer is not None, layer.channel_mixer is not None
-        self.reads_shared = isinstance(layer.sequence_mixer, Attention)
         self.residual = layer.residual
         self.residual_multiplier = residual_multiplier
         self.after_residual = layer.norm_placement == "after_residual"
@@ -78,6 +85,15 @@ class DecoderLayer(nn.Module):
         if layer.channel_mixer is not None:
             self.channel_mixer = twin(layer.channel_mixer, context)
         self.norm_names = frozenset(layer.norm_names)
+        self.stems = tuple(
+            stem for stem, present in (("sequence", self.has_sequence), ("channel", self.has_channel)) if present
+        )
+        self.reads_shared = frozenset(
+            stem for stem in self.stems if "shared" in inspect.signature(self._mixer(stem).forward).parameters
+        )
+
+    def _mixer(self, stem: str) -> Any:
+        return self.get_submodule(f"{stem}_mixer")
 
     def _normed(self, name: str, x: Tensor) -> Tensor:
         return self.get_submodule(name)(x) if name in self.norm_names else x
@@ -91,29 +107,43 @@ class DecoderLayer(nn.Module):
         mixed = self._normed(f"{stem}_post_norm", mixed)
         return x + (mixed if self.residual_multiplier is None else mixed * self.residual_multiplier)
 
-    def _mixed_sequence(self, x: Tensor, cache: Any, start: int, shared: Any) -> Tensor:
-        handed = {"shared": shared} if self.reads_shared else {}
-        mixed: Tensor = self.sequence_mixer(x, cache, start, **handed)
+    def new_cache(self, batch_size: int, context_length: int, device: torch.device, dtype: torch.dtype) -> LayerCache:
+        """Empty caches of the mixers that keep something."""
+        made = {
+            stem: self._mixer(stem).new_cache(batch_size, context_length, device, dtype)
+            for stem in self.stems
+            if hasattr(self._mixer(stem), "new_cache")
+        }
+        return {stem: entry for stem, entry in made.items() if entry is not None}
+
+    def _mixed(self, stem: str, x: Tensor, cache: LayerCache | None, start: int, shared: Any) -> Tensor:
+        mixer = self._mixer(stem)
+        handed = {"shared": shared} if stem in self.reads_shared else {}
+        mixed: Tensor
+        if hasattr(mixer, "new_cache"):
+            mixed = mixer(x, None if cache is None else cache.get(stem), start, **handed)
+        else:
+            mixed = mixer(x, **handed)
         return mixed
 
-    def forward(self, x: Tensor, cache: Any = None, start: int = 0, shared: Any = None) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None, start: int = 0, shared: Any = None) -> Tensor:
         """``shared``: keys and values that attention layers hand on to later ones, where the model has such."""
         if self.residual != "sequential":
             return self._in_parallel(x, cache, start, shared)
         if self.has_sequence:
-            x = self._added("sequence", x, self._mixed_sequence(self._read("sequence", x), cache, start, shared))
+            x = self._added("sequence", x, self._mixed("sequence", self._read("sequence", x), cache, start, shared))
             x = self._normed("sequence_norm", x) if self.after_residual else x
         if self.has_channel:
-            x = self._added("channel", x, self.channel_mixer(self._read("channel", x)))
+            x = self._added("channel", x, self._mixed("channel", self._read("channel", x), cache, start, shared))
             x = self._normed("channel_norm", x) if self.after_residual else x
         return x
 
-    def _in_parallel(self, x: Tensor, cache: Any, start: int, shared: Any) -> Tensor:
+    def _in_parallel(self, x: Tensor, cache: LayerCache | None, start: int, shared: Any) -> Tensor:
         # Without norms before them both mixers read the stream itself, which is cast once for both.
         sequence_input = in_compute_type(self._read("sequence", x))
         channel_input = self._read("channel", x) if "channel_norm" in self.norm_names else sequence_input
-        added = self._added("sequence", x, self._mixed_sequence(sequence_input, cache, start, shared))
-        return self._added("channel", added, self.channel_mixer(channel_input))
+        added = self._added("sequence", x, self._mixed("sequence", sequence_input, cache, start, shared))
+        return self._added("channel", added, self._mixed("channel", channel_input, cache, start, shared))
 
 
 class Decoder(nn.Module):
@@ -139,8 +169,7 @@ class Decoder(nn.Module):
             rows = spec.positions.num_positions + spec.positions.offset
             self.embed_positions = nn.Embedding(rows, spec.hidden_size)
         self.shares_key_values = any(
-            isinstance(layer.sequence_mixer, Attention) and layer.sequence_mixer.shares_key_values
-            for _, layer in spec.iterate_layers()
+            getattr(layer.sequence_mixer, "shares_key_values", False) for _, layer in spec.iterate_layers()
         )
         multiplier = spec.residual_multiplier
         self.layers = nn.ModuleList(DecoderLayer(layer, context, multiplier) for _, layer in spec.iterate_layers())
@@ -223,13 +252,8 @@ class Decoder(nn.Module):
     def new_cache(self, batch_size: int, context_length: int) -> ModelCache:
         """Empty caches for ``batch_size`` sequences of up to ``context_length`` positions."""
         weight = self.embed_tokens.weight
-        entries = []
-        layer: Any
-        for layer in self.layers:
-            mixer: Any = layer.sequence_mixer if layer.has_sequence else None
-            entries.append(
-                mixer.new_cache(batch_size, context_length, weight.device, weight.dtype) if mixer is not None else None
-            )
+        layers: Any = self.layers
+        entries = [layer.new_cache(batch_size, context_length, weight.device, weight.dtype) for layer in layers]
         return ModelCache(entries, context_length)
 
     @torch.no_grad()
