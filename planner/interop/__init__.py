@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from planner.errors import UnsupportedArchitecture
+from planner.errors import Problem, UnsupportedArchitecture
 from planner.interop import families
 from planner.interop.base import Adapter, laid_out, refusal, shown
-from planner.sizing import size
+from planner.interop.nested import Inner, language_model
+from planner.interop.quantization import check_quantization, quantization_sentence
 from planner.spec import ArchitectureSpec
 
 
@@ -29,11 +31,15 @@ ADAPTERS: Mapping[str, Adapter] = _every_adapter()
 __all__ = ["ADAPTERS", "UnsupportedArchitecture", "from_huggingface", "huggingface_tensors", "left_out"]
 
 
-def adapter_for(config: object) -> Adapter:
-    """The adapter of a configuration's ``model_type``, or a refusal."""
+def resolved(config: object) -> Inner:
+    """The language model's own configuration within a configuration, or a refusal; its family is supported."""
     if not isinstance(config, dict):
         raise refusal("", f"A configuration is a mapping of fields, not {type(config).__name__}.", code="not_a_mapping")
-    model_type = config.get("model_type")
+    for name in config:
+        if not isinstance(name, str):
+            raise refusal(shown(name), "A field's name is a word.", "Write it in quotes, or remove it.", "not_a_name")
+    inner = language_model(config, ADAPTERS)
+    model_type = inner.config.get("model_type")
     if not isinstance(model_type, str):
         raise refusal(
             "model_type",
@@ -42,42 +48,68 @@ def adapter_for(config: object) -> Adapter:
             "no_model_type",
         )
     if model_type not in ADAPTERS:
+        near = difflib.get_close_matches(model_type, ADAPTERS, n=3)
         raise refusal(
             "model_type",
-            f"The architecture {model_type!r} is not supported.",
-            f"Supported are {', '.join(ADAPTERS)}.",
+            f"The architecture {shown(model_type)} is not supported.",
+            f"Supported are {', '.join(near) + ' and others' if near else ', '.join(ADAPTERS)}.",
             "unsupported_model_type",
         )
-    return ADAPTERS[model_type]
+    return inner
+
+
+def adapter_for(config: object) -> Adapter:
+    """The adapter of the language model of a configuration, or a refusal."""
+    return ADAPTERS[resolved(config).config["model_type"]]
 
 
 def from_huggingface(config: dict[str, Any]) -> ArchitectureSpec:
-    """The specification of what ``json.load`` gives for a ``config.json``.
+    """The specification of what ``json.load`` gives for a ``config.json``: of its language model, where it has others.
 
     Raises
     ------
     UnsupportedArchitecture
         with every field that is unknown or has an unsupported value.
     """
-    return adapter_for(config).specification(config)
+    inner = resolved(config)
+    adapter = ADAPTERS[inner.config["model_type"]]
+    try:
+        check_quantization(inner.config)
+        return adapter.specification(inner.config)
+    except UnsupportedArchitecture as refused:
+        if not inner.path:
+            raise
+        raise UnsupportedArchitecture(
+            [
+                Problem(f"{inner.path}.{p.path}" if p.path else inner.path, p.message, p.remedy, p.code)
+                for p in refused.problems
+            ]
+        ) from refused
 
 
 def left_out(config: dict[str, Any]) -> tuple[str, ...]:
     """What a supported configuration has beside the model that is sized, a sentence each."""
-    adapter = adapter_for(config)
-    notes = {name: note for name, note in adapter.notes.items() if config.get(name)}
-    for name, value in adapter.unmodelled_in(config).items():
+    inner = resolved(config)
+    adapter = ADAPTERS[inner.config["model_type"]]
+    notes = {name: note for name, note in adapter.notes.items() if inner.config.get(name)}
+    for name, value in adapter.unmodelled_in(inner.config).items():
         notes[name.partition(".")[0]] = (
             f"{name} is {shown(value)}: that changes what is computed, but no parameter, no FLOPs and no cache."
         )
-    if config.get("quantization_config"):
-        notes["quantization_config"] = (
-            "The weights are published quantised; parameters are counted as they are, not their scales."
+    if inner.beside:
+        notes["beside"] = f"Only the language model is sized; left out are {', '.join(inner.beside)}."
+    if inner.assumed_untied:
+        notes["tie_word_embeddings"] = (
+            "The file does not say whether the head shares the embedding's matrix; the language model's own default, "
+            "a matrix of its own, is taken."
         )
+    quantised = quantization_sentence(inner.config)
+    if quantised is not None:
+        notes["quantization_config"] = quantised
     return tuple(notes.values())
 
 
 def huggingface_tensors(spec: ArchitectureSpec, model_type: str) -> dict[str, tuple[int, ...]]:
     """transformers' names and shapes of the parameters of a specification, by the family's layout map."""
     adapter = ADAPTERS[model_type]
-    return {placed.name: placed.shape for placed in laid_out(adapter, size(spec).tensors, spec.num_layers)}
+    return {placed.name: placed.shape for placed in laid_out(adapter, spec)}

@@ -1,0 +1,252 @@
+"""The language model inside a multimodal configuration: where it stands, and what its surroundings say about it.
+
+A multimodal ``config.json`` holds the language model's own configuration under a key (``text_config`` in transformers'
+classes, ``llm_config`` or ``language_config`` in others), beside those of encoders for images and sound. That inner
+configuration may lack its ``model_type``, and whether the head shares the embedding may be said outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from planner.errors import Problem, UnsupportedArchitecture
+from planner.interop.base import IGNORED_EVERYWHERE, Adapter, refusal, shown
+
+TEXT_KEYS = ("text_config", "llm_config", "language_config")
+DEEPEST = 3
+"""Configurations inside configurations that are followed: Qwen-Omni's has its language model at the second level."""
+
+Ties = Literal["outer", "text unless outer", "either", "text", "never"]
+"""Whose ``tie_word_embeddings`` says whether the head is the embedding's matrix.
+
+``outer``: that of the whole, false where it is absent. ``text unless outer``: that of the whole, else the language
+model's (transformers' class takes its own default of true, and unties the two again when it reads weights that hold
+both; files without the field were written when the language model's own field was the one that counted). ``either``:
+one of the two suffices. ``never``: the head is always a matrix of its own.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """A class of multimodal configurations."""
+
+    text: str
+    """``model_type`` of the language model where its configuration names none."""
+    ties: Ties
+    flat: bool = False
+    """Whether the first published files have the language model's fields beside ``vision_config``."""
+
+
+OUTER: Mapping[str, Outer] = {
+    "audioflamingo3": Outer("qwen2", "never"),
+    "aya_vision": Outer("cohere2", "text unless outer"),
+    "blip-2": Outer("opt", "text"),
+    "cohere2_vision": Outer("cohere2", "text unless outer"),
+    "deepseek_vl": Outer("llama", "text unless outer"),
+    "deepseek_vl_hybrid": Outer("llama", "text unless outer"),
+    "exaone4_5": Outer("exaone4", "outer"),
+    "fast_vlm": Outer("qwen2", "outer"),
+    "fuyu": Outer("persimmon", "outer"),
+    "gemma3": Outer("gemma3_text", "text unless outer"),
+    "glm4v": Outer("glm4v_text", "either"),
+    "glm4v_moe": Outer("glm4v_moe_text", "either"),
+    "got_ocr2": Outer("qwen2", "text unless outer"),
+    "granite_speech": Outer("granite", "text unless outer"),
+    "idefics2": Outer("mistral", "outer"),
+    "idefics3": Outer("llama", "outer"),
+    "instructblip": Outer("opt", "text"),
+    "internvl": Outer("qwen2", "text unless outer"),
+    "janus": Outer("llama", "text unless outer"),
+    "kimi_k25": Outer("deepseek_v3", "text unless outer"),
+    "lfm2_vl": Outer("lfm2", "text unless outer"),
+    "lighton_ocr": Outer("qwen3", "text unless outer"),
+    "llama4": Outer("llama4_text", "text"),
+    "llava": Outer("llama", "either"),
+    "llava_next": Outer("llama", "outer"),
+    "llava_next_video": Outer("llama", "either"),
+    "llava_onevision": Outer("qwen2", "either"),
+    "mistral3": Outer("mistral", "text unless outer"),
+    "ovis2": Outer("qwen2", "text unless outer"),
+    "paligemma": Outer("gemma", "text unless outer"),
+    "perception_lm": Outer("llama", "outer"),
+    "qianfan_ocr": Outer("qwen3", "outer"),
+    "qwen2_5_omni_thinker": Outer("qwen2_5_omni_text", "outer"),
+    "qwen2_5_vl": Outer("qwen2_5_vl_text", "either", flat=True),
+    "qwen2_audio": Outer("qwen2", "never"),
+    "qwen2_vl": Outer("qwen2_vl_text", "either", flat=True),
+    "qwen3_5": Outer("qwen3_5_text", "outer"),
+    "qwen3_5_moe": Outer("qwen3_5_moe_text", "outer"),
+    "qwen3_omni_moe_thinker": Outer("qwen3_omni_moe_text", "outer"),
+    "qwen3_vl": Outer("qwen3_vl_text", "outer"),
+    "qwen3_vl_moe": Outer("qwen3_vl_moe_text", "outer"),
+    "shieldgemma2": Outer("gemma3_text", "either"),
+    "smolvlm": Outer("llama", "outer"),
+    "video_llama_3": Outer("qwen2", "either"),
+    "video_llava": Outer("llama", "outer"),
+    "vipllava": Outer("llama", "outer"),
+    "voxtral": Outer("llama", "never"),
+}
+"""transformers' classes. A class that is not here ties as its language model says, and must name that model's type."""
+
+_PREFIXES = (
+    "audio_", "downsample_", "dynamic_", "image_", "mm_", "multimodal_", "projector_", "select_", "spatial_",
+    "talker_", "temporal_", "tile_", "token2wav_", "video_", "vision_", "vit_",
+)  # fmt: skip
+_SUFFIXES = ("_config", "_token", "_token_id", "_token_ids", "_token_index", "_token_indices")
+_ABOUT_IMAGES = frozenset(
+    {
+        "enable_audio_output", "enable_talker", "force_image_size", "global_view_pos", "has_lora_adapter",
+        "ignore_index",
+        "is_omni", "max_dynamic_patch", "max_patch_size", "min_dynamic_patch", "position_id_per_seconds", "ps_version",
+        "qk_layernorms_perceiver", "scale_factor", "seconds_per_chunk", "template", "use_image_newline_parameter",
+        "use_image_newline", "use_thumbnail", "pad2square", "vocab_list", "window_size", "fuse_method", "perturb_steps",
+        "system_message", "candidate_resolutions", "anyres_image_size", "use_cls_token", "use_pixel_shuffle",
+    }
+)  # fmt: skip
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {"use_backbone_lora": (0,), "use_llm_lora": (0,)}
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """A language model's configuration and where it was found."""
+
+    path: str
+    """Keys to it, joined by dots; empty where the configuration is the language model's own."""
+    config: dict[str, Any]
+    beside: tuple[str, ...] = ()
+    """Other configurations beside it, of encoders and decoders for images and sound."""
+    assumed_untied: bool = False
+    """Whether only the language model's own field (or default) says that the head is a matrix of its own."""
+
+
+def language_model(config: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> Inner:
+    """The language model of a configuration: itself where its type is known, else the one inside it."""
+    return _found(config, adapters, "", DEEPEST)
+
+
+def _found(config: Mapping[str, Any], adapters: Mapping[str, Adapter], path: str, depth: int) -> Inner:
+    model_type = config.get("model_type")
+    if isinstance(model_type, str) and model_type in adapters:
+        return Inner(path, dict(config))
+    prefix = f"{path}." if path else ""
+    thinker = config.get("thinker_config")
+    if isinstance(thinker, Mapping) and depth:
+        inner = _found(
+            {"model_type": f"{model_type}_thinker", **thinker}, adapters, f"{prefix}thinker_config", depth - 1
+        )
+        return Inner(
+            inner.path, inner.config, (*inner.beside, *_others(config, "thinker_config")), inner.assumed_untied
+        )
+    outer = OUTER.get(model_type) if isinstance(model_type, str) else None
+    for key in TEXT_KEYS:
+        text = config.get(key)
+        if isinstance(text, Mapping) and depth:
+            return _inside(config, text, key, outer, adapters, prefix)
+    if outer is not None and outer.flat:
+        text = {name: value for name, value in config.items() if not _is_beside(name)}
+        return Inner(path, text | {"model_type": outer.text}, _others(config, ""))
+    if outer is not None and outer.text in adapters:
+        return _inside(config, {}, TEXT_KEYS[0], outer, adapters, prefix)
+    return Inner(path, dict(config))
+
+
+def _inside(
+    config: Mapping[str, Any],
+    text: Mapping[str, Any],
+    key: str,
+    outer: Outer | None,
+    adapters: Mapping[str, Adapter],
+    prefix: str,
+) -> Inner:
+    """The language model under ``key``, with what its surroundings decide, and those judged."""
+    made = dict(text)
+    path = f"{prefix}{key}"
+    if made.get("model_type") is None:
+        if outer is None:
+            raise refusal(
+                f"{path}.model_type",
+                "There is no model_type, so nothing says which language model this is.",
+                "Write the language model's own type there.",
+                "no_model_type",
+            )
+        made["model_type"] = outer.text
+    adapter = adapters.get(made["model_type"]) if isinstance(made["model_type"], str) else None
+    if adapter is None:
+        raise refusal(
+            f"{path}.model_type",
+            f"The language model {shown(made['model_type'])} of {shown(config.get('model_type'))} is not supported.",
+            "Size another model, or write its layers as a specification.",
+            "unsupported_model_type",
+        )
+    _judge(config, key, made, adapter)
+    tie, own = config.get("tie_word_embeddings"), made.get("tie_word_embeddings")
+    ties = outer.ties if outer is not None else "text"
+    assumed = False
+    if adapter.reads("tie_word_embeddings"):
+        if own is None:
+            own = adapter.defaults.get("tie_word_embeddings", False)
+        if ties == "outer":
+            own = False if tie is None else tie
+        elif ties == "never":
+            own = False
+        elif ties == "either":
+            own = tie if tie is not None and tie is not False else own
+        elif ties == "text unless outer":
+            assumed = tie is None and own is False
+            own = own if tie is None else tie
+        made["tie_word_embeddings"] = own
+    if "quantization_config" in config and "quantization_config" not in made:
+        made["quantization_config"] = config["quantization_config"]
+    return Inner(path, made, _others(config, key), assumed)
+
+
+def _judge(config: Mapping[str, Any], key: str, text: Mapping[str, Any], adapter: Adapter) -> None:
+    """Refuse what stands beside a language model and might be about it."""
+    problems = []
+    for name, value in config.items():
+        if name == key or name == "tie_word_embeddings" or name in IGNORED_EVERYWHERE or _is_beside(name):
+            continue
+        if name in _NEUTRAL and value in _NEUTRAL[name]:
+            continue
+        if adapter.reads(name) or name in adapter.ignored:
+            # A copy for the convenience of readers; transformers reads the inner one.
+            inside = text.get(name, adapter.defaults.get(name))
+            if inside == value or name in adapter.ignored or value is None:
+                continue
+            problems.append(
+                Problem(
+                    name,
+                    f"It is {shown(value)} here and {shown(inside)} in {key}.",
+                    f"Keep the one in {key}.",
+                    "contradiction",
+                )
+            )
+            continue
+        problems.append(
+            Problem(
+                name,
+                "This field is not known beside a language model, and it might change its size.",
+                "Remove it if it does not change the language model.",
+                "unknown_field",
+            )
+        )
+    if problems:
+        raise UnsupportedArchitecture(problems)
+
+
+def _is_beside(name: str) -> bool:
+    """Whether a field is about images, sound or special tokens, by its name."""
+    if name in ("num_image_tokens", *_ABOUT_IMAGES):
+        return True
+    return isinstance(name, str) and (name.startswith(_PREFIXES) or name.endswith(_SUFFIXES))
+
+
+def _others(config: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Configurations beside the one under ``key``."""
+    return tuple(
+        name
+        for name, value in config.items()
+        if name != key and name != "quantization_config" and name.endswith("_config") and isinstance(value, Mapping)
+    )
