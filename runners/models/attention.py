@@ -123,7 +123,7 @@ class Attention(nn.Module):
         if component.output_gate is not None:
             gate = torch.sigmoid(self.gate_proj(x)).view(batch, length, component.num_attention_heads, -1)
             mixed = mixed * gate
-        return self.o_proj(mixed.reshape(batch, length, -1))
+        return self.o_proj(mixed.reshape(batch, length, -1).contiguous())
 
     def _placed(self, projected: Tensor, heads: int, norm: QueryKeyNorm | None, start: int) -> Tensor:
         """Queries or keys (batch, heads, positions, head_dim) from their projection: normalized, clamped, rotated."""

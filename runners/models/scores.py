@@ -139,10 +139,12 @@ class _RecomputedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         query, key, value, mask, sinks = ctx.saved_tensors
-        leaves = [part.detach().requires_grad_() for part in (query, key, value)]
+        query, key, value = (part.detach().requires_grad_() for part in (query, key, value))
+        leaves = [query, key, value]
         if sinks is not None:
-            leaves.append(sinks.detach().requires_grad_())
+            sinks = sinks.detach().requires_grad_()
+            leaves.append(sinks)
         with torch.enable_grad():
-            mixed = _plain(*leaves[:3], mask, ctx.scores, leaves[3] if sinks is not None else None)
+            mixed = _plain(query, key, value, mask, ctx.scores, sinks)
         found = torch.autograd.grad(mixed, leaves, gradients[0])
         return *found[:3], None, found[3] if sinks is not None else None, None
