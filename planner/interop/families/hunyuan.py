@@ -35,6 +35,10 @@ def _dense(reader: Reader) -> dict[str, Any]:
 
 def _moe(reader: Reader) -> dict[str, Any]:
     mixer, width = _attention(reader), reader.integer("intermediate_size")
+    # transformers reads neither: its experts are all as wide as the MLP, and one of them is shared.
+    for name, expected in (("moe_intermediate_size", width), ("num_shared_expert", 1)):
+        if reader.value(name) is not None and set(decoders.number_a_layer(reader, name)) != {expected}:
+            raise refusal(name, f"Only {expected} in every layer is supported.", f"Write {expected}.")
     layers = [
         {
             "sequence_mixer": mixer,
@@ -56,20 +60,58 @@ _NORMS = rules(
 _PROJECTIONS = rules("model.layers.{layer}.self_attn.", "layers.{layer}.sequence_mixer.", decoders.LLAMA_ATTENTION)
 _LAYOUT = decoders.OUTER + decoders.PRE_NORMS + _PROJECTIONS + _NORMS
 
+_IGNORED = (
+    # Names of sizes that follow from others, token ids, types, and what selects rows or drops tokens in training.
+    "attention_head_dim", "cla_share_factor", "class_num", "dense_list", "enable_lm_head_fp32", "eod_token_id",
+    "im_end_id", "im_newline_id", "im_start_id", "image_token_id", "mask_init_id", "moe_drop_tokens",
+    "moe_random_routing_dropped_token", "num_media_embeds", "org_vocab_size", "pool_type", "skip_cls_token",
+    "text_end_id", "text_start_id", "video_end_id", "video_start_id", "xdrope_section",
+    # Of an image encoder that these language models are published without.
+    "anyres_pooling_size", "anyres_vit_max_image_size", "anyres_vit_two_views", "vit_add_patchemb_bias",
+    "vit_input_resolution", "vit_mapping_type", "vit_norm_type", "vit_patch", "vit_remove_prenorm", "vit_token",
+    "vit_used_rms_norm",
+)  # fmt: skip
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "add_classification_head": (False,),
+    "group_limited_greedy": (False,),
+    "kv_lora_rank": (None,),
+    "mlp_bias": (False,),
+    "moe_layer_num_skipped": (0,),
+    "n_group": (False, None),
+    "norm_topk_prob": (True,),
+    "norm_type": ("hf_rms", "rms"),
+    "position_embedding_xdrope": (False,),
+    "q_lora_rank": (None,),
+    "qk_nope_head_dim": (None,),
+    "qk_rope_head_dim": (None,),
+    "routed_scaling_factor": (False, 1.0),
+    "topk_group": (False, None),
+    "use_cla": (False,),
+    "use_mixed_mlp_moe": (True,),
+    "use_mla": (False,),
+    "use_qk_norm": (True,),
+    "use_rotary_pos_emb": (True,),
+    "v_head_dim": (None,),
+    "vit_path": (None,),
+    "vit_type": (None,),
+}
+"""Fields of the code that came with the files, at the values that transformers' class stands for."""
+_READ: dict[str, Any] = {"ignored": _IGNORED, "rotary_in_base": frozenset({"dynamic"})}
+
 HUNYUAN_V1_DENSE = decoders.like_llama(
     "hunyuan_v1_dense",
     _dense,
     _COMMON,
     _LAYOUT + decoders.MLP,
-    ignored=("eod_token_id",),
-    rotary_in_base=frozenset({"dynamic"}),
+    neutral=_NEUTRAL | {"num_experts": (1,), "use_mixed_mlp_moe": (False,)},
+    **_READ,
 )
 HUNYUAN_V1_MOE = decoders.like_llama(
     "hunyuan_v1_moe",
     _moe,
-    _COMMON | {"num_experts": 1, "moe_topk": 1},
+    _COMMON | {"num_experts": 1, "moe_topk": 1, "moe_intermediate_size": None, "num_shared_expert": None},
     _LAYOUT + decoders.mixture_rules("model.layers.{layer}.mlp", "gate.wg", "shared_mlp"),
     aliases={"num_experts_per_tok": "moe_topk", "num_local_experts": "num_experts"},
-    ignored=("eod_token_id",),
-    rotary_in_base=frozenset({"dynamic"}),
+    neutral=_NEUTRAL,
+    **_READ,
 )

@@ -64,4 +64,5 @@ CWM = decoders.like_llama(
         "sliding_window": 8192,
         "layer_types": None,
     },
+    neutral={"attention_bias": (False,)},
 )
