@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from planner.components import Attention, ChannelMixer, LatentAttention, Norm, RMSNorm, SequenceMixer
 from planner.components.attention import check_shared_key_values
 from planner.components.base import refuse
-from planner.components.rotary import LongRopeScaling, RotaryScaling
+from planner.components.rotary import DynamicScaling, LongRopeScaling, RotaryScaling
 from planner.errors import InvalidSpec, Problem
 
 NormPlacement = Literal["pre", "post", "sandwich", "after_residual"]
@@ -224,6 +224,13 @@ class ArchitectureSpec(_Part):
                     )
             return
         scaling = mixer.rope_scaling or self.positions.scaling
+        if isinstance(scaling, DynamicScaling) and mixer.rotary_dim == 2:
+            refuse(
+                f"{where}.rope_scaling.kind" if mixer.rope_scaling is not None else "positions.scaling.kind",
+                "A base that grows has no effect where a single pair of channels is rotated.",
+                "Choose another kind of scaling, or rotate more channels.",
+                "single_frequency",
+            )
         if isinstance(scaling, LongRopeScaling) and mixer.rotary_dim:
             place = f"{where}.rope_scaling" if mixer.rope_scaling is not None else "positions.scaling"
             for field in ("short_factor", "long_factor"):

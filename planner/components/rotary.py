@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from planner.components.base import refuse
 
 
 class _Scaling(BaseModel):
@@ -79,6 +81,17 @@ class Llama3Scaling(_Scaling):
     high_freq_factor: float = Field(gt=0)
     """Turns within the original context from which a frequency stays."""
     original_max_position_embeddings: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.high_freq_factor <= self.low_freq_factor:
+            refuse(
+                "high_freq_factor",
+                f"Between {self.low_freq_factor} and {self.high_freq_factor} turns there is nothing to blend over.",
+                "Choose a value above low_freq_factor.",
+                "empty_range",
+            )
+        return self
 
 
 class LongRopeScaling(_Scaling):

@@ -81,7 +81,7 @@ class Rotation:
         return ((pairs - first) / width).clamp(0, 1)
 
     def angles(self, start: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of ``count`` positions from ``start`` on, each (count, channels) and in the type of ``like``."""
+        """Cosine and sine, each (count, channels) in the type of ``like``, of ``count`` positions from ``start`` on."""
         wide = torch.float64 if like.dtype == torch.float64 else torch.float32
         positions = torch.arange(start, start + count, device=like.device, dtype=wide)
         angles = positions[:, None] * self.frequencies(start + count, like.device, wide)[None, :]
