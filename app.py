@@ -8,7 +8,8 @@ from pages.widgets import chrome
 
 PAGES = {
     "": [("home", "Home", "")],
-    "Design": [("studio", "Studio", "studio")],
+    "Design": [("studio", "Studio", "studio"), ("gallery", "Gallery", "gallery")],
+    "Plan": [("sizing", "Sizing and fit", "sizing")],
     "Prove": [("jobs", "Jobs", "jobs"), ("benchmarks", "Benchmarks", "benchmarks"), ("kernels", "Kernels", "kernels")],
     "Decide": [("compare", "Compare", "compare"), ("decisions", "Decisions", "decisions")],
 }

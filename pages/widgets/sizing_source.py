@@ -1,0 +1,134 @@
+"""What the sizing page sizes: a preset, a stored revision, or the Studio's draft; and for what context and types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from pages.widgets import address, chrome, edits, figures
+from pages.widgets import draft as drafts
+from pages.widgets.address import View
+from pages.widgets.draft import Draft, Settings
+from pages.widgets.labels import distinct
+from pages.widgets.starting import starting_spec
+from planner import PlannerError
+from planner.cache import CACHE_DTYPE_BYTES
+from planner.presets import preset, preset_ids
+from planner.serving import WEIGHT_FORMATS
+
+PARAMETERS = ("preset", "design", "revision", "draft")
+"""Query parameters that say what is sized."""
+CONTEXTS = tuple(2**exponent for exponent in range(10, 21))
+BATCHES = tuple(2**exponent for exponent in range(0, 11))
+
+
+def from_address() -> Draft:
+    """What the address asks for; without a wish, what the Studio has open in this session."""
+    asked = {name: value for name, value in address.asked("sizing").items() if name in PARAMETERS}
+    if "preset" in asked:
+        try:
+            return drafts.opened(preset(asked["preset"]).spec)
+        except PlannerError as error:
+            draft = drafts.opened(starting_spec())
+            draft.notice = str(error)
+            return draft
+    if asked:
+        return drafts.from_address(asked, starting_spec())
+    open_in_studio: Draft | None = st.session_state.get("draft")
+    if open_in_studio is None:
+        return drafts.opened(starting_spec())
+    draft = drafts.opened(open_in_studio.spec, open_in_studio.origin)
+    draft.settings = open_in_studio.settings
+    return draft
+
+
+def studio_query(draft: Draft) -> dict[str, str]:
+    """The address under which the Studio opens what is sized."""
+    return {"draft": drafts.pack(draft.spec, draft.settings)}
+
+
+def take_settings(view: View, draft: Draft) -> None:
+    """Give the draft the settings that the view holds; a value that cannot be is brought back to its default."""
+    serving, training = draft.settings.serving, draft.settings.training
+    view.choice("weights", WEIGHT_FORMATS)
+    view.choice("cache", CACHE_DTYPE_BYTES)
+    for name, known in (("context", CONTEXTS), ("length", CONTEXTS), ("batch", BATCHES)):
+        view.choice(name, _with(known, view.defaults[name]))
+    draft.settings = Settings(
+        edits.revalued(
+            serving,
+            {
+                "context_length": int(view["context"]),
+                "batch_size": int(view["batch"]),
+                "weight_format": view["weights"],
+                "cache_dtype": view["cache"],
+            },
+        ),
+        edits.revalued(training, {"sequence_length": int(view["length"])}),
+        draft.settings.share,
+    )
+
+
+def _with(known: tuple[int, ...], own: str) -> list[str]:
+    """The usual values, and the draft's own among them."""
+    return [str(value) for value in sorted({*known, int(own)})]
+
+
+def form(view: View, draft: Draft) -> None:
+    """What is sized, and for what."""
+    with st.container(border=True, key="panel-sizing-settings", gap="small"):
+        row = st.columns([1.7, 1.25, 1, 0.75, 0.75, 1.25], gap="small", vertical_alignment="top")
+        with row[0]:
+            _source(view, draft)
+        fields: list[tuple[int, str, str, list[str], Callable[[str], str], str]] = [
+            (1, "context", "Context", _with(CONTEXTS, view.defaults["context"]), _length, "slider"),
+            (2, "batch", "Sequences", _with(BATCHES, view.defaults["batch"]), lambda text: f"{int(text):,}", "slider"),
+            (3, "weights", "Weights in", list(WEIGHT_FORMATS), str, "box"),
+            (4, "cache", "Cache in", list(CACHE_DTYPE_BYTES), str, "box"),
+            (5, "length", "Training sequence", _with(CONTEXTS, view.defaults["length"]), _length, "slider"),
+        ]
+        for place, name, label, options, text, kind in fields:
+            if kind == "slider":
+                row[place].select_slider(label, options, key=view.key(name), format_func=text)
+            else:
+                row[place].selectbox(label, options, key=view.key(name), format_func=text)
+
+
+def _length(text: str) -> str:
+    return figures.context(int(text))
+
+
+def _source(view: View, draft: Draft) -> None:
+    """A choice of presets, saved designs and what is open."""
+    labels: dict[str, str] = {}
+    asked = address.asked("sizing")
+    now = "here"
+    if "preset" in asked and asked["preset"] in preset_ids():
+        now = f"preset:{asked['preset']}"
+    elif "draft" not in asked and draft.origin is not None:
+        now = f"design:{draft.origin.design_id}:{draft.origin.number}"
+    if now == "here":
+        labels["here"] = f"Studio: {draft.spec.name}"
+    designs: dict[str, str] = {}
+    with chrome.guard():
+        for design in chrome.get_store().designs.list():
+            designs[f"design:{design.id}:{design.latest.number}"] = f"{design.name}, revision {design.latest.number}"
+    if now.startswith("design:"):  # an older revision, or an archived design, may still be looked at
+        designs.setdefault(now, f"{draft.spec.name}, revision {now.rsplit(':', 1)[-1]}")
+    labels |= designs
+    labels |= {f"preset:{name}": preset(name).title for name in preset_ids()}
+    labels = distinct(labels)
+    key = f"sizing-source-{now}"
+
+    def choose() -> None:
+        kind, _, rest = str(st.session_state[key]).partition(":")
+        cleared: dict[str, str | None] = dict.fromkeys(PARAMETERS)
+        if kind == "preset":
+            cleared["preset"] = rest
+        elif kind == "design":
+            cleared["design"], cleared["revision"] = rest.split(":")
+        view.write(**cleared)
+
+    options = list(labels)
+    st.selectbox("Design", options, index=options.index(now), key=key, format_func=labels.__getitem__, on_change=choose)
