@@ -136,7 +136,7 @@ def strip(draft: Draft) -> None:
         paints=paints(),
         key="strip",
         on_select=select,
-        on_paint=lambda name: paint(draft, name),
+        on_paint=lambda name, layers: paint(draft, name, tuple(layers)),
     )
     if "paint" in draft.problems:
         chrome.field_error(draft.problems["paint"])
@@ -162,8 +162,8 @@ def paint_label(kind: str) -> str:
     return short[kind] if kind in short else words.kind_label(kind)
 
 
-def paint(draft: Draft, name: str) -> None:
-    """Give the selected layers the mixer that a chip stands for."""
+def paint(draft: Draft, name: str, layers: tuple[int, ...]) -> None:
+    """Give layers the mixer that a chip stands for."""
     part, kind, *reach = name.split(":")
     component = edits.kinds_of(edits.MIXER_UNIONS[part])[kind]
 
@@ -178,7 +178,7 @@ def paint(draft: Draft, name: str) -> None:
             made = edits.revalued(made, changes)
         return edits.revalued(layer, {part: made})
 
-    inspector.try_edit(draft, edits.change_layers, draft.selected, change, field="paint")
+    inspector.try_edit(draft, edits.change_layers, layers, change, field="paint")
 
 
 def stack(draft: Draft, costs: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,8 @@ from planner import (
 from planner.plans import Plan
 
 UNDO_DEPTH = 200
+LAG_SECONDS = 3.0
+"""How long an address that was left may still come with the browser's requests."""
 LARGEST_DRAFT_BYTES = 2_000_000
 """What an address may unpack to: far above any design, far below what would hurt."""
 
@@ -78,6 +81,23 @@ class Draft:
     notice: str = ""
     address: dict[str, str] = field(default_factory=dict)
     """Query parameters as they were last written."""
+    left: list[tuple[float, dict[str, str]]] = field(default_factory=list)
+    """When earlier addresses were left, and what they were."""
+
+    def lags(self, asked: dict[str, str]) -> bool:
+        """Whether the browser still stands at an address that this draft has just left.
+
+        An edit that follows another closely is sent before the browser has taken the new address: that is no wish to
+        go back, and the draft must not be read from it.
+        """
+        since = time.monotonic() - LAG_SECONDS
+        return any(asked == address for when, address in self.left if when >= since)
+
+    def move_to(self, address: dict[str, str]) -> None:
+        """Note that the draft now stands at ``address``."""
+        now = time.monotonic()
+        self.left = [entry for entry in self.left if entry[0] >= now - LAG_SECONDS] + [(now, self.address)]
+        self.address = address
 
     def change(self, spec: ArchitectureSpec, *, refresh: bool = True) -> None:
         """Take ``spec`` as the design. ``refresh`` gives all field widgets fresh values from it."""
@@ -206,7 +226,7 @@ def current(default: ArchitectureSpec) -> Draft:
     """This session's draft: the one in the address where it is new there, else the one being edited."""
     asked = dict(st.query_params)
     draft: Draft | None = st.session_state.get("draft")
-    if draft is None or (asked and asked != draft.address):
+    if draft is None or (asked and asked != draft.address and not draft.lags(asked)):
         draft = from_address(asked, default)
         draft.address = asked
         st.session_state["draft"] = draft
@@ -267,5 +287,5 @@ def write_address(draft: Draft) -> None:
     """Put the draft into the address, if it is not there yet."""
     query = draft.query()
     if query != draft.address or dict(st.query_params) != query:
+        draft.move_to(query)
         st.query_params.from_dict(query)
-        draft.address = query

@@ -26,7 +26,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const hint = root.querySelector(".hint");
   const paints = root.querySelector(".paints");
   const count = data.cells.length;
-  const state = (root.state ??= { first: null, last: null, dragging: false });
+  const state = (root.state ??= { first: null, last: null, dragging: false, chosen: [], painted: [] });
 
   // Layers
   while (lanes.children.length > count) lanes.lastChild.remove();
@@ -56,9 +56,34 @@ export default function ({ data, parentElement, setTriggerValue }) {
     mark.style.left = `${((index + 0.5) / count) * 100}%`;
   }
 
+  // Paints. A click may come before the server has seen the last one, and only the newest report arrives then: each
+  // report carries all clicks that the server has not answered, with the layers that each was meant for.
+  state.painted = state.painted.filter((click) => click.number > data.painted);
+  const names = data.paints.map((paint) => paint.name).join();
+  if (paints.dataset.names !== names) {
+    paints.dataset.names = names;
+    paints.replaceChildren();
+    data.paints.forEach((paint) => {
+      const chip = element("button", "chip", paints);
+      chip.type = "button";
+      chip.dataset.paint = paint.name;
+      element("i", "dot", chip).style.background = `var(--${paint.token})`;
+      element("span", "", chip).textContent = paint.label;
+    });
+  }
+  [...paints.children].forEach((chip) => {
+    chip.onclick = () => {
+      const number = Math.max(Date.now(), (state.painted.at(-1)?.number ?? 0) + 1);
+      state.painted.push({ number, name: chip.dataset.paint, layers: state.chosen });
+      setTriggerValue("paint", [...state.painted]);
+    };
+  });
+
   // What is selected: contiguous runs are framed
   const frame = (chosen) => {
     const set = new Set(chosen);
+    state.chosen = chosen;
+    for (const chip of paints.children) chip.disabled = !chosen.length;
     [...lanes.children].forEach((box, index) => {
       const on = set.has(index);
       box.setAttribute("aria-selected", String(on));
@@ -134,22 +159,5 @@ export default function ({ data, parentElement, setTriggerValue }) {
     state.timer = setTimeout(report, 180); // several key presses are one selection
   };
 
-  // Paints
-  const names = data.paints.map((paint) => paint.name).join();
-  if (paints.dataset.names !== names) {
-    paints.dataset.names = names;
-    paints.replaceChildren();
-    data.paints.forEach((paint) => {
-      const chip = element("button", "chip", paints);
-      chip.type = "button";
-      chip.dataset.paint = paint.name;
-      element("i", "dot", chip).style.background = `var(--${paint.token})`;
-      element("span", "", chip).textContent = paint.label;
-    });
-  }
-  [...paints.children].forEach((chip) => {
-    chip.disabled = !data.selected.length;
-    chip.onclick = () => setTriggerValue("paint", chip.dataset.paint);
-  });
   return () => clearTimeout(state.timer);
 }

@@ -113,7 +113,7 @@ def _replace(draft: Draft, spec: ArchitectureSpec) -> None:
     fresh.past = [*draft.past, draft.spec]
     fresh.settings = Settings(draft.settings.serving, draft.settings.training, draft.settings.share)
     fresh.generation = draft.generation + 1
-    fresh.address = draft.address  # else the old draft in the address would be taken for a wish
+    fresh.address, fresh.left = draft.address, draft.left  # else the old address would be taken for a wish
     st.session_state["draft"] = fresh
     st.rerun()
 

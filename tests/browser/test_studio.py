@@ -139,6 +139,18 @@ def test_no_error_reaches_the_console_or_the_page(page: Any, server: str) -> Non
     assert page.locator(".stException").all_inner_texts() == []
 
 
+def test_edits_that_follow_each_other_faster_than_the_address_are_all_kept(page: Any, server: str) -> None:
+    opened(page, server)
+    drag(page, 4, 9)
+    inspector(page, "layers 4–9")
+    kinds = ("sequence_mixer:mamba1", "sequence_mixer:mamba2", "channel_mixer:moe", "channel_mixer:mlp")
+    for kind in 2 * kinds:
+        page.locator(f".chip[data-paint='{kind}']").click()
+        page.wait_for_timeout(40)
+    page.locator(".pl-head", has_text="8 changes not saved").wait_for()
+    assert page.locator(".cell[aria-selected='true']").count() == 6
+
+
 def test_a_pasted_configuration_is_refused_at_its_line_and_a_preset_opens_is_saved_and_queued(
     page: Any, server: str
 ) -> None:
