@@ -6,6 +6,7 @@ from pydantic import Field
 
 from planner.components.attention import Attention
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor
+from planner.components.gated_delta_net import GatedDeltaNet
 from planner.components.latent_attention import LatentAttention
 from planner.components.mamba1 import Mamba1
 from planner.components.mamba2 import Mamba2
@@ -15,7 +16,7 @@ from planner.components.norms import LayerNorm, Norm, RMSNorm
 from planner.components.short_convolution import ShortConvolution
 
 SequenceMixer = Annotated[
-    Attention | LatentAttention | Mamba1 | Mamba2 | ShortConvolution,
+    Attention | GatedDeltaNet | LatentAttention | Mamba1 | Mamba2 | ShortConvolution,
     Field(discriminator="kind"),
 ]
 ChannelMixer = Annotated[MLP | MoE, Field(discriminator="kind")]
@@ -26,6 +27,7 @@ __all__ = [
     "CacheEntry",
     "ChannelMixer",
     "Component",
+    "GatedDeltaNet",
     "LatentAttention",
     "LayerNorm",
     "Mamba1",

@@ -17,13 +17,21 @@ def _attention() -> st.SearchStrategy[dict[str, Any]]:
             "num_key_value_heads": key_value_heads,
             "num_attention_heads": key_value_heads * draw(st.integers(1, 4)),
             "head_dim": draw(st.sampled_from([8, 16, 24, 40])),
-            "query_key_norm": draw(st.sampled_from([None, "head", "projection"])),
+            "value_head_dim": draw(st.sampled_from([None, 8, 32])),
+            "query_key_norm": draw(st.sampled_from([None, "head", "projection", "each_head"])),
             "query_key_value_bias": draw(st.booleans()),
+            "query_key_value_clip": draw(st.sampled_from([None, 8.0])),
+            "output_gate": draw(st.sampled_from([None, "elementwise", "headwise"])),
             "output_bias": draw(st.booleans()),
+            "sinks": draw(st.booleans()),
         }
-        if draw(st.booleans()):
-            mixer["sliding_window"] = draw(st.integers(1, 64))
-            if draw(st.booleans()):
+        if mixer["query_key_norm"] is not None:
+            kind = draw(st.sampled_from(["rms_norm", "layer_norm"]))
+            mixer |= {"query_key_norm_kind": kind, "query_key_norm_bias": kind == "layer_norm" and draw(st.booleans())}
+        reach = draw(st.sampled_from([None, "sliding_window", "attention_chunk_size"]))
+        if reach is not None:
+            mixer[reach] = draw(st.integers(1, 64))
+            if reach == "sliding_window" and draw(st.booleans()):
                 mixer["dilation"] = draw(st.integers(2, 5))
         return mixer
 
@@ -79,6 +87,24 @@ def _mamba2() -> st.SearchStrategy[dict[str, Any]]:
             "norm_groups": draw(st.sampled_from([None, 1, 2, 4])),
             "activation": draw(st.sampled_from(["silu", "relu"])),
             "longest_time_step": draw(st.sampled_from([None, 0.1])),
+        }
+
+    return st.composite(build)()
+
+
+def _gated_delta_net() -> st.SearchStrategy[dict[str, Any]]:
+    def build(draw: Any) -> dict[str, Any]:
+        key_heads = draw(st.integers(1, 3))
+        return {
+            "kind": "gated_delta_net",
+            "num_key_heads": key_heads,
+            "num_value_heads": key_heads * draw(st.integers(1, 3)),
+            "key_head_dim": draw(st.sampled_from([8, 16, 24])),
+            "value_head_dim": draw(st.sampled_from([8, 16, 20])),
+            "conv_kernel": draw(st.integers(1, 5)),
+            "chunk_size": draw(st.sampled_from([16, 64, 100])),
+            "activation": draw(st.sampled_from(["silu", "relu"])),
+            "negative_eigenvalues": draw(st.booleans()),
         }
 
     return st.composite(build)()
@@ -152,7 +178,7 @@ def _layer(
 def specs(draw: Any, most_layers: int = 3) -> ArchitectureSpec:
     """One to ``most_layers`` groups of as many layers each, over all components."""
     positions = draw(st.sampled_from(["rotary", "learned", "alibi", "none"]))
-    mixers = [_attention(), _mamba1(), _mamba2(), _short_convolution()]
+    mixers = [_attention(), _mamba1(), _mamba2(), _short_convolution(), _gated_delta_net()]
     mixers += [_latent_attention()] if positions == "rotary" else []
     layer = st.tuples(
         st.none() | st.one_of(mixers),

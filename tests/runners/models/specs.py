@@ -125,6 +125,24 @@ def mamba2s(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def gated_delta_nets(draw: st.DrawFn) -> dict[str, Any]:
+    key_heads = draw(st.sampled_from([1, 2]))
+    return {
+        "kind": "gated_delta_net",
+        "num_key_heads": key_heads,
+        "num_value_heads": key_heads * draw(st.sampled_from([1, 2])),
+        "key_head_dim": draw(st.sampled_from([1, 6])),
+        "value_head_dim": draw(st.sampled_from([4, 6])),
+        "conv_kernel": draw(st.sampled_from([1, 4])),
+        "chunk_size": draw(st.sampled_from([1, 5, 8])),
+        "activation": draw(st.sampled_from(["silu", "relu"])),
+        "output_activation": draw(st.sampled_from(["silu", "sigmoid"])),
+        "negative_eigenvalues": draw(st.booleans()),
+        "norm_epsilon": draw(st.sampled_from([None, 1e-3])),
+    }
+
+
+@st.composite
 def short_convolutions(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "kind": "short_convolution",
@@ -181,7 +199,7 @@ def moes(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def layers(draw: st.DrawFn, positions: str) -> dict[str, Any]:
-    mixers = [attentions(), mamba1s(), mamba2s(), short_convolutions(), st.none()]
+    mixers = [attentions(), mamba1s(), mamba2s(), short_convolutions(), gated_delta_nets(), st.none()]
     mixers += [latent_attentions(positions == "rotary")] if positions != "alibi" else []
     sequence = draw(st.one_of(mixers))
     channel = draw(st.one_of(mlps(), moes(), st.none()) if sequence is not None else st.one_of(mlps(), moes()))
