@@ -1,4 +1,4 @@
-"""Gated DeltaNet: linear attention whose state forgets and is corrected (Yang et al. 2024, arXiv:2412.06464, section 3).
+"""Gated DeltaNet: linear attention whose state forgets and is corrected (Yang et al. 2024, arXiv:2412.06464).
 
 The state S of a head, (key_head_dim, value_head_dim), is ``S = a (I - b k k^T) S + b k v^T`` at each position, with a
 decay a and a strength b of the correction; it is advanced by whole chunks (Yang et al. 2024, arXiv:2406.06484).

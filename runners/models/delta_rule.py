@@ -59,7 +59,7 @@ def chunked_delta(
     value_dim). Decays and systems are computed in the type of ``decay``, products in that of ``v``. Positions are
     padded to whole chunks; without decay and correction a position changes no state.
     """
-    batch, length, heads, width = v.shape
+    length, heads = v.shape[1:3]
     key_heads, wide, narrow = k.shape[2], decay.dtype, v.dtype
     q, k = unit(q, wide) * k.shape[-1] ** -0.5, unit(k, wide)
     missing = -length % chunk

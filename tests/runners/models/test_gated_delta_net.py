@@ -126,6 +126,7 @@ def test_heads_that_do_not_share_evenly_are_refused() -> None:
 def test_a_prototype_keeps_the_heads_of_values_a_head_of_keys() -> None:
     wide = model_of({**MIXER, "num_key_heads": 16, "num_value_heads": 32, "key_head_dim": 128, "value_head_dim": 128})
     small = scale_down(parse_spec({**wide, "hidden_size": 2048}), 200_000).spec.layer_groups[0].layers[0].sequence_mixer
-    assert small is not None and small.kind == "gated_delta_net"
+    assert small is not None
+    assert small.kind == "gated_delta_net"
     assert small.num_value_heads == 2 * small.num_key_heads
     assert small.key_head_dim < 128
