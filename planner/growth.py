@@ -23,17 +23,6 @@ from planner.symbolic import candidates
 Direction = Literal["width", "depth"]
 Measure = Literal["parameters", "flops"]
 
-GROWS_WITH_WIDTH: dict[str, tuple[str, ...]] = {
-    "attention": ("num_attention_heads", "num_key_value_heads"),
-    "latent_attention": ("num_attention_heads",),
-    "mamba1": ("intermediate_size", "time_step_rank"),
-    "mamba2": ("num_heads",),
-    "short_convolution": (),
-    "mlp": ("intermediate_size",),
-    "moe": ("intermediate_size", "shared_intermediate_size", "latent_size"),
-}
-"""Fields of each kind of mixer that are multiplied with the stream."""
-
 
 @dataclass(frozen=True, slots=True)
 class Growth:
@@ -94,14 +83,14 @@ def _wide(spec: ArchitectureSpec) -> Iterator[tuple[str, int]]:
                 if mixer is None:
                     continue
                 path = f"layer_groups[{index}].layers[{position}].{part}"
-                if mixer.kind not in GROWS_WITH_WIDTH:
+                if mixer.grows is None:
                     raise UnsupportedPlan.of(
                         f"How a {mixer.kind.replace('_', ' ')} grows in width is not modelled.",
                         path=path,
                         remedy="Let the model grow in depth.",
                         code="unknown_growth",
                     )
-                for name in GROWS_WITH_WIDTH[mixer.kind]:
+                for name in mixer.grows:
                     value = getattr(mixer, name, None)
                     if value is not None:
                         yield f"{path}.{name}", value

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from planner import ArchitectureSpec, InvalidSpec, Layer, LayerGroup
 from planner.components import ChannelMixer, Component, SequenceMixer
+from planner.components import kinds_of as kinds_of
 from planner.spec import problems_of
 
 MIXER_UNIONS: dict[str, Any] = {"sequence_mixer": SequenceMixer, "channel_mixer": ChannelMixer}
@@ -22,12 +23,6 @@ _SHARED = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 """Fields that mean the same in every component that has them; a ``head_dim`` of attention is none of Mamba's."""
 LARGEST_STACK = 2048
 """Layers that the editor takes: more is a slip of the keyboard, and the strip could not show them."""
-
-
-def kinds_of(union: Any) -> dict[str, type[Component]]:
-    """The components of a discriminated union by their ``kind``."""
-    members = get_args(get_args(union)[0])
-    return {member.model_fields["kind"].default: member for member in members}
 
 
 def unfolded(spec: ArchitectureSpec) -> list[Layer]:

@@ -19,6 +19,8 @@ from typing import Any, Literal
 import streamlit as st
 import yaml
 
+from planner.components import ChannelMixer, SequenceMixer, kinds_of
+
 ASSETS = pathlib.Path(__file__).resolve().parents[2] / "assets"
 Mode = Literal["light", "dark"]
 Palette = dict[str, str]
@@ -68,18 +70,13 @@ def stylesheet() -> str:
 
 
 _COMPONENT_TOKENS = {
-    "attention": "attention",
-    "latent_attention": "latent",
-    "linear_attention": "linear",
-    "mamba1": "state-space",
-    "mamba2": "state-space",
-    "mlp": "mlp",
-    "moe": "experts",
     "token_embedding": "embedding",
     "position_embedding": "embedding",
     "lm_head": "embedding",
     "norm": "norm",
+    **{part.component: part.family for union in (SequenceMixer, ChannelMixer) for part in kinds_of(union).values()},
 }
+"""A mixer's token is the family that it says it belongs to."""
 
 
 def component_token(component: str) -> str:

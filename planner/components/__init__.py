@@ -1,6 +1,6 @@
 """The building blocks of a layer. A component is registered by being in one of these unions."""
 
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
@@ -21,6 +21,12 @@ SequenceMixer = Annotated[
 ]
 ChannelMixer = Annotated[MLP | MoE, Field(discriminator="kind")]
 
+
+def kinds_of(union: Any) -> dict[str, type[Component]]:
+    """The components of one of these unions by their ``kind``."""
+    return {member.model_fields["kind"].default: member for member in get_args(get_args(union)[0])}
+
+
 __all__ = [
     "MLP",
     "Attention",
@@ -40,4 +46,5 @@ __all__ = [
     "SequenceMixer",
     "ShortConvolution",
     "Tensor",
+    "kinds_of",
 ]

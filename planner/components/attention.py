@@ -49,6 +49,8 @@ class Attention(Component):
     """Causal self-attention over the residual stream."""
 
     component: ClassVar[str] = "attention"
+    family: ClassVar[str] = "attention"
+    grows: ClassVar[tuple[str, ...] | None] = ("num_attention_heads", "num_key_value_heads")
     symbols: ClassVar[dict[str, str]] = {
         "num_attention_heads": "n_q",
         "num_key_value_heads": "n_kv",

@@ -88,6 +88,11 @@ class Component(BaseModel):
 
     component: ClassVar[str] = ""
     """The name that parameters, FLOPs and colours go under."""
+    family: ClassVar[str] = "other"
+    """What people tell apart at a glance, and a diagram by colour: ``attention``, ``latent``, ``linear`` (linear in the
+    length: linear attention, delta rules, convolutions), ``state-space``, ``mlp``, ``experts``."""
+    grows: ClassVar[tuple[str, ...] | None] = None
+    """Fields that are multiplied with the stream where a model grows in width; ``None``: nobody has said yet."""
     widths: ClassVar[tuple[str, ...]] = ()
     """Fields that a prototype has in proportion to the width of the stream."""
     reasons: ClassVar[dict[str, str]] = {}
@@ -129,18 +134,13 @@ class Component(BaseModel):
         return self
 
     def narrowed(self, width: float) -> Self:
-        """The same block, in numbers, for a stream that is ``width`` times as wide: :attr:`widths` follow it."""
-        return self._with_widths(Scale(width))
+        """The same block, in numbers, for a stream that is ``width`` times as wide; :attr:`widths` are seen to."""
+        return self
 
     def scaled(self, scale: Scale) -> Self:
         """The same block, in numbers, as a prototype of that scale has it; :attr:`reasons` say why."""
-        if type(self).narrowed is not Component.narrowed:
-            return self.narrowed(scale.width)
-        return self._with_widths(scale)
-
-    def _with_widths(self, scale: Scale) -> Self:
         present = {name: getattr(self, name) for name in self.widths}
-        return self.model_copy(
+        return self.narrowed(scale.width).model_copy(
             update={name: scale.width_of(value) for name, value in present.items() if value is not None}
         )
 

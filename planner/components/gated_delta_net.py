@@ -21,6 +21,8 @@ class GatedDeltaNet(Component):
     """Queries, keys and values through a short convolution, the gated delta rule, a norm a head and an output gate."""
 
     component: ClassVar[str] = "linear_attention"
+    family: ClassVar[str] = "linear"
+    grows: ClassVar[tuple[str, ...] | None] = ("num_key_heads", "num_value_heads")
     symbols: ClassVar[dict[str, str]] = {
         "num_key_heads": "n_k",
         "num_value_heads": "n_v",

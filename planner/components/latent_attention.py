@@ -19,6 +19,8 @@ class LatentAttention(Component):
     """Causal self-attention whose cache holds one latent and one rotated key a token, shared by all heads."""
 
     component: ClassVar[str] = "latent_attention"
+    family: ClassVar[str] = "latent"
+    grows: ClassVar[tuple[str, ...] | None] = ("num_attention_heads",)
     widths: ClassVar[tuple[str, ...]] = ("q_lora_rank", "kv_lora_rank")
     reasons: ClassVar[dict[str, str]] = {
         "num_attention_heads": "the ratio of all heads' channels to the hidden size is kept",

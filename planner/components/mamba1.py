@@ -17,6 +17,8 @@ class Mamba1(Component):
     """Gated selective scan; ``intermediate_size`` channels with ``state_size`` states each."""
 
     component: ClassVar[str] = "mamba1"
+    family: ClassVar[str] = "state-space"
+    grows: ClassVar[tuple[str, ...] | None] = ("intermediate_size", "time_step_rank")
     widths: ClassVar[tuple[str, ...]] = ("intermediate_size",)
     reasons: ClassVar[dict[str, str]] = {"time_step_rank": "the ratio to the hidden size is kept"}
     symbols: ClassVar[dict[str, str]] = {

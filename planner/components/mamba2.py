@@ -18,6 +18,8 @@ class Mamba2(Component):
     """Heads with a scalar decay each, computed in chunks by matrix multiplications."""
 
     component: ClassVar[str] = "mamba2"
+    family: ClassVar[str] = "state-space"
+    grows: ClassVar[tuple[str, ...] | None] = ("num_heads",)
     reasons: ClassVar[dict[str, str]] = {
         "num_heads": "the ratio of all heads' channels to the hidden size is kept",
         "head_dim": "a multiple of 8",

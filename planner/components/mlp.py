@@ -62,6 +62,8 @@ class MLP(Component):
     """``down(activation(gate(x)) * up(x))``, or ``down(activation(up(x)))`` without a gate."""
 
     component: ClassVar[str] = "mlp"
+    family: ClassVar[str] = "mlp"
+    grows: ClassVar[tuple[str, ...] | None] = ("intermediate_size",)
     widths: ClassVar[tuple[str, ...]] = ("intermediate_size",)
     symbols: ClassVar[dict[str, str]] = {"intermediate_size": "f"}
 

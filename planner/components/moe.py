@@ -23,6 +23,8 @@ class MoE(Component):
     """Routed experts (dropless, top-k), with an optional shared expert."""
 
     component: ClassVar[str] = "moe"
+    family: ClassVar[str] = "experts"
+    grows: ClassVar[tuple[str, ...] | None] = ("intermediate_size", "shared_intermediate_size", "latent_size")
     widths: ClassVar[tuple[str, ...]] = ("intermediate_size", "shared_intermediate_size", "latent_size")
     reasons: ClassVar[dict[str, str]] = {
         "num_experts": "fewer, as the budget is small; those of a token are kept",

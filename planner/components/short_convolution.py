@@ -15,6 +15,8 @@ class ShortConvolution(Component):
     """``out(C * conv(B * x))``: one projection gives the gates B and C and the input x, all as wide as the stream."""
 
     component: ClassVar[str] = "short_convolution"
+    family: ClassVar[str] = "linear"
+    grows: ClassVar[tuple[str, ...] | None] = ()
     symbols: ClassVar[dict[str, str]] = {"conv_kernel": "k"}
 
     kind: Literal["short_convolution"] = "short_convolution"

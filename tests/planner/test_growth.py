@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from planner import ArchitectureSpec, UnsupportedPlan, flops, parse_spec, size
-from planner.growth import GROWS_WITH_WIDTH, grow
+from planner.components import Mamba2
+from planner.growth import grow
 
 
 def model(width: int, repeats: int = 2) -> ArchitectureSpec:
@@ -59,7 +60,7 @@ def test_each_factor_has_the_shares_of_the_model_that_it_makes(by: str, measure:
 
 
 def test_a_mixer_without_a_rule_is_refused_in_width_and_grows_in_depth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(GROWS_WITH_WIDTH, "mamba2")
+    monkeypatch.setattr(Mamba2, "grows", None)
     with pytest.raises(UnsupportedPlan, match=r"layer_groups\[0\].layers\[1\].sequence_mixer") as refused:
         grow(model(1), (1, 2))
     assert refused.value.remedy == "Let the model grow in depth."
