@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
-
-from pages.widgets.spec_fields import fields_of, text_of
+from planner.components import Component
 
 _KINDS = {
     "mlp": "MLP",
@@ -17,8 +15,6 @@ _KINDS = {
     "layer_norm": "LayerNorm",
     "lm_head": "LM head",
 }
-_ACTIVATIONS = {"silu": "SiLU", "gelu": "GELU", "gelu_tanh": "GELU", "relu": "ReLU", "relu_squared": "ReLU²"}
-_GATED = {"silu": "SwiGLU", "gelu": "GeGLU", "gelu_tanh": "GeGLU", "relu": "ReGLU"}
 
 
 def kind_label(kind: str) -> str:
@@ -26,44 +22,17 @@ def kind_label(kind: str) -> str:
     return _KINDS.get(kind, kind.replace("_", " ").capitalize())
 
 
-def title(part: Any) -> str:
+def title(part: Component) -> str:
     """A component and its variety: ``Attention · grouped-query, full``."""
-    name = "MoE" if part.kind == "moe" else kind_label(part.kind)
-    if part.kind == "attention":
-        heads, shared = part.num_attention_heads, part.num_key_value_heads
-        sharing = "multi-head" if shared == heads else "multi-query" if shared == 1 else "grouped-query"
-        return f"{name} · {sharing}, {_reach(part)}"
-    if part.kind in ("mlp", "moe"):
-        gated = _GATED.get(part.activation, f"gated {part.activation}")
-        return f"{name} · {gated if part.gated else _ACTIVATIONS.get(part.activation, part.activation)}"
-    return name
+    kind = getattr(part, "kind", "")
+    name = "MoE" if kind == "moe" else kind_label(kind)
+    variety = part.variety()
+    return f"{name} · {variety}" if variety else name
 
 
-def _reach(part: Any) -> str:
-    if part.sliding_window is None:
-        return "full"
-    return f"{'dilated window' if part.dilation is not None else 'window'} {part.sliding_window:,}"
-
-
-def note(part: Any) -> str:
+def note(part: Component) -> str:
     """A component's sizes in a few words: ``32 heads, 8 KV, 128 wide``."""
-    if part.kind == "attention":
-        return f"{part.num_attention_heads:,} heads, {part.num_key_value_heads:,} KV, {part.head_dim:,} wide"
-    if part.kind == "latent_attention":
-        return f"{part.num_attention_heads:,} heads, latent {part.kv_lora_rank:,}"
-    if part.kind == "mlp":
-        return f"{part.intermediate_size:,}"
-    if part.kind == "moe":
-        return f"{part.num_experts_per_tok:,} of {part.num_experts:,} experts, {part.intermediate_size:,} each"
-    if part.kind == "mamba2":
-        return f"{part.num_heads:,} heads of {part.head_dim:,}, state {part.state_size:,}"
-    return sizes(part)
-
-
-def sizes(part: BaseModel) -> str:
-    """Any component's first required sizes, in its own field names."""
-    views = [view for view in fields_of(type(part)) if view.required][:3]
-    return ", ".join(f"{view.label.lower()} {text_of(getattr(part, view.name))}" for view in views)
+    return part.describe()
 
 
 def described(part: Any) -> str:

@@ -217,6 +217,20 @@ class Attention(Component):
             changed["softmax_scale"] = self.softmax_scale / math.sqrt(shrunk)
         return self.model_copy(update=changed)
 
+    def variety(self) -> str:
+        heads, shared = self.num_attention_heads, self.num_key_value_heads
+        sharing = "multi-head" if shared == heads else "multi-query" if shared == 1 else "grouped-query"
+        if self.attention_chunk_size is not None:
+            reach = f"chunks of {self.attention_chunk_size:,}"
+        elif self.sliding_window is not None:
+            reach = f"{'dilated window' if self.dilation is not None else 'window'} {self.sliding_window:,}"
+        else:
+            reach = "full"
+        return f"{sharing}, {reach}" + (", shared keys and values" if self.shares_key_values else "")
+
+    def describe(self) -> str:
+        return f"{self.num_attention_heads:,} heads, {self.num_key_value_heads:,} KV, {self.head_dim:,} wide"
+
     @property
     def rotary_dim(self) -> int:
         """Channels of a head that are rotated."""

@@ -144,6 +144,17 @@ class Component(BaseModel):
             update={name: scale.width_of(value) for name, value in present.items() if value is not None}
         )
 
+    def variety(self) -> str:
+        """What tells it from others of its kind, in a few words: ``grouped-query, window 4,096``; empty: nothing."""
+        return ""
+
+    def describe(self) -> str:
+        """Its sizes in a few words: ``32 heads, 8 KV, 128 wide``; here the first required ones under their names."""
+        fields = type(self).model_fields
+        sizes = [name for name in fields if type(getattr(self, name)) is int]
+        named = [name for name in sizes if fields[name].is_required()] or sizes
+        return ", ".join(f"{name.replace('_', ' ')} {getattr(self, name):,}" for name in named[:3])
+
     @property
     def expert_span(self) -> float:
         """By how much the number of its experts may be divided; 1 for a block without."""

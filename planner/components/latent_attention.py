@@ -77,6 +77,9 @@ class LatentAttention(Component):
             changed["softmax_scale"] = self.softmax_scale * math.sqrt(before / (nope + rope))
         return super().scaled(scale).model_copy(update=changed)
 
+    def describe(self) -> str:
+        return f"{self.num_attention_heads:,} heads, latent {self.kv_lora_rank:,}"
+
     @property
     def rotary_dim(self) -> int:
         """Channels that are rotated."""

@@ -103,6 +103,9 @@ class Mamba2(Component):
             changed["norm_groups"] = math.gcd(self.norm_groups, groups * per_group * head_dim)
         return self.model_copy(update=changed)
 
+    def describe(self) -> str:
+        return f"{self.num_heads:,} heads of {self.head_dim:,}, state {self.state_size:,}"
+
     @property
     def intermediate_size(self) -> Quantity:
         """Channels of all heads."""

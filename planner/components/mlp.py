@@ -58,6 +58,23 @@ def check_gate(activation: Activation, gated: bool) -> None:
         )
 
 
+_WORDS = {
+    "silu": ("SiLU", "SwiGLU"),
+    "gelu": ("GELU", "GeGLU"),
+    "gelu_tanh": ("GELU", "GeGLU"),
+    "relu": ("ReLU", "ReGLU"),
+    "relu_squared": ("ReLU²", "gated ReLU²"),
+    "clamped_swiglu": ("clamped SwiGLU", "clamped SwiGLU"),
+}
+
+
+def activation_words(activation: Activation, gated: bool) -> str:
+    """An activation as people call it, alone or beside a gate: ``SwiGLU``."""
+    plain = activation.replace("_", " ")
+    alone, with_gate = _WORDS.get(activation, (plain, f"gated {plain}"))
+    return with_gate if gated else alone
+
+
 class MLP(Component):
     """``down(activation(gate(x)) * up(x))``, or ``down(activation(up(x)))`` without a gate."""
 
@@ -77,6 +94,12 @@ class MLP(Component):
     def _check(self) -> Self:
         check_gate(self.activation, self.gated)
         return self
+
+    def variety(self) -> str:
+        return activation_words(self.activation, self.gated)
+
+    def describe(self) -> str:
+        return f"{self.intermediate_size:,}"
 
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
         if self.gated:

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from planner.components.base import Component, Operation, SavedTensor, Tensor, linear, projection, refuse
-from planner.components.mlp import Activation, check_gate, saved_inside
+from planner.components.mlp import Activation, activation_words, check_gate, saved_inside
 from planner.components.narrowing import Scale
 from planner.quantities import Quantity
 
@@ -128,6 +128,12 @@ class MoE(Component):
     def _expert_inputs(self, hidden_size: Quantity) -> Quantity:
         """Channels that enter and leave a routed expert."""
         return hidden_size if self.latent_size is None else self.latent_size
+
+    def variety(self) -> str:
+        return activation_words(self.activation, self.gated)
+
+    def describe(self) -> str:
+        return f"{self.num_experts_per_tok:,} of {self.num_experts:,} experts, {self.intermediate_size:,} each"
 
     @property
     def fewest_experts(self) -> int:

@@ -83,6 +83,7 @@ def go_round() -> None:
     # Drawn, explained, compared, and planned for.
     block = blocks(design, sequence_length=8, context_length=8)["layer_groups[0].layers[0].sequence_mixer"]
     assert block.parameters_each == toy
+    assert design.layer_groups[0].layers[0].sequence_mixer.describe() == "rank 24"
     assert "toy gate" in " ".join(term.name for term in explain(design, "parameters").children)
     wider = {**data["layer_groups"][0]["layers"][0], "sequence_mixer": {"kind": "toy_gate", "rank": 25}}
     data["layer_groups"][0]["layers"][0] = wider
