@@ -15,8 +15,9 @@ from typing import Any
 
 from pages.widgets import edits, figures, theme, words
 from pages.widgets.component import BrowserComponent
-from planner import ArchitectureSpec
+from planner import ArchitectureSpec, Layer
 from planner.blocks import Block, layer_parts
+from planner.sizing import embedding_width
 
 _component = BrowserComponent("diagram")
 _WITH_NORMS = 2
@@ -42,17 +43,20 @@ def rows(
     spec: ArchitectureSpec, costs: Mapping[str, Block], measure: str, selected: tuple[int, ...], part: str
 ) -> list[dict[str, Any]]:
     """The diagram as data: blocks from the embedding to the head, an open group as a frame with blocks inside."""
-    drawn = [_outer(spec, "token_embedding", "Token embedding", f"{spec.vocab_size:,} × {spec.hidden_size:,}")]
+    norm = words.kind_label(spec.norm.kind)
+    width = f"{embedding_width(spec):,}" + (f" → {spec.hidden_size:,}" if spec.embedding_size is not None else "")
+    drawn = [_outer("token_embedding", "Token embedding", f"{spec.vocab_size:,} × {width}")]
+    if "embedding_norm" in costs:
+        drawn.append(_outer("embedding_norm", f"Embedding norm · {norm}", f"{spec.hidden_size:,}", thin=True))
     if "position_embedding" in costs:
         positions = getattr(spec.positions, "num_positions", 0)
-        drawn.append(_outer(spec, "position_embedding", "Position embedding", f"{positions:,} × {spec.hidden_size:,}"))
+        drawn.append(_outer("position_embedding", "Position embedding", f"{positions:,} × {spec.hidden_size:,}"))
     for index in range(len(spec.layer_groups)):
         drawn.append(_group(spec, index, selected, part))
-    norm = words.kind_label(spec.norm.kind)
     if spec.final_norm:
-        drawn.append(_outer(spec, "final_norm", f"Final norm · {norm}", f"{spec.hidden_size:,}", thin=True))
+        drawn.append(_outer("final_norm", f"Final norm · {norm}", f"{spec.hidden_size:,}", thin=True))
     tied = "tied: the embedding's matrix" if spec.tie_word_embeddings else "untied"
-    drawn.append(_outer(spec, "lm_head", "LM head", tied))
+    drawn.append(_outer("lm_head", "LM head", tied))
     leaves = [row for entry in drawn for row in (entry.get("rows") or [entry])]
     largest = max((_value(costs, row, measure) for row in leaves), default=0)
     for row in leaves:
@@ -68,16 +72,22 @@ def rows(
     return drawn
 
 
+def _note(layer: Layer, part: str) -> str:
+    """A mixer's sizes, and whether it reads the same stream as the one before it."""
+    beside = part == "channel_mixer" and layer.residual != "sequential"
+    return words.note(getattr(layer, part)) + (" · in parallel" if beside else "")
+
+
 def _value(costs: Mapping[str, Block], row: Mapping[str, Any], measure: str) -> int:
     return int(getattr(costs[row["path"]], measure))
 
 
-def _outer(spec: ArchitectureSpec, path: str, title: str, note: str, thin: bool = False) -> dict[str, Any]:
+def _outer(path: str, title: str, note: str, thin: bool = False) -> dict[str, Any]:
     return {
         "path": path,
         "title": title,
         "note": note,
-        "token": "norm" if path == "final_norm" else "embedding",
+        "token": "norm" if path.endswith("_norm") else "embedding",
         "thin": thin,
         "target": {"part": "model"},
     }
@@ -114,7 +124,7 @@ def _group(spec: ArchitectureSpec, index: int, selected: tuple[int, ...], part: 
         if len(group.layers) > 1:
             inside.append(_caption(index, place, own, part, chosen))
         for name_of_part in layer_parts(layer):
-            mixer = getattr(layer, name_of_part, None)
+            mixer: Any = getattr(layer, name_of_part, None)
             if mixer is None and short:
                 continue
             is_norm = mixer is None
@@ -123,7 +133,7 @@ def _group(spec: ArchitectureSpec, index: int, selected: tuple[int, ...], part: 
                 {
                     "path": f"layer_groups[{index}].layers[{place}].{name_of_part}",
                     "title": words.kind_label(spec.norm.kind) if is_norm else words.title(mixer),
-                    "note": f"{spec.hidden_size:,}" if is_norm else words.note(mixer),
+                    "note": f"{spec.hidden_size:,}" if is_norm else _note(layer, name_of_part),
                     "token": "norm" if is_norm else theme.mixer_token(mixer),
                     "thin": is_norm,
                     "target": {"part": "layer" if is_norm else name_of_part, "layers": target},

@@ -199,7 +199,7 @@ def _layer(draft: Draft, lead: Layer) -> None:
         changed = edits.change_layers(draft.spec, draft.selected, lambda layer: edits.revalued(layer, dict(changes)))
         draft.change(changed, refresh=False)
 
-    spec_fields.show(lead, _form(draft, "layer", apply), ("norm_placement",))
+    spec_fields.show(lead, _form(draft, "layer", apply), ("norm_placement", "residual"))
     chrome.note("Click a block inside to edit its fields.")
 
 
