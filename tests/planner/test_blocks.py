@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
 
 from planner import ArchitectureSpec, cache_bytes, flops, parse_spec, size
 from planner.blocks import blocks, multi_head_reference
+from tests.planner.strategies import specs
 
 ATTENTION = {"kind": "attention", "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}
 WINDOW = {**ATTENTION, "sliding_window": 64}
@@ -45,6 +47,19 @@ def test_the_parts_add_up_to_the_totals_and_so_do_the_groups(changes: dict[str, 
     for index in range(len(spec.layer_groups)):
         inside = [part for part in parts if part.path.startswith(f"layer_groups[{index}].")]
         assert found[f"layer_groups[{index}]"].parameters == sum(part.parameters for part in inside)
+
+
+@settings(max_examples=30, deadline=None)
+@given(spec=specs())
+def test_the_parts_of_drawn_designs_add_up(spec: ArchitectureSpec) -> None:
+    found = blocks(spec, sequence_length=33, context_length=70, batch_size=2, cache_dtype="bf16")
+    parts = [block for path, block in found.items() if not path.endswith("]")]
+    assert sum(part.parameters for part in parts) == size(spec).parameters.total
+    assert sum(part.flops for part in parts) == flops(spec, 33, 2).total
+    assert sum(part.cache_bytes for part in parts) == cache_bytes(spec, 70, 2, "bf16")
+    assert {part for layer in spec.layer_groups[0].layers for part in layer.parts} <= {
+        block.path.rpartition(".")[2] for block in parts
+    }
 
 
 def test_one_repeat_of_an_attention_block_is_counted_by_hand() -> None:

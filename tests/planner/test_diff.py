@@ -55,6 +55,17 @@ def test_changes_in_a_pattern_are_told_layer_by_layer() -> None:
     assert sum(len(change.layers) for change in compared.layers) == 32
 
 
+def test_what_surrounds_the_mixers_has_effects_of_its_own() -> None:
+    """One norm fewer in each of 32 layers; an embedding of 512 channels, and projections to the stream and back."""
+    data = LLAMA_2_7B.model_dump(mode="json")
+    data["layer_groups"][0]["layers"][0]["residual"] = "parallel_shared_norm"
+    data["embedding_size"] = 512
+    effects = {change.path.rpartition(".")[2]: change.effect for change in diff(LLAMA_2_7B, parse_spec(data)).changes}
+    assert effects["residual"].parameters == -32 * 4096
+    assert effects["embedding_size"].parameters == 2 * 512 * 4096 - 2 * 32_000 * (4096 - 512)
+    assert effects["embedding_size"].flops == 2 * 4096 * (2 * 512 * 4096 - 32_000 * (4096 - 512))
+
+
 def test_another_kind_of_mixer_is_one_change() -> None:
     data = QWEN_2_HALF.model_dump(mode="json")
     data["layer_groups"][0]["layers"][0]["sequence_mixer"] = {
