@@ -220,7 +220,8 @@ def _outer(spec: ArchitectureSpec, tokens: Quantity, plan: ServingPlan) -> Itera
         elements = exact_divide(operation.flops, 2)
         # Kept in the type that the embedding is kept in.
         read = exact_divide(tensor_bytes(matrix, plan.weight_format, False) * elements, matrix.count)
-        ends = (matrix.shape[0] if path == "lm_head" else spec.hidden_size) + matrix.shape[1]
+        is_head = operation.name == "language model head"
+        ends = (matrix.shape[0] if is_head else spec.hidden_size) + matrix.shape[1]
         moved = ACTIVATION_BYTES * tokens * ends
         yield Operator(path, operation.component, path, times, 2 * tokens * elements * times, read, 0, moved)
 

@@ -257,3 +257,11 @@ def test_moe_stands_for_the_experts_that_a_token_goes_to() -> None:
     assert isinstance(mixer, MoE)
     router, experts = 2 * 4096 * 8, 2 * 2 * 3 * 4096 * 14336
     assert crossover(spec).counted_tokens == (router + experts) / (4 * 32 * 128)
+
+
+def test_projections_of_an_embedding_of_another_width_by_hand() -> None:
+    """One token, 128 channels on the stream and 16 in the embedding, 1,000 words; two bytes an element."""
+    spec = parse_spec({**model().model_dump(mode="json"), "embedding_size": 16})
+    outside = [each for each in operators(spec, ServingPlan(), "decode", 10, 1) if "." not in each.path]
+    assert [each.flops for each in outside] == [2 * 16 * 128, 2 * 128 * 16, 2 * 16 * 1000]
+    assert [each.activation_bytes for each in outside] == [2 * (16 + 128), 2 * (128 + 16), 2 * (16 + 1000)]
