@@ -16,11 +16,12 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-from planner.components import Attention, ChannelMixer, LatentAttention, Norm, RMSNorm, SequenceMixer
+from planner.components import ChannelMixer, Component, Norm, RMSNorm, SequenceMixer
 from planner.components.attention import check_shared_key_values
 from planner.components.base import refuse
-from planner.components.rotary import DynamicScaling, LongRopeScaling, RotaryScaling
+from planner.components.rotary import RotaryScaling
 from planner.errors import InvalidSpec, Problem
 
 NormPlacement = Literal["pre", "post", "sandwich", "after_residual"]
@@ -178,27 +179,12 @@ class ArchitectureSpec(_Part):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        rotary = isinstance(self.positions, RotaryPositions)
         for group_index, group in enumerate(self.layer_groups):
             for layer_index, layer in enumerate(group.layers):
-                mixer = layer.sequence_mixer
-                where = f"layer_groups[{group_index}].layers[{layer_index}].sequence_mixer"
-                if isinstance(mixer, LatentAttention) and mixer.rotated and not rotary:
-                    refuse(
-                        f"{where}.qk_rope_head_dim",
-                        "Latent attention rotates part of its keys, but the model's positions are not rotary.",
-                        "Set positions to {kind: rotary}, or rotated to false.",
-                        "positions_not_rotary",
-                    )
-                if isinstance(mixer, LatentAttention) and isinstance(self.positions, AlibiPositions):
-                    refuse(
-                        "positions",
-                        "Linear biases on the scores of latent attention are not modelled.",
-                        "Choose positions of another kind.",
-                        "alibi_with_latent_attention",
-                    )
-                if isinstance(mixer, (Attention, LatentAttention)):
-                    self._check_rotation(mixer, where)
+                for part in ("sequence_mixer", "channel_mixer"):
+                    mixer = getattr(layer, part)
+                    if mixer is not None:
+                        self._check_mixer(mixer, f"layer_groups[{group_index}].layers[{layer_index}].{part}")
         flat = [layer.sequence_mixer for _, layer in self.iterate_layers()]
         unsupplied = check_shared_key_values(flat)
         if unsupplied is not None:
@@ -211,37 +197,15 @@ class ArchitectureSpec(_Part):
             )
         return self
 
-    def _check_rotation(self, mixer: Attention | LatentAttention, where: str) -> None:
-        """Refuse rotary fields of a layer that have no effect, and lists of another length than its frequencies."""
-        if not isinstance(self.positions, RotaryPositions):
-            for field in ("rope_theta", "rope_scaling"):
-                if getattr(mixer, field) is not None:
-                    refuse(
-                        f"{where}.{field}",
-                        "A rotary base or its scaling has no effect where the model's positions are not rotary.",
-                        "Remove it, or set positions to {kind: rotary}.",
-                        "positions_not_rotary",
-                    )
-            return
-        scaling = mixer.rope_scaling or self.positions.scaling
-        if isinstance(scaling, DynamicScaling) and mixer.rotary_dim == 2:
-            refuse(
-                f"{where}.rope_scaling.kind" if mixer.rope_scaling is not None else "positions.scaling.kind",
-                "A base that grows has no effect where a single pair of channels is rotated.",
-                "Choose another kind of scaling, or rotate more channels.",
-                "single_frequency",
-            )
-        if isinstance(scaling, LongRopeScaling) and mixer.rotary_dim:
-            place = f"{where}.rope_scaling" if mixer.rope_scaling is not None else "positions.scaling"
-            for field in ("short_factor", "long_factor"):
-                count = len(getattr(scaling, field))
-                if 2 * count != mixer.rotary_dim:
-                    refuse(
-                        f"{place}.{field}",
-                        f"{count} factors do not belong to {mixer.rotary_dim} rotated channels.",
-                        f"Give {mixer.rotary_dim // 2} of them: one for each pair of channels.",
-                        "wrong_number_of_factors",
-                    )
+    def _check_mixer(self, mixer: Component, where: str) -> None:
+        """Refuse a mixer that contradicts the model's positions, at its own field or at theirs."""
+        try:
+            mixer.check_under(self.positions)
+        except PydanticCustomError as error:
+            context = error.context or {}
+            field = str(context["field"])
+            path = field if field.partition(".")[0] == "positions" else f"{where}.{field}"
+            refuse(path, str(context["message"]), str(context["remedy"]), error.type)
 
     def _place(self, index: int) -> str:
         """The path of the layer with this index."""
@@ -278,7 +242,9 @@ class ArchitectureSpec(_Part):
 
     def to_yaml(self) -> str:
         """The same as YAML."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        # Unicode's own line ends come back from YAML as spaces or plain ones, unless they are written as escapes.
+        separated = any(separator in self.name for separator in ("\x85", "\u2028", "\u2029"))
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=not separated)
 
     def to_json(self) -> str:
         """The same as JSON."""

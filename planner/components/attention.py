@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
 from planner.components.narrowing import Scale, nearest_heads, stepped
-from planner.components.rotary import RotaryScaling
+from planner.components.rotary import RotaryScaling, check_rotation
 from planner.quantities import Quantity, exact_divide, floor_divide, largest, smallest
 
 
@@ -192,6 +192,9 @@ class Attention(Component):
             return self
         return _BiasedAttention.model_construct(**{name: getattr(self, name) for name in type(self).model_fields})
 
+    def check_under(self, positions: Any) -> None:
+        check_rotation(positions, self.rotary_dim, self.rope_theta, self.rope_scaling)
+
     def scaled(self, scale: Scale) -> Self:
         queries_per_key = self.num_attention_heads // self.num_key_value_heads
         target = self.num_attention_heads * self.head_dim * scale.width
@@ -200,7 +203,7 @@ class Attention(Component):
         )
         shrunk = head_dim / self.head_dim
         # An even number of channels is rotated, so the share may move to the nearest that allows it.
-        rotary_dim = 2 * round(self.rope_share * head_dim / 2)
+        rotary_dim = max(min(4, self.rotary_dim), 2 * round(self.rope_share * head_dim / 2))
         changed: dict[str, object] = {
             "num_key_value_heads": key_value_heads,
             "num_attention_heads": queries_per_key * key_value_heads,

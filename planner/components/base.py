@@ -133,6 +133,9 @@ class Component(BaseModel):
         """The same block as it computes in a model with positions of this kind, where they change what is kept."""
         return self
 
+    def check_under(self, positions: Any) -> None:
+        """Refuse what contradicts the model's positions; the field is one of its own, or ``positions`` and theirs."""
+
     def narrowed(self, width: float) -> Self:
         """The same block, in numbers, for a stream that is ``width`` times as wide; :attr:`widths` are seen to."""
         return self

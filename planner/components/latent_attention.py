@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from planner.components.attention import attended_pairs
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
 from planner.components.narrowing import Scale, nearest_heads, stepped
-from planner.components.rotary import RotaryScaling
+from planner.components.rotary import RotaryScaling, check_rotation
 from planner.quantities import Quantity, largest, smallest
 
 
@@ -59,6 +59,23 @@ class LatentAttention(Component):
     rope_scaling: RotaryScaling | None = None
     """How the rotary frequencies of these layers are stretched, where it differs from the model's."""
     softmax_scale: float | None = Field(default=None, gt=0)
+
+    def check_under(self, positions: Any) -> None:
+        if self.rotated and positions.kind != "rotary":
+            refuse(
+                "qk_rope_head_dim",
+                "Latent attention rotates part of its keys, but the model's positions are not rotary.",
+                "Set positions to {kind: rotary}, or rotated to false.",
+                "positions_not_rotary",
+            )
+        if positions.kind == "alibi":
+            refuse(
+                "positions",
+                "Linear biases on the scores of latent attention are not modelled.",
+                "Choose positions of another kind.",
+                "alibi_with_latent_attention",
+            )
+        check_rotation(positions, self.rotary_dim, self.rope_theta, self.rope_scaling)
 
     def scaled(self, scale: Scale) -> Self:
         target = self.num_attention_heads * self.qk_nope_head_dim * scale.width

@@ -7,7 +7,7 @@ configuration gives that model's own logits. The field names are those of publis
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -133,3 +133,35 @@ class LongRopeScaling(_Scaling):
 RotaryScaling = Annotated[
     LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling | LongRopeScaling, Field(discriminator="kind")
 ]
+
+
+def check_rotation(positions: Any, rotary_dim: int, theta: float | None, scaling: RotaryScaling | None) -> None:
+    """Refuse rotary fields of a mixer that have no effect, and lists of another length than its frequencies."""
+    if positions.kind != "rotary":
+        for field, value in (("rope_theta", theta), ("rope_scaling", scaling)):
+            if value is not None:
+                refuse(
+                    field,
+                    "A rotary base or its scaling has no effect where the model's positions are not rotary.",
+                    "Remove it, or set positions to {kind: rotary}.",
+                    "positions_not_rotary",
+                )
+        return
+    place, used = ("positions.scaling", positions.scaling) if scaling is None else ("rope_scaling", scaling)
+    if isinstance(used, DynamicScaling) and rotary_dim == 2:
+        refuse(
+            f"{place}.kind",
+            "A base that grows has no effect where a single pair of channels is rotated.",
+            "Choose another kind of scaling, or rotate more channels.",
+            "single_frequency",
+        )
+    if isinstance(used, LongRopeScaling) and rotary_dim:
+        for field in ("short_factor", "long_factor"):
+            count = len(getattr(used, field))
+            if 2 * count != rotary_dim:
+                refuse(
+                    f"{place}.{field}",
+                    f"{count} factors do not belong to {rotary_dim} rotated channels.",
+                    f"Give {rotary_dim // 2} of them: one for each pair of channels.",
+                    "wrong_number_of_factors",
+                )

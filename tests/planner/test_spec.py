@@ -15,6 +15,21 @@ from tests.planner.strategies import specs as wide_specs
 from tests.runners.models.specs import specs as small_specs
 
 ATTENTION = {"kind": "attention", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+LATENT = {
+    "kind": "latent_attention",
+    "num_attention_heads": 2,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+}
+LONG = {
+    "kind": "longrope",
+    "factor": 4.0,
+    "original_max_position_embeddings": 512,
+    "short_factor": [1.0, 1.0],
+    "long_factor": [1.0, 2.0],
+}
 MLP = {"kind": "mlp", "intermediate_size": 96}
 
 
@@ -28,7 +43,11 @@ def model(layer: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(spec=st.one_of(wide_specs(), small_specs()), name=st.text(min_size=1, max_size=120))
+@given(
+    spec=st.one_of(wide_specs(), small_specs()),
+    name=st.text(min_size=1, max_size=120)
+    | st.text("a \x85\u2028\u2029\ufeff\n\r\t\x00'\":#-é😀", min_size=1, max_size=12),
+)
 def test_a_design_is_the_same_after_yaml_json_and_plain_data(spec: ArchitectureSpec, name: str) -> None:
     spec = spec.model_copy(update={"name": name})
     assert parse_spec(yaml.safe_load(spec.to_yaml())) == spec
@@ -108,6 +127,26 @@ def test_what_is_written_names_no_default() -> None:
         ),
         pytest.param(
             model({"sequence_mixer": {**ATTENTION, "kind": "attentive"}}), "{layer}.sequence_mixer", id="no such mixer"
+        ),
+        pytest.param(
+            model({"sequence_mixer": LATENT}, positions={"kind": "none"}),
+            "{layer}.sequence_mixer.qk_rope_head_dim",
+            id="latent attention where nothing is rotated",
+        ),
+        pytest.param(
+            model({"sequence_mixer": {**LATENT, "rotated": False}}, positions={"kind": "alibi"}),
+            "positions",
+            id="biases on latent attention",
+        ),
+        pytest.param(
+            model(positions={"kind": "rotary", "scaling": LONG}),
+            "positions.scaling.short_factor",
+            id="too few factors of the model",
+        ),
+        pytest.param(
+            model({"sequence_mixer": {**ATTENTION, "rope_scaling": LONG}}),
+            "{layer}.sequence_mixer.rope_scaling.short_factor",
+            id="too few factors of a layer",
         ),
         pytest.param(model(layer_groups=[]), "layer_groups", id="no layers"),
         pytest.param(model(colour="red"), "colour", id="an unknown field"),
