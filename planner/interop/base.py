@@ -431,12 +431,16 @@ class Adapter:
 
     def unmodelled_in(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Fields, with their values, that change what this model computes and that a specification cannot say."""
-        found = {
-            name: config.get(name, self.defaults.get(name))
-            for name, modelled in self.unmodelled.items()
-            if (name in config or name in self.defaults)
-            and not is_one_of(config.get(name, self.defaults.get(name)), modelled)
-        }
+        found = {}
+        for name, modelled in self.unmodelled.items():
+            field, _, entry = name.partition(".")
+            if field not in config and field not in self.defaults:
+                continue
+            value = config.get(field, self.defaults.get(field))
+            if entry:
+                value = value.get(entry) if isinstance(value, Mapping) else None
+            if not is_one_of(value, modelled):
+                found[name] = value
         found |= self._unmodelled_scalings(config)
         return found
 

@@ -52,8 +52,10 @@ OUTER: Mapping[str, Outer] = {
     "gemma3": Outer("gemma3_text", "text unless outer"),
     "glm4v": Outer("glm4v_text", "either"),
     "glm4v_moe": Outer("glm4v_moe_text", "either"),
+    "glmasr": Outer("llama", "text unless outer"),
     "got_ocr2": Outer("qwen2", "text unless outer"),
     "granite_speech": Outer("granite", "text unless outer"),
+    "granite_speech_plus": Outer("granite", "text unless outer"),
     "idefics2": Outer("mistral", "outer"),
     "idefics3": Outer("llama", "outer"),
     "instructblip": Outer("opt", "text"),
@@ -68,9 +70,11 @@ OUTER: Mapping[str, Outer] = {
     "llava_next_video": Outer("llama", "either"),
     "llava_onevision": Outer("qwen2", "either"),
     "mistral3": Outer("mistral", "text unless outer"),
-    "ovis2": Outer("qwen2", "text unless outer"),
+    "moss_transcribe_diarize": Outer("qwen3", "text unless outer"),
+    "musicflamingo": Outer("qwen2", "never"),
     "paligemma": Outer("gemma", "text unless outer"),
     "perception_lm": Outer("llama", "outer"),
+    "pp_chart2table": Outer("qwen2", "text unless outer"),
     "qianfan_ocr": Outer("qwen3", "outer"),
     "qwen2_5_omni_thinker": Outer("qwen2_5_omni_text", "outer"),
     "qwen2_5_vl": Outer("qwen2_5_vl_text", "either", flat=True),
@@ -88,7 +92,11 @@ OUTER: Mapping[str, Outer] = {
     "vipllava": Outer("llama", "outer"),
     "voxtral": Outer("llama", "never"),
 }
-"""transformers' classes. A class that is not here ties as its language model says, and must name that model's type."""
+"""transformers' classes. A class that is not here must name its language model's type, and where it says anything
+about tied embeddings it must say the same inside and outside."""
+
+NOT_SIZED: Mapping[str, str] = {"ovis2": "Its head has sizes of its own, beside those of the language model."}
+"""Classes whose language model is not the one that its own configuration describes."""
 
 _PREFIXES = (
     "audio_", "downsample_", "dynamic_", "image_", "mm_", "multimodal_", "projector_", "select_", "spatial_",
@@ -163,6 +171,9 @@ def _inside(
     """The language model under ``key``, with what its surroundings decide, and those judged."""
     made = dict(text)
     path = f"{prefix}{key}"
+    whole = config.get("model_type")
+    if isinstance(whole, str) and whole in NOT_SIZED:
+        raise refusal("model_type", NOT_SIZED[whole], "Size the language model by itself.", "unsupported_model_type")
     if made.get("model_type") is None:
         if outer is None:
             raise refusal(
@@ -176,13 +187,20 @@ def _inside(
     if adapter is None:
         raise refusal(
             f"{path}.model_type",
-            f"The language model {shown(made['model_type'])} of {shown(config.get('model_type'))} is not supported.",
+            f"The language model {shown(made['model_type'])} of {shown(whole)} is not supported.",
             "Size another model, or write its layers as a specification.",
             "unsupported_model_type",
         )
     _judge(config, key, made, adapter)
     tie, own = config.get("tie_word_embeddings"), made.get("tie_word_embeddings")
-    ties = outer.ties if outer is not None else "text"
+    ties = outer.ties if outer is not None else "text unless outer"
+    if outer is None and tie is not None and own is not None and tie != own:
+        raise refusal(
+            "tie_word_embeddings",
+            f"It is {shown(tie)} here and {shown(own)} in {path}.",
+            "Keep the one that is meant.",
+            "contradiction",
+        )
     assumed = False
     if adapter.reads("tie_word_embeddings"):
         if own is None:

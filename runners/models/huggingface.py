@@ -11,12 +11,11 @@ from torch import Tensor
 from planner.components import Attention, LatentAttention
 from planner.interop import adapter_for, from_huggingface
 from planner.interop.base import Placed, laid_out
-from planner.sizing import size
 from planner.spec import ArchitectureSpec, Layer, RotaryPositions
 from runners.models.context import Kernels
 from runners.models.decoder import Decoder
 
-CORRECTION = "model.layers.{layer}.mlp.gate.e_score_correction_bias"
+CORRECTION = "gate.e_score_correction_bias"
 """DeepSeek-V3's buffer that steers the choice of experts; it is no parameter, so no layout rule names it."""
 
 
@@ -36,7 +35,7 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
     own = dict(model.named_parameters())
     layers = [layer for _, layer in spec.iterate_layers()]
     unread = {name for name, tensor in state_dict.items() if tensor.numel()}
-    for placed in laid_out(adapter, size(spec).tensors, spec.num_layers):
+    for placed in laid_out(adapter, spec):
         if placed.name not in state_dict:
             raise ValueError(f"the state dict has no tensor {placed.name!r}, which {config['model_type']} needs")
         unread.discard(placed.name)
@@ -50,11 +49,10 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
             targets = [own[name] for name in placed.ours]
             for target, part in zip(targets, _parts(theirs, placed, targets, layers[placed.layer]), strict=True):
                 target.copy_(part)
-    for index, _ in spec.iterate_layers():
-        name = CORRECTION.format(layer=index)
-        if name in state_dict:
-            unread.discard(name)
-            model.get_buffer(f"layers.{index}.channel_mixer.router.score_correction_bias").copy_(state_dict[name])
+    for name in [name for name in unread if name.endswith(CORRECTION)]:
+        index = next(part for part in name.split(".") if part.isdecimal())
+        model.get_buffer(f"layers.{index}.channel_mixer.router.score_correction_bias").copy_(state_dict[name])
+        unread.discard(name)
     if spec.tie_word_embeddings:
         unread.discard("lm_head.weight")
     unread = {name for name in unread if not name.endswith(("inv_freq", "attn.bias", "attn.masked_bias"))}

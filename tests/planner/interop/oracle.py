@@ -12,6 +12,7 @@ import io
 import itertools
 import logging
 import random
+import re
 import sys
 import typing
 import warnings
@@ -21,9 +22,11 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto import modeling_auto
 
 from planner import PlannerError, size
 from planner.interop import ADAPTERS, from_huggingface, huggingface_tensors
+from planner.interop.nested import OUTER
 from tests.planner.interop.small import SMALL
 
 Shapes = dict[str, tuple[int, ...]]
@@ -83,6 +86,65 @@ def small_config(family: str) -> dict[str, Any]:
     return config | SMALL.get(family, {})
 
 
+def small_surroundings(outer: str) -> dict[str, Any]:
+    """Shallow encoders for images and sound in a multimodal configuration, whose depth tells nothing here."""
+    made: dict[str, Any] = {}
+    for key, kind in config_class(outer).sub_configs.items():
+        if "text" not in key and dataclasses.is_dataclass(kind):
+            names = {field.name for field in dataclasses.fields(kind)}
+            made[key] = {name: 1 for name in ("depth", "num_hidden_layers", "encoder_layers") if name in names}
+    return made
+
+
+def modelled(config: dict[str, Any]) -> torch.nn.Module:
+    """transformers' model of a configuration; of a language model that is only a part, the whole."""
+    fields = dict(config)
+    model_type = fields.pop("model_type")
+    if model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in OUTER:
+        return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(model_type, **fields))
+    if model_type in OUTER:
+        whole = {**config, **{key: value for key, value in small_surroundings(model_type).items() if key not in config}}
+    else:
+        outer = next(name for name, found in OUTER.items() if found.text == model_type)
+        tie = fields.get("tie_word_embeddings", ADAPTERS[model_type].defaults["tie_word_embeddings"])
+        whole = {
+            **small_surroundings(outer),
+            "model_type": outer,
+            "text_config": config,
+            "tie_word_embeddings": tie,
+        }
+    made = transformers.AutoConfig.for_model(whole.pop("model_type"), **whole)
+    for mapping in WHOLES:
+        name = getattr(modeling_auto, mapping).get(made.model_type)
+        if name is not None:
+            return getattr(transformers, name)._from_config(made)
+    return getattr(transformers, type(made).__name__.replace("Config", "ForConditionalGeneration"))._from_config(made)
+
+
+WHOLES = (
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+)
+PART = re.compile(r"^(model\.)?(language_model|text_model)\.(model\.)?")
+
+
+def language_parameters(model: torch.nn.Module) -> Shapes:
+    """Names and shapes of the parameters of a model, of its language model alone where it has more.
+
+    A tensor without elements (no shared experts, written as a width of 0) is no parameter.
+    """
+    named = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if parameter.numel()}
+    if not any(PART.match(name) for name in named):
+        return named
+    named = {name: shape for name, shape in named.items() if PART.match(name) or name.endswith("lm_head.weight")}
+    return {
+        "lm_head.weight" if name.endswith("lm_head.weight") else PART.sub("model.", name): shape
+        for name, shape in named.items()
+    }
+
+
 def reference(config: dict[str, Any]) -> Shapes:
     """Names and shapes of transformers' own parameters, a tied one once.
 
@@ -91,16 +153,12 @@ def reference(config: dict[str, Any]) -> Shapes:
     Rejected
         where transformers has no model for the configuration.
     """
-    fields = dict(config)
     try:
         with warnings.catch_warnings(), torch.device("meta"), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            made = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
-            model = transformers.AutoModelForCausalLM.from_config(made)
+            return language_parameters(modelled(config))
     except Exception as error:
         raise Rejected(f"{type(error).__name__}: {error}"[:200]) from error
-    # A tensor without elements (no shared experts, written as a width of 0) is no parameter.
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if parameter.numel()}
 
 
 def works(config: dict[str, Any]) -> bool:
@@ -109,16 +167,15 @@ def works(config: dict[str, Any]) -> bool:
     It reads eight tokens, gives finite logits, and the last ones depend on the first token: a stack without layers, or
     with channels of width 0, runs and is no language model.
     """
-    fields = dict(config)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
-            made = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
-            model = transformers.AutoModelForCausalLM.from_config(made).eval()
+            model = modelled(config).eval()
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-            tokens = torch.tensor([[3, 5, 7, 2, 8, 1, 4, 6], [9, 5, 7, 2, 8, 1, 4, 6]]) % made.vocab_size
+            tokens = torch.tensor([[3, 5, 7, 2, 8, 1, 4, 6], [9, 5, 7, 2, 8, 1, 4, 6]])
+            tokens = tokens % model.config.get_text_config().vocab_size
             first, other = model(tokens, use_cache=False).logits[:, -1]
     except Exception:
         return False
