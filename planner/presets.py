@@ -22,10 +22,34 @@ from planner.spec import ArchitectureSpec, parse_spec
 
 PRESETS = pathlib.Path(__file__).resolve().parent.parent / "assets" / "presets"
 LARGEST_FILE_BYTES = 4 * 2**20
+LARGEST_YAML_BYTES = 128 * 2**10
+"""YAML is read a hundred times slower than JSON; no specification is a tenth as long."""
+MOST_ALIASES = 1000
+LARGEST_MERGE = 1000
+"""Fields of a mapping into which others are merged (``<<``)."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: ``1e-6`` is a number, as in YAML 1.2, and not a word, as in YAML 1.1."""
+    """YAML as people write it: ``1e-6`` is a number, as in YAML 1.2, and not a word, as in YAML 1.1.
+
+    Aliases and merges are counted, since a few lines of them unfold to billions of entries.
+    """
+
+    aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MOST_ALIASES:
+                mark = self.peek_event().start_mark
+                raise yaml.composer.ComposerError(None, None, f"there are more than {MOST_ALIASES} aliases", mark)
+        return super().compose_node(parent, index)
+
+    def flatten_mapping(self, node: Any) -> None:
+        written = len(node.value)
+        super().flatten_mapping(node)
+        if len(node.value) > max(written, LARGEST_MERGE):
+            raise yaml.constructor.ConstructorError(None, None, "a merge has too many fields", node.start_mark)
 
 
 _Loader.add_implicit_resolver(
@@ -89,19 +113,40 @@ def from_data(data: Any) -> ArchitectureSpec:
 
 def from_text(text: str) -> ArchitectureSpec:
     """A specification from YAML or JSON text; ``InvalidSpec`` says where the text is broken."""
+    return from_data(_data_of(text))
+
+
+def _data_of(text: str) -> Any:
+    """Plain data from YAML or JSON text."""
+    is_json = text.lstrip().startswith("{")
+    if len(text) > (LARGEST_FILE_BYTES if is_json else LARGEST_YAML_BYTES):
+        raise InvalidSpec.of(
+            "The text is larger than any specification.",
+            remedy="Name another file." if is_json else "Write it shorter, with layer groups, or as JSON.",
+            code="text_too_large",
+        )
     try:
-        data = json.loads(text) if text.lstrip().startswith("{") else read_yaml(text)
+        return json.loads(text) if is_json else read_yaml(text)
     except json.JSONDecodeError as error:
         raise InvalidSpec.of(
             f"This is no JSON: {error.msg}.",
             remedy=f"Look at line {error.lineno}, column {error.colno}.",
             code="not_json",
         ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise InvalidSpec.of(
+            "Entries are nested without end.", remedy="Name another file.", code="nested_too_deep"
+        ) from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        # The readers themselves fail on a date without a calendar, a number of 5,000 digits or a mapping as a key.
         mark = getattr(error, "problem_mark", None)
         where = f"Look at line {mark.line + 1}, column {mark.column + 1}." if mark is not None else ""
-        raise InvalidSpec.of("This is no YAML.", remedy=where, code="not_yaml") from error
-    return from_data(data)
+        language = "JSON" if is_json else "YAML"
+        raise InvalidSpec.of(
+            f"This is no {language}.",
+            remedy=where or "Look for numbers and names that are none.",
+            code=f"not_{language.lower()}",
+        ) from error
 
 
 def load(path_or_preset: str | pathlib.Path) -> ArchitectureSpec:
@@ -129,14 +174,18 @@ def load(path_or_preset: str | pathlib.Path) -> ArchitectureSpec:
             )
         path = inner
     try:
-        if path.stat().st_size > LARGEST_FILE_BYTES:
+        with path.open("rb") as file:  # the size that a system states for a pipe or a device is none
+            raw = file.read(LARGEST_FILE_BYTES + 1)
+        if len(raw) > LARGEST_FILE_BYTES:
             raise InvalidSpec.of(
                 f"{str(path)!r} is larger than any specification.", remedy="Name another file.", code="file_too_large"
             )
-        text = path.read_text(encoding="utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidSpec.of(f"{str(path)!r} is no UTF-8 text.", remedy="Name a text file.", code="not_text") from error
     except OSError as error:
-        raise InvalidSpec.of(f"{str(path)!r} cannot be read: {error.strerror}.", code="unreadable") from error
+        raise InvalidSpec.of(
+            f"{str(path)!r} cannot be read: {error.strerror}.", remedy="Name another file.", code="unreadable"
+        ) from error
     spec = from_text(text)
     return spec if spec.name != "untitled" else spec.model_copy(update={"name": path.stem})

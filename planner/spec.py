@@ -23,6 +23,7 @@ from planner.components.attention import check_shared_key_values
 from planner.components.base import refuse
 from planner.components.rotary import RotaryScaling
 from planner.errors import InvalidSpec, Problem
+from planner.plain import check_plain
 
 NormPlacement = Literal["pre", "post", "sandwich", "after_residual"]
 Residual = Literal["sequential", "parallel", "parallel_shared_norm"]
@@ -329,6 +330,7 @@ _REMEDIES = {
     "greater_than_equal": "Choose a larger value.",
     "less_than_equal": "Choose a smaller value.",
     "int_parsing": "Enter a whole number.",
+    "int_parsing_size": "Choose a smaller value.",
     "int_type": "Enter a whole number.",
     "int_from_float": "Enter a whole number.",
     "float_parsing": "Enter a number.",
@@ -369,7 +371,7 @@ def problems_of(error: ValidationError) -> list[Problem]:
         own_field = context.get("field")
         if isinstance(own_field, str):
             path = f"{path}.{own_field}" if path else own_field
-        remedy = context.get("remedy") or _REMEDIES.get(detail["type"], "")
+        remedy = context.get("remedy") or _REMEDIES.get(detail["type"], "Write what the field allows.")
         if detail["type"] in ("literal_error", "union_tag_invalid"):
             choices = context.get("expected") or context.get("expected_tags")
             remedy = f"Choose one of {choices}."
@@ -402,6 +404,7 @@ def parse_spec(data: object) -> ArchitectureSpec:
             remedy="Start from a preset, or write `vocab_size: …` and the other fields.",
             code="not_a_mapping",
         )
+    check_plain(data, InvalidSpec)
     try:
         return ArchitectureSpec.model_validate(data)
     except ValidationError as error:

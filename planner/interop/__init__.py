@@ -13,6 +13,7 @@ from planner.interop import families
 from planner.interop.base import Adapter, laid_out, refusal, shown
 from planner.interop.nested import Inner, language_model
 from planner.interop.quantization import check_quantization, quantization_sentence
+from planner.plain import check_plain
 from planner.spec import ArchitectureSpec
 
 
@@ -35,6 +36,7 @@ def resolved(config: object) -> Inner:
     """The language model's own configuration within a configuration, or a refusal; its family is supported."""
     if not isinstance(config, dict):
         raise refusal("", f"A configuration is a mapping of fields, not {type(config).__name__}.", code="not_a_mapping")
+    check_plain(config, UnsupportedArchitecture, finite=False)
     for name in config:
         if not isinstance(name, str):
             raise refusal(shown(name), "A field's name is a word.", "Write it in quotes, or remove it.", "not_a_name")

@@ -153,6 +153,8 @@ LARGEST_WHOLE_NUMBER = 2**40
 """Above any size in use, and small enough that no product of two overflows a float."""
 MOST_LAYERS = 10_000
 """A stack is unfolded layer by layer when it is read: a slip of the keyboard must not fill the memory."""
+MOST_PROBLEMS = 50
+"""Fields that one refusal names: a file of something else has thousands."""
 LAYER_COUNTS = frozenset({"num_hidden_layers", "n_layer"})
 
 
@@ -162,6 +164,8 @@ def shown(value: object) -> str:
         return "a number too large"
     if isinstance(value, (dict, list)) and len(value) > 8:
         return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)} entries"
+    if isinstance(value, str) and len(value) > 80:
+        value = value[:80]
     try:
         words = repr(value)
     except (RecursionError, ValueError):  # nested without end, or holding a number that is too long to print
@@ -174,7 +178,9 @@ def is_one_of(value: object, allowed: tuple[Any, ...]) -> bool:
     return any(type(value) is type(one) and value == one for one in allowed)
 
 
-def refusal(path: str, message: str, remedy: str = "", code: str = "unsupported_field") -> UnsupportedArchitecture:
+def refusal(
+    path: str, message: str, remedy: str = "Write it as published.", code: str = "unsupported_field"
+) -> UnsupportedArchitecture:
     """A refusal that stands at one field of the configuration."""
     return UnsupportedArchitecture([Problem(path=path, message=message, remedy=remedy, code=code)])
 
@@ -494,7 +500,7 @@ class Adapter:
                 )
             )
         if problems:
-            raise UnsupportedArchitecture(problems)
+            raise UnsupportedArchitecture(problems[:MOST_PROBLEMS])
 
     def specification(self, config: Mapping[str, Any]) -> ArchitectureSpec:
         """The specification of a configuration, exact to the last parameter, or a refusal."""

@@ -141,9 +141,8 @@ def _found(config: Mapping[str, Any], adapters: Mapping[str, Adapter], path: str
     prefix = f"{path}." if path else ""
     thinker = config.get("thinker_config")
     if isinstance(thinker, Mapping) and depth:
-        inner = _found(
-            {"model_type": f"{model_type}_thinker", **thinker}, adapters, f"{prefix}thinker_config", depth - 1
-        )
+        assumed_type = {"model_type": f"{model_type}_thinker"} if isinstance(model_type, str) else {}
+        inner = _found({**assumed_type, **thinker}, adapters, f"{prefix}thinker_config", depth - 1)
         return Inner(
             inner.path, inner.config, (*inner.beside, *_others(config, "thinker_config")), inner.assumed_untied
         )
