@@ -1,75 +1,356 @@
-"""Hugging Face configurations from specifications, for decoders of equal layers: Llama and its kin.
+"""Hugging Face configurations from specifications, in any family that is read.
 
-A configuration is written for each family that might express the specification and read back by the family's adapter;
-the first that gives the very same specification is the answer. So what is exported is what would be imported.
+No family has an exporter of its own. A configuration's fields are filled with what the specification holds under the
+same or a kindred name; the family's own adapter reads the result, and fields are changed one at a time, each to the
+value that brings what was read nearest to the specification, until the two are the same. So what is exported is what
+would be imported, and a design that no family can say is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from planner.components import MLP, Attention, MoE, RMSNorm
+from planner.components import Attention
 from planner.errors import PlannerError, UnsupportedArchitecture
-from planner.interop import from_huggingface
-from planner.spec import ArchitectureSpec, RotaryPositions
+from planner.interop import ADAPTERS
+from planner.interop.base import ACTIVATIONS, Adapter
+from planner.spec import ArchitectureSpec, Layer, RotaryPositions
 
-ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
+FIRST = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe", "gpt2", "deepseek_v3")
+"""Families that most software reads: taken before others that say the same."""
+TRIED = 6
+"""Families, the nearest first, whose fields are searched."""
+BEGINNING = frozenset({"model_type", "pad_token_id", "num_hidden_layers", "n_layer", "n_layers", "num_layers"})
+LAGGING = 0.75
+"""Share of the differences that a round may leave; a family that comes no nearer says something else."""
+ROUNDS = 4
+"""Times that every field is looked at."""
+
+KINDRED: Mapping[str, tuple[str, ...]] = {
+    "activation_function": ("activation",),
+    "attention_multiplier": ("softmax_scale",),
+    "attn_logit_softcapping": ("logit_softcap",),
+    "conv_kernel": ("conv_kernel",),
+    "d_model": ("hidden_size",),
+    "embedding_multiplier": ("embedding_scale",),
+    "final_logit_softcapping": ("final_logit_softcap",),
+    "hidden_act": ("activation",),
+    "hidden_activation": ("activation",),
+    "layer_norm_eps": ("epsilon",),
+    "layer_norm_epsilon": ("epsilon",),
+    "mamba_act": ("activation",),
+    "mamba_chunk_size": ("chunk_size",),
+    "mamba_conv_bias": ("use_conv_bias",),
+    "mamba_d_conv": ("conv_kernel",),
+    "mamba_d_head": ("mamba2.head_dim",),
+    "mamba_d_state": ("state_size",),
+    "mamba_dt_rank": ("time_step_rank",),
+    "mamba_n_groups": ("n_groups",),
+    "mamba_n_heads": ("num_heads",),
+    "mamba_proj_bias": ("use_bias",),
+    "mlp_bias": ("mlp.bias",),
+    "moe_intermediate_size": ("moe.intermediate_size",),
+    "n_embd": ("hidden_size",),
+    "n_group": ("num_expert_groups",),
+    "n_head": ("num_attention_heads",),
+    "n_heads": ("num_attention_heads",),
+    "n_inner": ("mlp.intermediate_size",),
+    "n_layer": ("num_layers",),
+    "n_layers": ("num_layers",),
+    "n_positions": ("num_positions",),
+    "n_routed_experts": ("num_experts",),
+    "norm_epsilon": ("epsilon",),
+    "norm_topk_prob": ("normalize_weights",),
+    "num_hidden_layers": ("num_layers",),
+    "num_local_experts": ("num_experts",),
+    "rms_norm_eps": ("epsilon",),
+    "rope_local_base_freq": ("rope_theta",),
+    "rope_theta": ("theta",),
+    "shared_expert_intermediate_size": ("shared_intermediate_size",),
+    "topk_group": ("groups_per_tok",),
+}
+"""A configuration's field and the specification's that says the same, where the names differ."""
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "scoring_func": ("softmax", "sigmoid"),
+    "topk_method": ("greedy", "group_limited_greedy", "noaux_tc"),
+}
+"""Words that the fields of families choose from, beside activations."""
+SMALL = tuple(range(9))
 
 
-def to_huggingface(spec: ArchitectureSpec) -> dict[str, Any]:
-    """The ``config.json`` of a specification, in the family of Llama, Mistral, Mixtral, Qwen2 or Qwen3.
+def to_huggingface(spec: ArchitectureSpec, model_type: str | None = None) -> dict[str, Any]:
+    """The ``config.json`` of a specification, in the family ``model_type`` or in the first that can say it.
 
     Raises
     ------
     UnsupportedArchitecture
-        where none of these families can express the specification.
+        where no family (or not the one that is asked for) can express the specification.
     """
-    for config in _candidates(spec):
-        try:
-            back = from_huggingface(config)
-        except PlannerError:
-            continue  # this family cannot say it
-        if back.content_hash() == spec.content_hash():
-            return config
+    if model_type is not None and model_type not in ADAPTERS:
+        raise UnsupportedArchitecture.of(
+            f"The architecture {model_type!r} is not supported.",
+            path="model_type",
+            remedy=f"Supported are {', '.join(ADAPTERS)}.",
+            code="unsupported_model_type",
+        )
+    target = _Target(spec)
+    names = [model_type] if model_type is not None else _in_order(target)
+    near = []
+    for order, name in enumerate(names):
+        # A class's own padding token may lie outside the vocabulary, and a specification knows no tokens.
+        config = {"model_type": name, "pad_token_id": None, **target.seeds(ADAPTERS[name])}
+        distance = target.distance(config)
+        if distance == 0:
+            return target.written(config)
+        if distance == float("inf"):
+            # Seeds may contradict each other: begin from the family's own values and take over what helps.
+            config = {name: value for name, value in config.items() if name in BEGINNING}
+            distance = target.distance(config)
+        for field in ADAPTERS[name].defaults:
+            for value in target.by_layer(field):  # which layer is what comes first: it decides which fields count
+                patterned = target.distance({**config, field: value})
+                if patterned < distance:
+                    config, distance = {**config, field: value}, patterned
+        near.append((distance, order, config))
+    for _, _, config in sorted(near, key=lambda entry: entry[:2])[:TRIED]:
+        found = _search(target, config)
+        if found is not None:
+            return target.written(found)
     raise UnsupportedArchitecture.of(
-        "No family of Hugging Face configurations that can be written here expresses this design.",
+        "No family of Hugging Face configurations expresses this design."
+        if model_type is None
+        else f"The family {model_type} cannot express this design.",
         path="layer_groups",
-        remedy="Export it as YAML or JSON instead. Written are llama, mistral, mixtral, qwen2 and qwen3.",
+        remedy="Export it as YAML or JSON instead.",
         code="no_family",
     )
 
 
-def _candidates(spec: ArchitectureSpec) -> Iterator[dict[str, Any]]:
-    layers = {layer for group in spec.layer_groups for layer in group.layers}
-    if len(layers) != 1 or not isinstance(spec.positions, RotaryPositions) or not isinstance(spec.norm, RMSNorm):
-        return
-    (layer,) = layers
-    attention, channel = layer.sequence_mixer, layer.channel_mixer
-    if not isinstance(attention, Attention) or not isinstance(channel, (MLP, MoE)):
-        return
-    if channel.activation not in ACTIVATION_NAMES:
-        return
-    common: dict[str, Any] = {
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.hidden_size,
-        "intermediate_size": channel.intermediate_size,
-        "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": attention.num_attention_heads,
-        "num_key_value_heads": attention.num_key_value_heads,
-        "head_dim": attention.head_dim,
-        "hidden_act": ACTIVATION_NAMES[channel.activation],
-        "rms_norm_eps": spec.norm.epsilon,
-        "rope_theta": spec.positions.theta,
-        "tie_word_embeddings": spec.tie_word_embeddings,
-    }
-    if isinstance(channel, MoE):
-        experts = {"num_local_experts": channel.num_experts, "num_experts_per_tok": channel.num_experts_per_tok}
-        yield {"model_type": "mixtral", **common, **experts, "sliding_window": attention.sliding_window}
-        return
-    biases = {"attention_bias": attention.output_bias, "mlp_bias": channel.bias}
-    yield {"model_type": "llama", **common, **biases}
-    yield {"model_type": "mistral", **common, "sliding_window": attention.sliding_window}
-    without_head_dim = {key: value for key, value in common.items() if key != "head_dim"}
-    yield {"model_type": "qwen2", **without_head_dim}
-    yield {"model_type": "qwen3", **common}
+def _in_order(target: _Target) -> list[str]:
+    """All families: first those whose own default has all kinds of parts that the target has, the best known first."""
+    known = [name for name in FIRST if name in ADAPTERS]
+    names = [*known, *(name for name in ADAPTERS if name not in known)]
+    return sorted(names, key=lambda name: len(target.kinds - _kinds_of(name)))
+
+
+def _kinds(spec: ArchitectureSpec) -> frozenset[str]:
+    """Kinds of the mixers of a specification."""
+    mixers = [mixer for _, layer in spec.iterate_layers() for mixer in (layer.sequence_mixer, layer.channel_mixer)]
+    return frozenset(mixer.kind for mixer in mixers if mixer is not None)
+
+
+@functools.cache
+def _kinds_of(model_type: str) -> frozenset[str]:
+    """Kinds that a family may have: those of its default, and the plain MLP that mixtures may be replaced by."""
+    try:
+        return _kinds(ADAPTERS[model_type].specification({"model_type": model_type})) | {"mlp"}
+    except PlannerError:  # the defaults of some families are no model
+        return frozenset()
+
+
+@functools.lru_cache(4096)
+def _leaves(layer: Layer) -> Mapping[str, Any]:
+    """The fields of a layer by their paths."""
+    return dict(_flat(layer.model_dump(mode="json")))
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _around(spec: ArchitectureSpec) -> Mapping[str, Any]:
+    """The fields of a specification outside its layers, by their paths."""
+    return dict(_flat(spec.model_dump(mode="json", exclude={"name", "layer_groups"})))
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
+    return sum(one.get(key, _flat) != other.get(key, _flat) for key in {**one, **other})
+
+
+class _Target:
+    """A specification to be expressed: what it holds, by name, and how far a configuration is from it."""
+
+    def __init__(self, spec: ArchitectureSpec) -> None:
+        self.spec = spec
+        self.layers = [layer for _, layer in spec.iterate_layers()]
+        self.around = _around(spec)
+        self.kinds = _kinds(spec)
+        self.held: dict[str, list[Any]] = {"num_layers": [spec.num_layers]}
+        for path, value in self.around.items():
+            self._hold(path.rpartition(".")[2], value)
+        for layer in dict.fromkeys(self.layers):
+            for mixer in (layer.sequence_mixer, layer.channel_mixer):
+                if mixer is not None:
+                    for name, value in mixer.model_dump(mode="json").items():
+                        self._hold(name, value)
+                        self._hold(f"{mixer.kind}.{name}", value)
+                    if isinstance(mixer, Attention):
+                        self._hold("rotary_dim", mixer.rotary_dim)
+        values = [value for found in self.held.values() for value in found]
+        self.wholes = sorted({v for v in values if isinstance(v, int) and not isinstance(v, bool)} | set(SMALL))
+        ratios = {a // b for a, b in itertools.product(self.wholes, repeat=2) if b and not a % b and a // b <= 64}
+        self.wholes += sorted(ratios - set(self.wholes))
+        reals = {float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        turned = {y for v in reals if v > 0 for x in (1 / v, v**-2, v / spec.hidden_size) for y in (x, round(x, 9))}
+        self.reals = sorted(v for v in values if isinstance(v, float)) + sorted(turned) + [1.0, 0.5, 0.25]
+
+    def _hold(self, name: str, value: Any) -> None:
+        found = self.held.setdefault(name, [])
+        if value not in found:
+            found.append(value)
+
+    def distance(self, config: Mapping[str, Any]) -> float:
+        """Fields in which what the family reads differs, those of layers as their share of all; 0: the very same."""
+        try:
+            found = ADAPTERS[config["model_type"]].specification(config)
+        except PlannerError:
+            return float("inf")
+        if found.content_hash() == self.spec.content_hash():
+            return 0.0
+        layers = [layer for _, layer in found.iterate_layers()]
+        inside = sum(
+            _differing(_leaves(one), _leaves(other)) for one, other in zip(layers, self.layers, strict=False)
+        ) / min(len(layers), len(self.layers))
+        return 0.01 + inside + _differing(_around(found), self.around) + 50.0 * (len(layers) != len(self.layers))
+
+    def seeds(self, adapter: Adapter) -> dict[str, Any]:
+        """A family's fields with what the specification holds under their names."""
+        made: dict[str, Any] = {}
+        for name, default in adapter.defaults.items():
+            values = self.named(name, default)
+            if values:
+                made[name] = values[0]
+        scaling = self.around.get("positions.scaling.kind")
+        if scaling is not None and isinstance(self.spec.positions, RotaryPositions):
+            fields = {k: v for k, v in self.spec.positions.model_dump(mode="json")["scaling"].items() if v is not None}
+            made["rope_scaling"] = {"rope_type": fields.pop("kind"), **fields}
+            if scaling == "dynamic":
+                made["max_position_embeddings"] = fields["original_max_position_embeddings"]
+        return made
+
+    def named(self, name: str, default: Any) -> list[Any]:
+        """Values of a field that the specification holds under its name or a kindred one, as the family writes them."""
+        found: list[Any] = []
+        for source in (*KINDRED.get(name, ()), name):
+            for value in self.held.get(source, []):
+                found += _as_written(name, value, default)
+        return [value for value in found if not isinstance(value, (dict, list))] + self.by_layer(name)
+
+    def by_layer(self, name: str) -> list[Any]:
+        """Lists of a word, a number or an index a layer, and periods, for the fields that have them."""
+        sequence = [layer.sequence_mixer for layer in self.layers]
+        mixers = [mixer.kind if mixer is not None else None for mixer in sequence]
+        sparse = [getattr(layer.channel_mixer, "kind", None) == "moe" for layer in self.layers]
+        attends = [kind in ("attention", "latent_attention") for kind in mixers]
+        windows = [getattr(mixer, "sliding_window", None) for mixer in sequence]
+        chunks = [getattr(mixer, "attention_chunk_size", None) for mixer in sequence]
+        rotated = [int(getattr(mixer, "rope_share", 1.0) > 0) for mixer in sequence]
+        if name in ("layer_types", "layers_block_type"):
+            words = [
+                "sliding_attention" if window else "chunked_attention" if chunk else "full_attention"
+                for window, chunk in zip(windows, chunks, strict=True)
+            ]
+            lists = [words]
+            for attention in ("full_attention", "attention"):
+                for other in ("linear_attention", "mamba", "conv", "recurrent"):
+                    lists.append([attention if attend else other for attend in attends])
+            return lists
+        if name == "mlp_layer_types":
+            return [["sparse" if one else "dense" for one in sparse]]
+        if name == "hybrid_override_pattern":
+            signs = {"mamba2": "M", "attention": "*", "mlp": "-", "moe": "E"}
+            return [
+                "".join(
+                    signs.get(getattr(layer.sequence_mixer or layer.channel_mixer, "kind", ""), "?")
+                    for layer in self.layers
+                )
+            ]
+        if name == "no_rope_layers":
+            return [rotated]
+        if name == "moe_layers":
+            return [[index for index, one in enumerate(sparse) if one]]
+        if name == "mlp_only_layers":
+            return [[], [index for index, one in enumerate(sparse) if not one]]
+        if name == "attn_layer_indices":
+            return [[index for index, one in enumerate(attends) if one]]
+        if name == "first_k_dense_replace":
+            return [sparse.index(True) if any(sparse) else len(sparse)]
+        for prefix, marks in (("attn", attends), ("expert", sparse)):
+            if name in (f"{prefix}_layer_period", f"{prefix}_layer_offset") and any(marks):
+                places = [index for index, one in enumerate(marks) if one]
+                period = places[1] - places[0] if len(places) > 1 else len(marks)
+                return [period if name.endswith("period") else places[0]]
+        return []
+
+    def candidates(self, name: str, default: Any) -> list[Any]:
+        """Values to try for a field, likely ones first."""
+        tried = self.named(name, default)
+        if name in ("rope_parameters", "rope_scaling"):
+            return []
+        if isinstance(default, bool):
+            tried += [True, False]
+        elif isinstance(default, str):
+            tried += [*ACTIVATIONS] if default in ACTIVATIONS else [*WORDS.get(name, ()), *self.wholes]
+        elif isinstance(default, float):
+            tried += self.reals
+        elif isinstance(default, int):
+            tried += self.wholes
+        elif default is None:
+            tried += [None, *self.wholes, *self.reals]
+        unique: dict[str, Any] = {}
+        for value in tried:
+            unique.setdefault(repr(value), value)
+        return list(unique.values())
+
+    def written(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration without the fields that say nothing: those of no value at all."""
+        adapter = ADAPTERS[config["model_type"]]
+        kept = dict(config)
+        for name in config:
+            default = adapter.defaults.get(name, config)
+            fewer = {key: value for key, value in kept.items() if key != name}
+            says_nothing = kept[name] is None or (kept[name] == default and name not in KINDRED)
+            if says_nothing and default is not config and self.distance(fewer) == 0:
+                kept = fewer
+        return kept
+
+
+def _as_written(name: str, value: Any, default: Any) -> list[Any]:
+    """A value of the specification as a configuration may write it."""
+    if value is None and default is not None:
+        return []
+    if isinstance(value, str):
+        return [theirs for theirs, ours in ACTIVATIONS.items() if ours == value] if isinstance(default, str) else []
+    if isinstance(value, float) and isinstance(default, int) and not isinstance(default, bool):
+        return [int(value)] if value.is_integer() else []
+    if isinstance(value, bool) != isinstance(default, bool) and default is not None:
+        return []
+    return [value]
+
+
+def _search(target: _Target, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The configuration, changed field by field until it says the target; nothing where that does not come to pass."""
+    defaults = ADAPTERS[config["model_type"]].defaults
+    best = target.distance(config)
+    for _ in range(ROUNDS):
+        before = best
+        for name, default in defaults.items():
+            for value in target.candidates(name, default):
+                if name in config and config[name] == value and type(config[name]) is type(value):
+                    continue
+                changed = {**config, name: value}
+                distance = target.distance(changed)
+                if distance < best:
+                    config, best = changed, distance
+                if best == 0:
+                    return config
+        if best > LAGGING * before:
+            return None
+    return None
