@@ -84,11 +84,12 @@ class Llama3Scaling(_Scaling):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.high_freq_factor <= self.low_freq_factor:
+        # Equal ones (Llama 4 Scout has them) leave nothing to blend: a frequency is divided or stays.
+        if self.high_freq_factor < self.low_freq_factor:
             refuse(
                 "high_freq_factor",
                 f"Between {self.low_freq_factor} and {self.high_freq_factor} turns there is nothing to blend over.",
-                "Choose a value above low_freq_factor.",
+                "Choose at least low_freq_factor.",
                 "empty_range",
             )
         return self

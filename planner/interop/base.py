@@ -225,9 +225,12 @@ def scaling_of(parameters: Mapping[str, Any], longest: Any, original: Any) -> di
         return ROTARY_SCALINGS[kind].model_validate(made).model_dump(mode="json")
     except ValidationError as invalid:
         detail = invalid.errors(include_url=False)[0]
-        name = ".".join(str(step) for step in detail["loc"])
+        context = detail.get("ctx") or {}
+        name = str(context.get("field") or ".".join(str(step) for step in detail["loc"]))
         raise refusal(
-            f"rope_parameters.{name}", f"{detail['msg']}, got {shown(made.get(name))}.", "Write it as published."
+            f"rope_parameters.{name}",
+            f"{detail['msg'].rstrip('.')}, got {shown(made.get(name))}.",
+            str(context.get("remedy") or "Write it as published."),
         ) from invalid
 
 

@@ -34,6 +34,15 @@ POST_NORMS = layer_norms(sequence_post_norm="post_attention_layernorm", channel_
 """Norms on the output of each mixer alone, as OLMo 2 has them."""
 
 
+def layer_norms_with_biases(**theirs: str) -> tuple[LayoutRule, ...]:
+    """LayerNorms with their biases: our name of each, in a layer or not, and theirs in full."""
+    return tuple(
+        LayoutRule(f"{name}.{end}", (f"{'layers.{layer}.' if '{layer}' in name else ''}{ours}.{end}",))
+        for ours, name in theirs.items()
+        for end in ("weight", "bias")
+    )
+
+
 def fused(theirs: str, *ours: str) -> tuple[LayoutRule, ...]:
     """One projection of a layer that holds the rows of several of ours, with their biases."""
     return tuple(
@@ -76,7 +85,8 @@ LLAMA_DEFAULTS: dict[str, Any] = {
     "rope_theta": None,
 }
 LLAMA_IGNORED = frozenset({"max_position_embeddings", "rope_scaling"})
-ROPE_NOTES = {"rope_scaling": "Scaled rotary frequencies are left out; they have no parameters and cost nothing."}
+ROPE_NOTES: dict[str, str] = {}
+"""Nothing is left out of the rotation: a specification says its scalings, and an adapter names the rest itself."""
 
 
 def like_llama(
@@ -109,6 +119,14 @@ def windowed_layers(reader: Reader, by_default: Callable[[int], bool]) -> list[b
         return [by_default(index) for index in range(count)]
     kinds = reader.strings("layer_types", count, ("full_attention", "sliding_attention"))
     return [kind == "sliding_attention" for kind in kinds]
+
+
+def sparse_layers(reader: Reader, by_default: Callable[[int], bool]) -> list[bool]:
+    """Whether each layer has a mixture: as ``mlp_layer_types`` says, else as the family does by the layer's index."""
+    count = reader.integer("num_hidden_layers")
+    if reader.value("mlp_layer_types") is None:
+        return [by_default(index) for index in range(count)]
+    return [kind == "sparse" for kind in reader.strings("mlp_layer_types", count, ("dense", "sparse"))]
 
 
 def biases(reader: Reader, name: str = "attention_bias") -> dict[str, bool]:
@@ -162,25 +180,27 @@ def gated_mlp(
 
 def mixture(reader: Reader, experts: str, **extra: Any) -> dict[str, Any]:
     """A mixture of gated experts as wide as ``intermediate_size``, their number in the field ``experts``."""
-    if "num_experts_per_tok" not in extra:
-        extra["num_experts_per_tok"] = reader.integer("num_experts_per_tok")
+    for name in ("num_experts_per_tok", "intermediate_size"):
+        if name not in extra:
+            extra[name] = reader.integer(name)
     return {
         "kind": "moe",
         "num_experts": reader.integer(experts),
-        "intermediate_size": reader.integer("intermediate_size"),
         "activation": reader.activation("hidden_act"),
         **extra,
     }
 
 
-def rotations(reader: Reader, older: str, default: float = 10_000.0) -> tuple[float, dict[bool, dict[str, Any]]]:
+def rotations(
+    reader: Reader, older: str, default: float = 10_000.0, local_default: float | None = None
+) -> tuple[float, dict[bool, dict[str, Any]]]:
     """The base of layers without a window, and the rotary fields of layers with a window (True) and without (False).
 
-    ``older`` is the field that gave the base of windowed layers before ``rope_parameters`` did, ``default`` the base
-    where nothing does. Scalings stand in the layers, since none of a layer's own would mean the model's.
+    ``older`` is the field that gave the base of windowed layers before ``rope_parameters`` did, ``default`` (and
+    ``local_default``, where it differs) the base where nothing does. Scalings stand in the layers, since none of a layer's own would mean the model's.
     """
     theta = reader.rope_theta("full_attention", default=default)
-    local = reader.rope_theta("sliding_attention", older=older, default=default)
+    local = reader.rope_theta("sliding_attention", older=older, default=local_default or default)
     return theta, {
         True: {
             "rope_theta": local if local != theta else None,

@@ -109,7 +109,7 @@ def test_export_gives_a_configuration(spec_file: str, capsys: pytest.CaptureFixt
         ["serve", "llama-2-7b", "--set", "hardware=h1000"],
         ["serve", "llama-2-7b", "--set", "hardware"],
         ["fit", "llama-2-7b", "--device", "abacus"],
-        ["export", "jamba-v0.1"],
+        ["export", "tiny-hybrid"],
         ["budget", "llama-2-7b", "--utilisation", "2"],
         ["budget", "llama-2-7b", "--tokens", "nan"],
         ["budget", "llama-2-7b", "--tokens", "inf"],

@@ -120,7 +120,7 @@ GEMMA2 = decoders.like_llama(
     _GEMMA2,
     decoders.OUTER + _SANDWICH + decoders.ATTENTION + decoders.MLP,
     absent=("hidden_act",),
-    ignored=("cache_implementation", "hidden_act"),
+    ignored=("cache_implementation", "hidden_act", "sliding_window_size"),
     **_CAUSAL,
 )
 GEMMA3_TEXT = decoders.like_llama(

@@ -82,7 +82,14 @@ _COMMON = decoders.LLAMA_DEFAULTS | {
 }
 _LAYOUT = decoders.OUTER + decoders.PRE_NORMS + decoders.ATTENTION + decoders.MLP
 
-QWEN2 = Adapter("qwen2", _COMMON, _qwen2, _LAYOUT, ignored=decoders.LLAMA_IGNORED, notes=decoders.ROPE_NOTES)
+QWEN2 = Adapter(
+    "qwen2",
+    _COMMON,
+    _qwen2,
+    _LAYOUT,
+    ignored=decoders.LLAMA_IGNORED,
+    neutral={"use_mrope": (False,)},  # of the code that came with the first files
+)
 QWEN3 = Adapter(
     "qwen3",
     _COMMON | {"head_dim": 128, "attention_bias": False},
