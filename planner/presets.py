@@ -41,8 +41,7 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             self.aliases += 1
             if self.aliases > MOST_ALIASES:
-                mark = self.peek_event().start_mark
-                raise yaml.composer.ComposerError(None, None, f"there are more than {MOST_ALIASES} aliases", mark)
+                raise yaml.composer.ComposerError(None, None, f"there are more than {MOST_ALIASES} aliases")
         return super().compose_node(parent, index)
 
     def flatten_mapping(self, node: Any) -> None:

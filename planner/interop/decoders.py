@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from planner.interop.base import Adapter, LayoutRule, Reader, refusal, rules
+from planner.interop.base import Adapter, LayoutRule, Reader, positive, refusal, rules
 
 LLAMA_ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "o_proj"}
 HEAD_NORMS = {"q_norm.weight": "q_norm.weight", "k_norm.weight": "k_norm.weight"}
@@ -112,6 +113,20 @@ def like_llama(
     )
 
 
+def latent_scale(reader: Reader) -> float | None:
+    """The factor on the scores of latent attention, where scaled rotation changes it too (DeepSeek's
+    ``mscale_all_dim``: squared, since it is meant for queries and keys alike); absent: the usual one."""
+    mscale, kind = reader.rope_parameter("mscale_all_dim"), reader.rope_parameter("rope_type")
+    if (kind or reader.rope_parameter("type")) in (None, "default") or not mscale:
+        return None
+    factor = positive("rope_parameters.factor", reader.rope_parameter("factor"))
+    channels = reader.integer("qk_nope_head_dim") + reader.integer("qk_rope_head_dim")
+    if factor <= 1:
+        return None
+    temperature = 0.1 * positive("rope_parameters.mscale_all_dim", mscale) * math.log(factor) + 1.0
+    return channels**-0.5 * temperature**2
+
+
 def windowed_layers(reader: Reader, by_default: Callable[[int], bool]) -> list[bool]:
     """Whether each layer has a window: as ``layer_types`` says, else as the family does by the layer's index."""
     count = reader.integer("num_hidden_layers")
@@ -197,7 +212,8 @@ def rotations(
     """The base of layers without a window, and the rotary fields of layers with a window (True) and without (False).
 
     ``older`` is the field that gave the base of windowed layers before ``rope_parameters`` did, ``default`` (and
-    ``local_default``, where it differs) the base where nothing does. Scalings stand in the layers, since none of a layer's own would mean the model's.
+    ``local_default``, where it differs) the base where nothing does. Scalings stand in the layers, since none of a
+    layer's own would mean the model's.
     """
     theta = reader.rope_theta("full_attention", default=default)
     local = reader.rope_theta("sliding_attention", older=older, default=local_default or default)

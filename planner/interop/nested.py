@@ -142,7 +142,12 @@ def _found(config: Mapping[str, Any], adapters: Mapping[str, Adapter], path: str
     thinker = config.get("thinker_config")
     if isinstance(thinker, Mapping) and depth:
         assumed_type = {"model_type": f"{model_type}_thinker"} if isinstance(model_type, str) else {}
-        inner = _found({**assumed_type, **thinker}, adapters, f"{prefix}thinker_config", depth - 1)
+        inner = _found(
+            {**assumed_type, **{str(name): value for name, value in thinker.items()}},
+            adapters,
+            f"{prefix}thinker_config",
+            depth - 1,
+        )
         return Inner(
             inner.path, inner.config, (*inner.beside, *_others(config, "thinker_config")), inner.assumed_untied
         )
@@ -168,7 +173,7 @@ def _inside(
     prefix: str,
 ) -> Inner:
     """The language model under ``key``, with what its surroundings decide, and those judged."""
-    made = dict(text)
+    made = {str(name): value for name, value in text.items()}
     path = f"{prefix}{key}"
     whole = config.get("model_type")
     if isinstance(whole, str) and whole in NOT_SIZED:
@@ -257,7 +262,7 @@ def _is_beside(name: str) -> bool:
     """Whether a field is about images, sound or special tokens, by its name."""
     if name in ("num_image_tokens", *_ABOUT_IMAGES):
         return True
-    return isinstance(name, str) and (name.startswith(_PREFIXES) or name.endswith(_SUFFIXES))
+    return name.startswith(_PREFIXES) or name.endswith(_SUFFIXES)
 
 
 def _others(config: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from planner.components import Attention, LatentAttention
-from planner.interop import adapter_for, from_huggingface
+from planner.interop import ADAPTERS, from_huggingface, resolved
 from planner.interop.base import Placed, laid_out
 from planner.spec import ArchitectureSpec, Layer, RotaryPositions
 from runners.models.context import Kernels
@@ -17,6 +18,9 @@ from runners.models.decoder import Decoder
 
 CORRECTION = "gate.e_score_correction_bias"
 """DeepSeek-V3's buffer that steers the choice of experts; it is no parameter, so no layout rule names it."""
+
+PART = re.compile(r"(model\.)?(language_model|text_model)\.(model\.)?(?!lm_head)")
+"""Where multimodal models keep their language model's tensors."""
 
 
 def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str, Any]) -> None:
@@ -27,7 +31,11 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
     ValueError
         naming a tensor that is missing, has another shape, or has no place in the model.
     """
-    adapter, spec = adapter_for(config), model.spec
+    inner = resolved(config)
+    if inner.config["model_type"] != config.get("model_type"):
+        state_dict = _language_model(state_dict)
+    config = inner.config
+    adapter, spec = ADAPTERS[config["model_type"]], model.spec
     for field, value in adapter.unmodelled_in(config).items():
         raise ValueError(
             f"{field} is {value!r}, which no specification can say: the model would not compute what these weights mean"
@@ -63,6 +71,18 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
         _reorder(model, spec, lambda rope: torch.cat((torch.arange(0, rope, 2), torch.arange(1, rope, 2))))
     if adapter.rotary_backwards:
         _reorder(model, spec, lambda rope: torch.arange(rope).roll(rope // 2))
+
+
+def _language_model(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the language model inside a multimodal one, by the names that it has alone."""
+    found = {}
+    for name, tensor in state_dict.items():
+        part = PART.match(name)
+        if part is not None:
+            found[f"model.{name[part.end() :]}"] = tensor
+        elif name.endswith("lm_head.weight"):
+            found["lm_head.weight"] = tensor
+    return found
 
 
 def _parts(theirs: Tensor, placed: Placed, targets: Sequence[Tensor], layer: Layer) -> list[Tensor]:

@@ -12,6 +12,7 @@ def _build(reader: Reader) -> dict[str, Any]:
     count, heads = reader.integer("num_hidden_layers"), reader.integer("num_attention_heads")
     mixer = {
         "kind": "latent_attention",
+        "softmax_scale": decoders.latent_scale(reader),
         "num_attention_heads": heads,
         "q_lora_rank": reader.optional_integer("q_lora_rank"),
         "kv_lora_rank": reader.integer("kv_lora_rank"),

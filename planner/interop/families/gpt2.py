@@ -101,5 +101,5 @@ GPT2 = Adapter(
             "summary_use_proj",
         }
     ),
-    neutral={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
+    unmodelled={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 from planner.interop import decoders
 from planner.interop.base import Adapter, Reader
-from planner.interop.families.qwen import QWEN2, QWEN3_MOE
+from planner.interop.families.qwen import QWEN2
 from planner.interop.layouts import sparse_steps
 
 
@@ -58,7 +58,7 @@ def _qwen2(reader: Reader) -> dict[str, Any]:
 def _like_qwen2(model_type: str, **defaults: Any) -> Adapter:
     return Adapter(
         model_type,
-        QWEN2.defaults | {"rope_theta": 1_000_000.0, "sliding_window": 4096} | defaults,
+        {**QWEN2.defaults, "rope_theta": 1_000_000.0, **defaults},
         _qwen2,
         QWEN2.layout,
         ignored=QWEN2.ignored,
@@ -120,7 +120,7 @@ QWEN3_VL_MOE_TEXT = decoders.like_llama(
     "qwen3_vl_moe_text",
     _mixture(lambda reader: True),
     _MIXTURE,
-    QWEN3_MOE.layout,
+    decoders.LLAMA_LAYOUT + decoders.mixture_rules("model.layers.{layer}.mlp", "gate"),
     aliases={"num_local_experts": "num_experts"},
     # The weights of the chosen experts always sum to one; published files say so in a field that no class reads.
     neutral={"norm_topk_prob": (True,), "sliding_window": (None,)},
@@ -142,7 +142,7 @@ QWEN3_OMNI_MOE_TEXT = decoders.like_llama(
         "tie_word_embeddings": False,
         "rope_theta": 1_000_000.0,
     },
-    QWEN3_MOE.layout,
+    decoders.LLAMA_LAYOUT + decoders.mixture_rules("model.layers.{layer}.mlp", "gate"),
     aliases={"num_local_experts": "num_experts"},
     ignored=("use_qk_norm",),
     neutral={"sliding_window": (None,), "shared_expert_intermediate_size": (0, None)},

@@ -9,9 +9,19 @@ import torch
 import transformers
 
 from runners.models import load_huggingface
+from tests.planner.interop.oracle import modelled, small_config, small_surroundings
 
 COMMON: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3}
 DECODER: dict[str, Any] = {**COMMON, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+HEADS: dict[str, Any] = {**COMMON, "num_attention_heads": 4}
+GPT: dict[str, Any] = {
+    "vocab_size": 96,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "initializer_range": 0.3,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**DECODER, "head_dim": 8},
     "qwen2": {**DECODER},
@@ -131,10 +141,36 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "cohere": {**DECODER, "use_qk_norm": True, "logit_scale": 0.25},
     "cohere2": {**DECODER, "num_hidden_layers": 4, "sliding_window": 6, "logit_scale": 0.25},
+    "gpt_neox": {**HEADS, "intermediate_size": 48, "rotary_pct": 0.5},
+    "gptj": {**GPT, "rotary_dim": 4},
+    "phi": {**DECODER, "qk_layernorm": True},
+    "opt": {**HEADS, "ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 24, "pad_token_id": 0},
+    "falcon": {**HEADS, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+    "bloom": {**COMMON, "n_layer": 2, "n_head": 4},
+    "mpt": {
+        "vocab_size": 96,
+        "initializer_range": 0.3,
+        "d_model": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "attn_config": {"clip_qkv": 0.5},
+    },
+    "lfm2": {**DECODER, "layer_types": ["conv", "full_attention"], "conv_bias": True, "block_multiple_of": 8},
     "mamba": {**COMMON, "state_size": 8, "use_mambapy": False},
     "falcon_mamba": {**COMMON, "state_size": 8, "hidden_act": "gelu", "mixer_rms_eps": 0.1, "use_bias": True},
     "jamba": {**DECODER, "mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4}
     | {"hidden_act": "relu", "mamba_proj_bias": True, "pad_token_id": None},
+    "bamba": {**DECODER, "num_hidden_layers": 3, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_state": 8}
+    | {"mamba_n_groups": 2, "mamba_chunk_size": 8, "mamba_proj_bias": True, "attention_bias": True, "mlp_bias": True}
+    | {"time_step_limit": (0.4, 1.5)},
+    "granitemoehybrid": {**DECODER, "layer_types": ["linear_attention", "full_attention"], "attention_multiplier": 0.2}
+    | {"num_local_experts": 4, "shared_intermediate_size": 24, "position_embedding_type": "rope"}
+    | {"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "logits_scaling": 2.0}
+    | {"mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 8},
+    "nemotron_h": {**DECODER, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "moe"]}
+    | {"head_dim": 6, "mamba_num_heads": 4, "mamba_head_dim": 6, "n_groups": 2, "ssm_state_size": 8, "chunk_size": 8}
+    | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "moe_intermediate_size": 16, "moe_latent_size": 12}
+    | {"moe_shared_expert_intermediate_size": 24, "mlp_bias": True, "use_bias": True, "time_step_min": 0.5},
     "mamba2": {
         **COMMON,
         "num_heads": 4,
@@ -179,3 +215,79 @@ def test_a_state_dict_that_does_not_fit_is_refused_by_name() -> None:
         load_huggingface({**state, "adapter_weight": torch.zeros(1)}, config.to_dict())
     with pytest.raises(ValueError, match="shape"):
         load_huggingface({**state, "model.norm.weight": torch.zeros(3)}, config.to_dict())
+
+
+SCALINGS: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": {
+        "factor": 4.0,
+        "original_max_position_embeddings": 8,
+        "beta_fast": 4.0,
+        "mscale": 2.0,
+        "mscale_all_dim": 1.0,
+    },
+    "llama3": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0, "original_max_position_embeddings": 16},
+    "longrope": {
+        "factor": 4.0,
+        "original_max_position_embeddings": 8,
+        "short_factor": [1.0, 1.5, 2.0, 2.5],
+        "long_factor": [1.0, 2.0, 3.0, 4.0],
+    },
+}
+
+
+def compare(theirs: Any, config: dict[str, Any], length: int = 21) -> None:
+    """Logits of a model of transformers, its parameters shaken, and of ours with its weights."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    ours = load_huggingface(theirs.state_dict(), config)
+    tokens = torch.randint(3, 60, (2, length))
+    with torch.no_grad():
+        expected, found = theirs(input_ids=tokens).logits, ours(tokens).logits
+    assert expected.std() > 0.05
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_scaled_rotation_is_computed_as_transformers_does(kind: str) -> None:
+    rope = {"rope_type": kind, "rope_theta": 100.0, **SCALINGS[kind]}
+    fields = {**CONFIGS["llama"], "max_position_embeddings": 16, "rope_parameters": rope}
+    config = transformers.AutoConfig.for_model("llama", **fields)
+    config._attn_implementation = "eager"
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    compare(theirs, config.to_dict())
+
+
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
+def test_the_scores_of_latent_attention_are_scaled_with_the_rotation(family: str) -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 100.0, **SCALINGS["yarn"]}
+    fields = {**CONFIGS[family], "max_position_embeddings": 16, "rope_parameters": rope}
+    config = transformers.AutoConfig.for_model(family, **fields)
+    config._attn_implementation = "eager"
+    compare(transformers.AutoModelForCausalLM.from_config(config).eval(), config.to_dict())
+
+
+@pytest.mark.parametrize(
+    "outer, text", [("llava", "llama"), ("gemma3", "gemma3_text"), ("qwen2_5_vl", "qwen2_5_vl_text")]
+)
+def test_the_language_model_of_a_multimodal_one_is_loaded(outer: str, text: str) -> None:
+    config = {**small_surroundings(outer), "model_type": outer, "tie_word_embeddings": False}
+    config["text_config"] = small_config(text) | {"initializer_range": 0.3}
+    if outer == "qwen2_5_vl":
+        config["text_config"]["rope_parameters"] = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    torch.manual_seed(0)
+    compare(modelled(config).eval(), config)
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [({"rope_scaling": {"rope_type": "mystery", "factor": 2.0}}, "rope_scaling"), ({"secret": 1}, "secret")],
+)
+def test_what_a_specification_cannot_say_is_not_loaded(change: dict[str, Any], name: str) -> None:
+    config = transformers.AutoConfig.for_model("llama", **CONFIGS["llama"])
+    state = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+    with pytest.raises(ValueError, match=name):
+        load_huggingface(state, config.to_dict() | change)
