@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from planner.interop import decoders
-from planner.interop.base import LayoutRule, Reader, refusal, shown
-from planner.interop.layouts import both, paired
+from planner.interop.base import LayoutRule, Reader, refusal, rules, shown
 
 AS_WIDE = ("block_dim", "conv_dim", "conv_dim_out")
 """Fields of published files that transformers leaves unread, having only models where they are ``hidden_size``."""
 
 
-def feed_forward_width(reader: Reader) -> int:
+def _feed_forward_width(reader: Reader) -> int:
     """Width of the MLP: two thirds of what is written, scaled, in whole multiples, unless it stands as it is."""
     width = reader.integer("intermediate_size")
     if not reader.flag("block_auto_adjust_ff_dim"):
@@ -36,7 +35,7 @@ def _is_attention(reader: Reader) -> list[bool]:
     return [index in chosen for index in range(count)]
 
 
-def mixers(reader: Reader) -> list[dict[str, Any]]:
+def _mixers(reader: Reader) -> list[dict[str, Any]]:
     """The sequence mixer of every layer."""
     for name in AS_WIDE:
         if reader.value(name) not in (None, reader.integer("hidden_size")):
@@ -51,13 +50,8 @@ def mixers(reader: Reader) -> list[dict[str, Any]]:
 
 
 def _build(reader: Reader) -> dict[str, Any]:
-    channel = {"kind": "mlp", "intermediate_size": feed_forward_width(reader)}
-    layers = [{"sequence_mixer": mixer, "channel_mixer": channel} for mixer in mixers(reader)]
-    return model(reader, layers)
-
-
-def model(reader: Reader, layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """The model around the layers, as plain data."""
+    channel = {"kind": "mlp", "intermediate_size": _feed_forward_width(reader)}
+    layers = [{"sequence_mixer": mixer, "channel_mixer": channel} for mixer in _mixers(reader)]
     theta = reader.rope_theta(default=1_000_000.0)
     return decoders.decoder(
         reader,
@@ -80,7 +74,7 @@ DEFAULTS: dict[str, Any] = {
     "full_attn_idxs": None,
     **dict.fromkeys(AS_WIDE),
 }
-ABSENT = ("hidden_act", "rms_norm_eps", "intermediate_size")
+ABSENT = ("hidden_act", "rms_norm_eps")
 IGNORED = frozenset(
     {
         "block_mlp_init_scale",
@@ -96,27 +90,24 @@ IGNORED = frozenset(
 NEUTRAL = {"block_use_swiglu": (True,), "use_pos_enc": (True,)}
 
 _LAYER, _OURS = "model.layers.{layer}.", "layers.{layer}."
-MIXER_LAYOUT = (
+_ATTENTION = {
+    "q_proj": "q_proj",
+    "k_proj": "k_proj",
+    "v_proj": "v_proj",
+    "o_proj": "out_proj",
+    "q_norm": "q_layernorm",
+    "k_norm": "k_layernorm",
+}
+_CONVOLUTION = {"conv1d": "conv", "in_proj": "in_proj", "out_proj": "out_proj"}
+_MLP = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+LAYOUT = (
     LayoutRule("model.embed_tokens.weight", ("embed_tokens.weight",)),
     LayoutRule("model.embedding_norm.weight", ("final_norm.weight",)),
     LayoutRule("lm_head.weight", ("lm_head.weight",)),
-    *paired({"sequence_norm": "operator_norm", "channel_norm": "ffn_norm"}, _LAYER, _OURS),
-    *paired(
-        {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj"}, f"{_LAYER}self_attn.", f"{_OURS}sequence_mixer."
-    ),
-    *paired(
-        {"o_proj": "out_proj", "q_norm": "q_layernorm", "k_norm": "k_layernorm"},
-        f"{_LAYER}self_attn.",
-        f"{_OURS}sequence_mixer.",
-    ),
-    *paired(
-        {"conv1d": "conv", "in_proj": "in_proj", "out_proj": "out_proj"}, f"{_LAYER}conv.", f"{_OURS}sequence_mixer."
-    ),
-)
-MLP_LAYOUT = tuple(
-    rule
-    for ours, theirs in (("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2"))
-    for rule in both(f"{_LAYER}feed_forward.{theirs}", f"{_OURS}channel_mixer.{ours}")
+    *rules(_LAYER, _OURS, {"sequence_norm": "operator_norm", "channel_norm": "ffn_norm"}),
+    *rules(f"{_LAYER}self_attn.", f"{_OURS}sequence_mixer.", _ATTENTION),
+    *rules(f"{_LAYER}conv.", f"{_OURS}sequence_mixer.", _CONVOLUTION),
+    *rules(f"{_LAYER}feed_forward.", f"{_OURS}channel_mixer.", _MLP),
 )
 
 LFM2 = decoders.like_llama(
@@ -128,7 +119,7 @@ LFM2 = decoders.like_llama(
         "block_ffn_dim_multiplier": 1.0,
         "block_auto_adjust_ff_dim": True,
     },
-    MIXER_LAYOUT + MLP_LAYOUT,
+    LAYOUT,
     absent=ABSENT,
     ignored=IGNORED,
     aliases={"tie_embedding": "tie_word_embeddings", "block_ff_dim": "intermediate_size"},

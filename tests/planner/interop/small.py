@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "vaultgemma": {"sliding_window": 16, "query_pre_attn_scalar": 8},
     "gemma2": {"sliding_window": 16, "query_pre_attn_scalar": 8},
     "jamba": {"mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"full_attn_idxs": [1], "block_multiple_of": 16},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 16},
     "mistral": {"sliding_window": 16},
     "qwen2": {"max_window_layers": 2},
