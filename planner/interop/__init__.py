@@ -95,7 +95,8 @@ def left_out(config: dict[str, Any]) -> tuple[str, ...]:
     adapter = ADAPTERS[inner.config["model_type"]]
     notes = {name: note for name, note in adapter.notes.items() if inner.config.get(name)}
     for name, value in adapter.unmodelled_in(inner.config).items():
-        notes[name.partition(".")[0]] = (
+        notes.pop(name.partition(".")[0], None)  # this says it more closely
+        notes[name] = (
             f"{name} is {shown(value)}: that changes what is computed, but no parameter, no FLOPs and no cache."
         )
     if inner.beside:

@@ -462,7 +462,7 @@ class Adapter:
                 nested = {key: value for key, value in parameters.items() if isinstance(value, Mapping)}
                 for key, each in (nested or {"": parameters}).items():
                     kind = each.get("rope_type", each.get("type"))
-                    if not isinstance(kind, str) or kind not in UNSCALED:
+                    if kind is not None and (not isinstance(kind, str) or kind not in UNSCALED):
                         written[f"{name}.{key}.rope_type" if key else f"{name}.rope_type"] = kind
         if not written:
             return written

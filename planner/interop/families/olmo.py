@@ -2,7 +2,8 @@
 
 OLMo (arXiv:2402.00838) has LayerNorm without parameters and may clamp queries, keys and values. OLMo 2
 (arXiv:2501.00656) norms all of a layer's queries and keys together, and the output of each mixer instead of its input;
-OLMo 3 (arXiv:2512.13961) adds windows. OLMoE (arXiv:2409.02060) sends each token to a few of many small experts.
+OLMo 3 (arXiv:2512.13961) adds windows. OLMoE (arXiv:2409.02060) sends each token to a few of many small experts, and
+FlexOlmo (arXiv:2507.07024) does with the norms of OLMo 2.
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ def _olmo3(reader: Reader) -> dict[str, Any]:
     layers = {True: _normed(reader, sliding_window=window, **rotation[True]), False: _normed(reader, **rotation[False])}
     windowed = decoders.windowed_layers(reader, lambda index: (index + 1) % 4 != 0)
     return decoders.decoder(reader, [layers[used] for used in windowed], theta=theta)
+
+
+def _flex_olmo(reader: Reader) -> dict[str, Any]:
+    mixture = decoders.mixture(reader, "num_experts", normalize_weights=reader.flag("norm_topk_prob"))
+    layer = _normed(reader) | {"channel_mixer": mixture}
+    return decoders.decoder(reader, [layer] * reader.integer("num_hidden_layers"))
 
 
 def _olmoe(reader: Reader) -> dict[str, Any]:
@@ -89,6 +96,23 @@ OLMOE = decoders.like_llama(
     },
     decoders.OUTER
     + decoders.PRE_NORMS
+    + decoders.ATTENTION
+    + decoders.mixture_rules("model.layers.{layer}.mlp", "gate"),
+    aliases={"num_local_experts": "num_experts"},
+)
+FLEX_OLMO = decoders.like_llama(
+    "flex_olmo",
+    _flex_olmo,
+    _OLMO
+    | {
+        "vocab_size": 100352,
+        "rope_theta": 500_000.0,
+        "num_experts_per_tok": 5,
+        "num_experts": 7,
+        "norm_topk_prob": False,
+    },
+    decoders.OUTER
+    + decoders.POST_NORMS
     + decoders.ATTENTION
     + decoders.mixture_rules("model.layers.{layer}.mlp", "gate"),
     aliases={"num_local_experts": "num_experts"},

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from planner import UnsupportedArchitecture, from_huggingface, size
+from planner.interop import adapter_for, left_out
 
 EVERYWHERE: dict[str, Any] = {
     "architectures": ["SomeForCausalLM"],
@@ -216,3 +217,28 @@ def test_what_the_code_beside_the_files_would_do_otherwise_is_refused(field: str
         from_huggingface(config | {field: value})
     assert refused.value.path == field
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    "config, field",
+    [
+        ({"model_type": "llama4_text"}, "attn_temperature_tuning"),
+        ({"model_type": "ministral3"}, "rope_parameters.llama_4_scaling_beta"),
+        ({"model_type": "ministral3", "rope_parameters": {"llama_4_scaling_beta": 0.1}},
+         "rope_parameters.llama_4_scaling_beta"),
+    ],
+)  # fmt: skip
+def test_queries_that_grow_with_the_position_are_named_where_a_default_makes_them(
+    config: dict[str, Any], field: str
+) -> None:
+    assert field in adapter_for(config).unmodelled_in(config)
+    assert any(field in sentence for sentence in left_out(config))
+
+
+def test_queries_that_do_not_grow_are_modelled() -> None:
+    for config in (
+        {"model_type": "llama4_text", "attn_temperature_tuning": False},
+        {"model_type": "ministral3", "rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.0}},
+        {"model_type": "smollm3", "rope_parameters": {"rope_theta": 5000.0}},  # no type is no scaling
+    ):
+        assert not adapter_for(config).unmodelled_in(config)

@@ -57,6 +57,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"attention_multiplier": 0.2},
     "granitemoeshared": {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 0.5}
     | {"shared_intermediate_size": 24, "attention_multiplier": 0.2},
+    "granite_swa": {**DECODER, "num_hidden_layers": 3, "layer_rope_theta": [0, 100.0, 10000.0], "sliding_window": 6}
+    | {"attention_multiplier": 0.2},
+    "granitemoe_swa": {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6}
+    | {"shared_intermediate_size": 24, "attention_multiplier": 0.2},
+    "hyperclovax": {**DECODER, "logits_scaling": 2.0, "residual_multiplier": 0.3, "embedding_multiplier": 3.0},
+    "exaone": {**DECODER},
+    "internlm3": {**DECODER, "head_dim": 8, "qkv_bias": True, "bias": True, "pad_token_id": None},
+    "iquestcoder": {**DECODER, "head_dim": 16},
+    "jais2": {**DECODER},
+    "ernie4_5": {**DECODER, "head_dim": 16, "use_bias": True},
+    "flex_olmo": {**DECODER, "num_experts": 4, "num_experts_per_tok": 2, "pad_token_id": None},
+    "exaone_moe": {**DECODER, "head_dim": 8, "sliding_window": 6, "moe_intermediate_size": 16, "num_experts": 8}
+    | {"num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "layer_types": ["sliding_attention", "full_attention"]},
+    "mellum": {**DECODER, "num_hidden_layers": 3, "head_dim": 8, "sliding_window": 6, "moe_intermediate_size": 16}
+    | {"num_experts": 4, "num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse", "sparse"]}
+    | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "ministral3": {**DECODER, "head_dim": 8, "sliding_window": 6, "pad_token_id": None}
+    | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "llama_4_scaling_beta": 0.0}}
+    | {"max_position_embeddings": 64},
     "seed_oss": {**DECODER, "head_dim": 16, "attention_out_bias": True},
     "arcee": {**DECODER, "mlp_bias": True},
     "helium": {**DECODER, "head_dim": 8, "attention_bias": True},
