@@ -47,5 +47,6 @@ def operators_html(found: Sequence[Operator], held: Sequence[Bound]) -> str:
         )
     return (
         '<table class="pl-table"><thead><tr><th>Operator</th><th>FLOPs a byte</th>'
-        f'<th title="and the share of the time at best">Decided by</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        '<th title="and the share of the time at best">Decided by</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
     )

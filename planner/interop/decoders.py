@@ -86,8 +86,6 @@ LLAMA_DEFAULTS: dict[str, Any] = {
     "rope_theta": None,
 }
 LLAMA_IGNORED = frozenset({"max_position_embeddings", "rope_scaling"})
-ROPE_NOTES: dict[str, str] = {}
-"""Nothing is left out of the rotation: a specification says its scalings, and an adapter names the rest itself."""
 
 
 def like_llama(
@@ -108,7 +106,7 @@ def like_llama(
         build,
         layout,
         ignored=LLAMA_IGNORED | set(ignored),
-        notes=ROPE_NOTES | (notes or {}),
+        notes=notes or {},
         **extra,
     )
 

@@ -47,9 +47,7 @@ class AttentionCache:
         self.values[:, :, slots] = values[:, :, first:].to(self.values.dtype)
 
 
-def rotation_of(
-    component: components.Attention | components.LatentAttention, context: BuildContext
-) -> Rotation | None:
+def rotation_of(component: components.Attention | components.LatentAttention, context: BuildContext) -> Rotation | None:
     """How a layer rotates queries and keys; ``None`` where the model's positions are not rotary."""
     theta = component.rope_theta or context.rope_theta
     if theta is None:

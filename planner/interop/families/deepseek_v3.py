@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.interop import decoders
+from planner.interop import decoders, layouts
 from planner.interop.base import Adapter, Reader, rules
 
 
@@ -101,6 +101,5 @@ DEEPSEEK_V3 = Adapter(
     | {"aux_loss_alpha", "seq_aux"},
     neutral={"moe_layer_freq": (1,), "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)},
     rotary_in_pairs=lambda config: config.get("rope_interleave", True) is not False,
-    notes=decoders.ROPE_NOTES
-    | {"num_nextn_predict_layers": "Layers for multi-token prediction are no part of the model that generates."},
+    notes=layouts.PREDICTION_NOTES,
 )

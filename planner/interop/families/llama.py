@@ -35,7 +35,6 @@ LLAMA = Adapter(
     _llama,
     _LAYOUT,
     ignored=decoders.LLAMA_IGNORED,
-    notes=decoders.ROPE_NOTES,
 )
 MISTRAL = Adapter(
     "mistral",
@@ -43,5 +42,4 @@ MISTRAL = Adapter(
     _mistral,
     _LAYOUT,
     ignored=decoders.LLAMA_IGNORED,
-    notes=decoders.ROPE_NOTES,
 )

@@ -41,5 +41,4 @@ MIXTRAL = Adapter(
     + decoders.mixture_rules("model.layers.{layer}.mlp", "gate"),
     aliases={"num_experts": "num_local_experts"},
     ignored=decoders.LLAMA_IGNORED,
-    notes=decoders.ROPE_NOTES,
 )

@@ -96,7 +96,6 @@ QWEN3 = Adapter(
     _qwen3,
     _LAYOUT,
     ignored=decoders.LLAMA_IGNORED,
-    notes=decoders.ROPE_NOTES,
 )
 QWEN3_MOE = Adapter(
     "qwen3_moe",
@@ -119,5 +118,4 @@ QWEN3_MOE = Adapter(
     # The class has the field num_experts and applies the other name after it.
     aliases={"num_local_experts": "num_experts"},
     ignored=decoders.LLAMA_IGNORED | {"max_window_layers"},
-    notes=decoders.ROPE_NOTES,
 )

@@ -85,5 +85,4 @@ QWEN2_MOE = Adapter(
     + decoders.mixture_rules("model.layers.{layer}.mlp", "gate", shared="shared_expert")
     + layouts.SHARED_EXPERT_GATE,
     ignored=decoders.LLAMA_IGNORED,
-    notes=decoders.ROPE_NOTES,
 )

@@ -45,8 +45,8 @@ STARCODER2 = Adapter(
         use_bias=True,
     ),
     _build,
-    layouts.outer(layouts.OUTER)
-    + layouts.norms(layouts.PRE_NORMS)
+    layouts.paired(layouts.OUTER)
+    + layouts.paired(layouts.PRE_NORMS, "model.layers.{layer}.", "layers.{layer}.")
     + decoders.ATTENTION
     + rules("model.layers.{layer}.mlp.", "layers.{layer}.channel_mixer.", {"up_proj": "c_fc", "down_proj": "c_proj"}),
     # Published files also carry the names of the code that trained them, which transformers does not read.
@@ -59,5 +59,4 @@ STARCODER2 = Adapter(
         "scale_attention_softmax_in_fp32",
     },
     neutral={"mlp_type": ("default",), "norm_type": ("layer_norm",), "scale_attn_weights": (True,)},
-    notes=decoders.ROPE_NOTES,
 )
