@@ -16,10 +16,11 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from planner.components import Component
 from planner.components.rotary import RotaryScaling
 from planner.errors import InvalidSpec, Problem, UnsupportedArchitecture
 from planner.sizing import size
-from planner.spec import ArchitectureSpec, fold_layers, parse_spec
+from planner.spec import ArchitectureSpec, Layer, fold_layers, parse_spec
 
 IGNORED_EVERYWHERE = frozenset(
     {
@@ -402,15 +403,23 @@ class LayoutRule:
     """
     halves_in_turn: bool = False
     """Whether each expert's rows are the first and the second half of ours in turn (GPT-OSS's gate and up)."""
+    kind: str | None = None
+    """The kind of mixer that it is for, where another kind's tensors of the same names have other names of theirs."""
+
+    def mixer(self, layer: Layer) -> Component | None:
+        """The mixer of a layer whose tensors it places."""
+        return layer.sequence_mixer if ".sequence_mixer." in self.ours[0] else layer.channel_mixer
 
 
-def rules(theirs_prefix: str, ours_prefix: str, names: Mapping[str, str]) -> tuple[LayoutRule, ...]:
+def rules(
+    theirs_prefix: str, ours_prefix: str, names: Mapping[str, str], kind: str | None = None
+) -> tuple[LayoutRule, ...]:
     """Rules for tensors that correspond one to one, our name to theirs; ``weight`` and ``bias`` where no suffix."""
     made = []
     for ours, theirs in names.items():
         endings = ("",) if ours.endswith(("weight", "bias", "_log", "D", "proj_stacked")) else (".weight", ".bias")
         for ending in endings:
-            made.append(LayoutRule(f"{theirs_prefix}{theirs}{ending}", (f"{ours_prefix}{ours}{ending}",)))
+            made.append(LayoutRule(f"{theirs_prefix}{theirs}{ending}", (f"{ours_prefix}{ours}{ending}",), kind=kind))
     return tuple(made)
 
 
@@ -527,8 +536,6 @@ def _field_of(problem: Problem, adapter: Adapter) -> str:
 
 def groups(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Layer groups of a stack of layers given as plain data."""
-    from planner.spec import Layer
-
     try:
         return fold_layers([Layer.model_validate(layer) for layer in layers])
     except ValueError:  # the specification's own check says what is wrong, at its field
@@ -553,10 +560,13 @@ def laid_out(adapter: Adapter, spec: ArchitectureSpec) -> Iterator[Placed]:
     """transformers' tensors of a model, by the family's layout rules."""
     shapes = {tensor.name: tensor.shape for tensor in size(spec).tensors}
     left = dict.fromkeys(shapes)
+    layers = [layer for _, layer in spec.iterate_layers()]
     for rule in adapter.layout(spec) if callable(adapter.layout) else adapter.layout:
         for index in range(spec.num_layers) if "{layer}" in rule.theirs else (0,):
             ours = tuple(name.format(layer=index) for name in rule.ours)
             if not all(name in shapes for name in ours):
+                continue
+            if rule.kind is not None and getattr(rule.mixer(layers[index]), "kind", None) != rule.kind:
                 continue
             for name in ours:
                 left.pop(name, None)

@@ -93,8 +93,7 @@ def _parts(theirs: Tensor, placed: Placed, targets: Sequence[Tensor], layer: Lay
     sizes = [target.shape[0] for target in targets]
     if placed.rule.interleaved_by is None:
         return list(rows.split(sizes))
-    mixer = layer.sequence_mixer if ".sequence_mixer." in placed.ours[0] else layer.channel_mixer
-    blocks = getattr(mixer, placed.rule.interleaved_by)
+    blocks = getattr(placed.rule.mixer(layer), placed.rule.interleaved_by)
     by_block = rows.reshape(blocks, rows.shape[0] // blocks, *rows.shape[1:])
     return [part.flatten(0, 1) for part in by_block.split([size // blocks for size in sizes], 1)]
 

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+GATED_DELTA: dict[str, Any] = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+LATENT = {"kv_lora_rank": 16, "q_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+GROUPS = {"n_group": 2, "topk_group": 1}
+
 SMALL: dict[str, dict[str, Any]] = {
     "deepseek_v3": {
         "kv_lora_rank": 16,
@@ -68,6 +77,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "gptj": {"rotary_dim": 4},
     "opt": {"ffn_dim": 48},
+    "dots1": {**GROUPS, "n_shared_experts": 1, "first_k_dense_replace": 1, "max_window_layers": 2},
+    "glm4_moe_lite": {**LATENT, **GROUPS},
+    "minicpm3": LATENT,
+    "sarvam_mla": {**LATENT, **GROUPS},
+    "sarvam_moe": {**GROUPS},
+    "solar_open": {**GROUPS},
+    "youtu": LATENT,
+    "qwen3_next": GATED_DELTA,
+    "qwen3_5_text": GATED_DELTA,
+    "qwen3_5_moe_text": GATED_DELTA,
 }
 
 NEEDED: dict[str, dict[str, Any]] = {

@@ -22,6 +22,15 @@ GPT: dict[str, Any] = {
     "n_positions": 64,
     "initializer_range": 0.3,
 }
+GATED_DELTA: dict[str, Any] = {
+    **DECODER,
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 10,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**DECODER, "head_dim": 8},
     "qwen2": {**DECODER},
@@ -190,6 +199,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"head_dim": 6, "mamba_num_heads": 4, "mamba_head_dim": 6, "n_groups": 2, "ssm_state_size": 8, "chunk_size": 8}
     | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "moe_intermediate_size": 16, "moe_latent_size": 12}
     | {"moe_shared_expert_intermediate_size": 24, "mlp_bias": True, "use_bias": True, "time_step_min": 0.5},
+    "qwen3_next": {**GATED_DELTA, "num_experts": 4, "num_experts_per_tok": 2, "mlp_only_layers": [1]}
+    | {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 24, "attention_bias": True},
+    "qwen3_5_text": {**GATED_DELTA, "full_attention_interval": 2},
+    "qwen3_5_moe_text": {**GATED_DELTA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    | {"shared_expert_intermediate_size": 24, "rope_parameters": {"rope_theta": 100.0, "mrope_section": [1, 1, 0]}},
     "mamba2": {
         **COMMON,
         "num_heads": 4,
