@@ -226,6 +226,8 @@ def model(
 
 def latent_attention(reader: Reader, **extra: Any) -> dict[str, Any]:
     """Latent attention by DeepSeek's names of its fields, as plain data."""
+    if "v_head_dim" not in extra:
+        extra["v_head_dim"] = reader.integer("v_head_dim")
     return {
         "kind": "latent_attention",
         "softmax_scale": latent_scale(reader),

@@ -31,6 +31,14 @@ GATED_DELTA: dict[str, Any] = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 6,
 }
+ROUTED: dict[str, Any] = {"moe_intermediate_size": 16, "n_routed_experts": 8, "num_experts_per_tok": 3} | {
+    "n_group": 4,
+    "topk_group": 2,
+}
+LATENT: dict[str, Any] = {"num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 12, "qk_nope_head_dim": 8} | {
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**DECODER, "head_dim": 8},
     "qwen2": {**DECODER},
@@ -204,6 +212,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3_5_text": {**GATED_DELTA, "full_attention_interval": 2},
     "qwen3_5_moe_text": {**GATED_DELTA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     | {"shared_expert_intermediate_size": 24, "rope_parameters": {"rope_theta": 100.0, "mrope_section": [1, 1, 0]}},
+    "dots1": {**DECODER, **ROUTED, "n_shared_experts": 2, "first_k_dense_replace": 1, "attention_bias": True}
+    | {"sliding_window": 6, "max_window_layers": 1},
+    "glm4_moe_lite": {**DECODER, **ROUTED, **LATENT, "attention_bias": True},
+    "minicpm3": {**DECODER, **LATENT, "mlp_bias": True, "dim_model_base": 16},
+    "sarvam_mla": {**DECODER, **ROUTED, **LATENT, "q_lora_rank": None},
+    "sarvam_moe": {**DECODER, **ROUTED, "head_dim": 8, "attention_bias": True, "pad_token_id": None},
+    "solar_open": {**DECODER, **ROUTED, "head_dim": 8, "attention_bias": True},
+    "youtu": {**DECODER, **LATENT},
     "mamba2": {
         **COMMON,
         "num_heads": 4,
