@@ -236,7 +236,6 @@ def latent_attention(reader: Reader, **extra: Any) -> dict[str, Any]:
         "kv_lora_rank": reader.integer("kv_lora_rank"),
         "qk_nope_head_dim": reader.integer("qk_nope_head_dim"),
         "qk_rope_head_dim": reader.integer("qk_rope_head_dim"),
-        "v_head_dim": reader.integer("v_head_dim"),
         "attention_bias": reader.flag("attention_bias"),
         **extra,
     }
