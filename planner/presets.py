@@ -69,7 +69,9 @@ class Preset:
     title: str
     source: str
     published: str | None
-    """Parameters as the source states them, such as ``6.74 B``."""
+    """Parameters as the source states them, such as ``6.74 B``, or to the last one."""
+    published_active: str | None
+    """Parameters that one token uses, as the source states them; what they count is the source's own choice."""
     note: str | None
     spec: ArchitectureSpec
 
@@ -92,6 +94,7 @@ def preset(name: str) -> Preset:
         title=data["title"],
         source=data["source"],
         published=data.get("published"),
+        published_active=data.get("published_active"),
         note=data.get("note"),
         spec=spec.model_copy(update={"name": data["title"]}),
     )

@@ -115,7 +115,9 @@ def shape_words(known: Preset) -> str:
 
 def source_html(known: Preset) -> str:
     """Where the preset is from, and what is published."""
-    said = f"published as {known.published}" if known.published else ""
+    stated = [known.published, f"{known.published_active} active" if known.published_active else None]
+    said = ", ".join(text for text in stated if text)
+    said = f"published as {said}" if said else ""
     note = f' title="{chrome.escape(known.note)}"' if known.note else ""
     source = chrome.escape(known.source)
     if known.source.startswith("https://"):
