@@ -362,6 +362,10 @@ class Reader:
             return positive(older, self._values[older])
         return positive(older, default)
 
+    def has_rope_theta(self) -> bool:
+        """Whether there is a rotary base: where it is written as null, nothing is rotated (OLMo Hybrid)."""
+        return self._rope_parameters(None).get("rope_theta", self._values["rope_theta"]) is not None
+
     def rope_share(self, head_dim: int, layer_type: str | None = None) -> float:
         """Share of a head's ``head_dim`` channels that is rotated, from ``partial_rotary_factor`` here or there.
 

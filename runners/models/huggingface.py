@@ -16,8 +16,8 @@ from planner.spec import ArchitectureSpec, Layer, RotaryPositions
 from runners.models.context import Kernels
 from runners.models.decoder import Decoder
 
-CORRECTION = "gate.e_score_correction_bias"
-"""DeepSeek-V3's buffer that steers the choice of experts; it is no parameter, so no layout rule names it."""
+CORRECTIONS = ("gate.e_score_correction_bias", "feed_forward.expert_bias")
+"""The buffer that steers the choice of experts (DeepSeek-V3, LFM2); it is no parameter, so no layout rule names it."""
 
 PART = re.compile(r"(model\.)?(language_model|text_model)\.(model\.)?(?!lm_head)")
 """Where multimodal models keep their language model's tensors."""
@@ -57,7 +57,7 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
             targets = [own[name] for name in placed.ours]
             for target, part in zip(targets, _parts(theirs, placed, targets, layers[placed.layer]), strict=True):
                 target.copy_(part)
-    for name in [name for name in unread if name.endswith(CORRECTION)]:
+    for name in [name for name in unread if name.endswith(CORRECTIONS)]:
         index = next(part for part in name.split(".") if part.isdecimal())
         model.get_buffer(f"layers.{index}.channel_mixer.router.score_correction_bias").copy_(state_dict[name])
         unread.discard(name)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.interop import decoders
+from planner.interop import decoders, layouts
 from planner.interop.base import LayoutRule, Reader, refusal, rules, shown
 
 AS_WIDE = ("block_dim", "conv_dim", "conv_dim_out")
 """Fields of published files that transformers leaves unread, having only models where they are ``hidden_size``."""
+
+BASE = 1_000_000.0
+"""Rotary base where a file has none."""
 
 
 def _feed_forward_width(reader: Reader) -> int:
@@ -35,7 +38,7 @@ def _is_attention(reader: Reader) -> list[bool]:
     return [index in chosen for index in range(count)]
 
 
-def _mixers(reader: Reader) -> list[dict[str, Any]]:
+def mixers(reader: Reader) -> list[dict[str, Any]]:
     """The sequence mixer of every layer."""
     for name in AS_WIDE:
         if reader.value(name) not in (None, reader.integer("hidden_size")):
@@ -51,12 +54,11 @@ def _mixers(reader: Reader) -> list[dict[str, Any]]:
 
 def _build(reader: Reader) -> dict[str, Any]:
     channel = {"kind": "mlp", "intermediate_size": _feed_forward_width(reader)}
-    layers = [{"sequence_mixer": mixer, "channel_mixer": channel} for mixer in _mixers(reader)]
-    theta = reader.rope_theta(default=1_000_000.0)
+    layers = [{"sequence_mixer": mixer, "channel_mixer": channel} for mixer in mixers(reader)]
     return decoders.decoder(
         reader,
         layers,
-        positions={"kind": "rotary", "theta": theta, "scaling": reader.rope_scaling()},
+        positions=layouts.rotary(reader, default=BASE),
         norm={"kind": "rms_norm", "epsilon": reader.number("norm_eps")},
     )
 

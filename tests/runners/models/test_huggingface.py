@@ -192,6 +192,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attn_config": {"clip_qkv": 0.5},
     },
     "lfm2": {**DECODER, "layer_types": ["conv", "full_attention"], "conv_bias": True, "block_multiple_of": 8},
+    "lfm2_moe": {**DECODER, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
+    | {"num_dense_layers": 1, "moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2}
+    | {"routed_scaling_factor": 1.5},
+    "olmo_hybrid": {**GATED_DELTA, "pad_token_id": None, "num_key_value_heads": 4, "attention_bias": True}
+    | {"rope_parameters": {"rope_theta": None}},
     "mamba": {**COMMON, "state_size": 8, "use_mambapy": False},
     "falcon_mamba": {**COMMON, "state_size": 8, "hidden_act": "gelu", "mixer_rms_eps": 0.1, "use_bias": True},
     "jamba": {**DECODER, "mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4}
@@ -244,7 +249,7 @@ def test_logits_are_those_of_transformers(model_type: str) -> None:
         for parameter in theirs.parameters():  # norms and biases too, so that each one counts
             parameter.add_(0.05 * torch.randn_like(parameter))
         for name, buffer in theirs.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.copy_(0.3 * torch.randn_like(buffer))
     ours = load_huggingface(theirs.state_dict(), config.to_dict())
     tokens = torch.randint(3, 96, (2, 21))
