@@ -72,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     cached.add_argument("--context-length", type=int, default=32_768)
     cached.add_argument("--batch-size", type=int, default=1)
     cached.add_argument("--dtype", default="bf16")
+    cached.add_argument("--block-size", type=int, default=16, help="tokens a block of a paged cache (default 16)")
+    cached.add_argument(
+        "--windowed-pages",
+        choices=("window", "context"),
+        default="window",
+        help="blocks of layers with windows: those of the window, or of the whole context",
+    )
     for name, run, about in (
         ("train", _train, "memory of a training step on one device"),
         ("serve", _serve, "memory of serving on one device"),
@@ -198,18 +205,25 @@ def _flops(options: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _cache(options: argparse.Namespace) -> tuple[Any, str]:
-    from planner.cache import cache_bytes
+    from planner.cache import cache_use
 
-    _positive(options, "context_length", "batch_size")
-    held = cache_bytes(load(options.spec), options.context_length, options.batch_size, options.dtype)
+    _positive(options, "context_length", "batch_size", "block_size")
+    length, batch, dtype = options.context_length, options.batch_size, options.dtype
+    use = cache_use(load(options.spec), length, batch, dtype, options.block_size, options.windowed_pages)
     data = {
-        "cache_bytes": held,
-        "context_length": options.context_length,
-        "batch_size": options.batch_size,
-        "dtype": options.dtype,
-        "status": "exact",
+        "cache_bytes": use.ideal_bytes,
+        **_plain(use),
+        "context_length": length,
+        "batch_size": batch,
+        "dtype": dtype,
+        "block_size": options.block_size,
+        "windowed_pages": options.windowed_pages,
     }
-    return data, table([(f"cache at {options.context_length:,} tokens", bytes_text(held), f"{held:,} bytes")])
+    rows: Rows = [
+        (f"cache at {length:,} tokens", bytes_text(use.ideal_bytes), f"{use.ideal_bytes:,} bytes", "exact"),
+        ("allocated", bytes_text(use.allocated_bytes), f"{use.allocated_bytes:,} bytes", "modelled"),
+    ]
+    return data, f"{table(rows)}\nWritten in {use.scheme}.\n{use.assumption}"
 
 
 def _parts(parts: dict[str, int]) -> Rows:
@@ -235,6 +249,8 @@ def _serve(options: argparse.Namespace) -> tuple[Any, str]:
     plan = _plan(ServingPlan, options.settings)
     estimate = estimate_inference(load(options.spec), plan)
     rows = _parts(estimate.memory.parts)
+    ideal = estimate.memory.ideal_cache_bytes
+    rows.append(("of the cache, filled", bytes_text(ideal), f"{ideal:,} bytes"))
     if plan.hardware is not None:
         longest = estimate.max_context_length
         rows.append(("longest context", "no bound" if longest is None else f"{longest:,}", estimate.max_context_note))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from planner.cache import CACHE_DTYPE_BYTES, model_cache
+from planner.cache import entry_bytes, model_cache
 from planner.components import Attention, LatentAttention
 from planner.compute import model_operations
 from planner.sizing import layer_tensors, outer_block, outer_tensors
@@ -62,7 +62,7 @@ def blocks(
     for path, times, operation in model_operations(spec, sequence_length, batch_size):
         operations[path] += operation.flops * times
     for path, times, entry in model_cache(spec, context_length):
-        cached[path] += entry.elements * times * batch_size * CACHE_DTYPE_BYTES[cache_dtype]
+        cached[path] += entry_bytes(entry, cache_dtype) * times * batch_size
     for group_index, group in enumerate(spec.layer_groups):
         whole = f"layer_groups[{group_index}]"
         repeats[whole] = group.repeats

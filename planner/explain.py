@@ -15,7 +15,8 @@ from fractions import Fraction
 from typing import Any
 
 from planner.activations import ACTIVATION_TYPES, layer_activations, outer_activations, saved_bytes
-from planner.cache import CACHE_DTYPE_BYTES
+from planner.cache import allocated_entry, assumption_text, cache_format, entry_bytes
+from planner.components.base import CacheEntry
 from planner.compute import TRAINING_FACTOR, outer_operations
 from planner.errors import PlannerError
 from planner.plans import Plan, ServingPlan, TrainingPlan
@@ -257,20 +258,29 @@ def _flops(reading: _Reading, needed: bool = False) -> _Node:
     return _sum(title, nodes, source=KAPLAN)
 
 
-def _cache(reading: _Reading) -> _Node:
+def _cache(reading: _Reading, paged: bool = False) -> _Node:
+    """The cache's tensors, or with ``paged`` the blocks that an engine sets aside for them."""
     plan = _serving_plan(reading.plan)
-    width = CACHE_DTYPE_BYTES[plan.cache_dtype]
+
+    def held(entry: CacheEntry) -> Quantity:
+        if paged:
+            entry = allocated_entry(entry, plan.cache_block_size, plan.windowed_pages)
+        return entry_bytes(entry, plan.cache_dtype)
+
     nodes: list[_Node] = []
     for path, name, layer, repeats, times in reading.layers():
         for part, component in layer_components(reading.spec, layer):
             where = f"{path}.{part}"
             entries = [
-                _Node(entry.name, entry.elements * reading.batch_size * width * repeats, path=where, times=times)
+                _Node(entry.name, held(entry) * reading.batch_size * repeats, path=where, times=times)
                 for entry in component.cache(reading.spec.hidden_size, reading.sequence_length)
             ]
             if entries or part == "sequence_mixer":
                 nodes.append(_sum(name, entries, path=where, times=times, source=_component_source(component)))
-    return _sum(f"cache in {plan.cache_dtype}", nodes)
+    if paged:
+        assumed = assumption_text(plan.cache_block_size, plan.windowed_pages)
+        return _sum(f"blocks of the cache in {plan.cache_dtype}", nodes, source=assumed)
+    return _sum(f"cache in {plan.cache_dtype}", nodes, source=f"Written in {cache_format(plan.cache_dtype).scheme}")
 
 
 def _inference_memory(reading: _Reading) -> _Node:
@@ -281,7 +291,7 @@ def _inference_memory(reading: _Reading) -> _Node:
         "inference memory",
         [
             _weights_memory(reading),
-            _cache(reading),
+            _cache(reading, paged=True),
             _Node(
                 "activations",
                 pass_bytes(reading.spec, reading.sequence_length, reading.batch_size, widest),
@@ -370,6 +380,7 @@ _QUANTITIES: dict[str, _Quantity] = {
     "flops_forward": _Quantity(_per_token, "FLOPs a token", "exact", "training", KAPLAN),
     "flops_training": _Quantity(lambda r: _per_token(r, TRAINING_FACTOR), "FLOPs a token", "exact", "training", KAPLAN),
     "cache": _Quantity(_cache, "bytes", "exact", "serving"),
+    "allocated_cache": _Quantity(lambda r: _cache(r, paged=True), "bytes", "modelled", "serving"),
     "weights_memory": _Quantity(_weights_memory, "bytes", "exact", "serving"),
     "inference_memory": _Quantity(_inference_memory, "bytes", "modelled", "serving"),
     "training_memory": _Quantity(_training_memory, "bytes", "modelled", "training"),

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from planner.cache import CACHE_DTYPE_BYTES
+from planner.cache import entry_bytes
 from planner.components import Attention, LatentAttention
 from planner.components.base import CacheEntry, Component, Tensor
 from planner.compute import model_operations
@@ -151,12 +151,11 @@ def _mixing(
     plan: ServingPlan,
 ) -> Operator:
     """What a sequence mixer does between tokens: attention by a fused kernel, or the update of a state."""
-    width = CACHE_DTYPE_BYTES[plan.cache_dtype]
     tokens = batch * length if phase == "prefill" else batch
     entries = list(_read_entries(mixer, hidden_size, length))
     held: Quantity = 0
     for entry in entries:
-        held = held + entry.elements * batch * width
+        held = held + entry_bytes(entry, plan.cache_dtype) * batch
     attends = any(entry.grows for entry in entries)
     status: Literal["modelled", "approximated"] = "modelled"
     moved = _between_matrices(mixer, hidden_size) * tokens * ACTIVATION_BYTES

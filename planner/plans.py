@@ -60,6 +60,11 @@ class ServingPlan(Plan):
 
     weight_format: str = "bf16"
     cache_dtype: str = "bf16"
+    cache_block_size: int = Field(default=16, gt=0, le=65_536)
+    """Tokens of one sequence that a block of the paged cache holds; 1: nothing is rounded up."""
+    windowed_pages: Literal["window", "context"] = "window"
+    """Blocks of a layer with a window or chunks: those that still hold a visible key, as vLLM's hybrid KV cache
+    manager keeps them, or those of all the ``context``, as engines without one."""
     context_length: int = Field(default=4096, gt=0)
     batch_size: int = Field(default=1, gt=0)
     tensor_parallel: int = Field(default=1, gt=0)

@@ -5,6 +5,9 @@ are quantized, with scales; embeddings, head, norms, biases, routers and convolu
 engines leave them. ``fp8`` and ``int8`` have one fp32 scale an output channel; ``int4`` has one bf16 scale for every
 128 weights of a row. Decay rates of state space layers are kept in fp32 throughout.
 
+The cache is what an engine with paged memory sets aside (:mod:`planner.cache`): blocks of the plan's
+``cache_block_size``, and of layers with a window those that ``windowed_pages`` says.
+
 Activations are an upper bound of what one pass holds at once: the residual stream twice, the outputs of all projections
 of the widest mixer, and fp32 logits of the last position of each sequence; prompts are read in pieces of
 :data:`PREFILL_TOKENS`. Times are not modelled yet and are ``None``.
@@ -15,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from planner.cache import CACHE_DTYPE_BYTES, cache_bytes
+from planner.cache import CACHE_FORMATS, CacheUse, cache_use
 from planner.components.base import Tensor
 from planner.errors import Problem, UnsupportedPlan
 from planner.hardware import Device, hardware
@@ -43,8 +46,11 @@ class ServingMemory:
 
     weights_bytes: Quantity
     cache_bytes: Quantity
+    """What the engine's blocks take up: see ``ideal_cache_bytes``."""
     activations_bytes: Quantity
     overhead_bytes: Quantity
+    ideal_cache_bytes: Quantity
+    """What of ``cache_bytes`` the cached tensors fill; no part of the sum."""
 
     @property
     def total_bytes(self) -> Quantity:
@@ -114,11 +120,11 @@ def check_serving_plan(plan: ServingPlan) -> None:
             f"Weights in {plan.weight_format!r} are not modelled.",
             f"Choose one of {', '.join(WEIGHT_FORMATS)}.",
         )
-    if plan.cache_dtype not in CACHE_DTYPE_BYTES:
+    if plan.cache_dtype not in CACHE_FORMATS:
         refuse(
             "cache_dtype",
             f"No cache of type {plan.cache_dtype!r} is modelled.",
-            f"Choose one of {', '.join(CACHE_DTYPE_BYTES)}.",
+            f"Choose one of {', '.join(CACHE_FORMATS)}.",
         )
     for field in ("tensor_parallel", "expert_parallel", "attention_data_parallel"):
         if getattr(plan, field) != 1:
@@ -206,15 +212,24 @@ def activation_bytes(spec: ArchitectureSpec, context_length: Quantity, batch_siz
     return pass_bytes(spec, context_length, batch_size, widest)
 
 
+def planned_cache(
+    spec: ArchitectureSpec, plan: ServingPlan, context_length: Quantity, batch_size: Quantity
+) -> CacheUse:
+    """The cache under a plan, with quantities in place of its context and batch."""
+    return cache_use(spec, context_length, batch_size, plan.cache_dtype, plan.cache_block_size, plan.windowed_pages)
+
+
 def serving_memory(
     spec: ArchitectureSpec, plan: ServingPlan, context_length: Quantity, batch_size: Quantity
 ) -> ServingMemory:
     """Memory with quantities in place of the plan's numbers; works on all three readings."""
+    cache = planned_cache(spec, plan, context_length, batch_size)
     return ServingMemory(
         weights_bytes=weights_bytes(spec, plan.weight_format),
-        cache_bytes=cache_bytes(spec, context_length, batch_size, plan.cache_dtype),
+        cache_bytes=cache.allocated_bytes,
         activations_bytes=activation_bytes(spec, context_length, batch_size),
         overhead_bytes=DEVICE_OVERHEAD_BYTES,
+        ideal_cache_bytes=cache.ideal_bytes,
     )
 
 

@@ -373,8 +373,9 @@ class Attention(Component):
             if self.dilation is not None:
                 reach = (self.sliding_window - 1) * self.dilation + 1
             kept = smallest(context_length, reach)
-        yield CacheEntry("keys", (self.num_key_value_heads, kept, self.head_dim), grows=True)
-        yield CacheEntry("values", (self.num_key_value_heads, kept, self._value_dim), grows=True)
+        reserved = context_length if self.sees_a_part else None
+        yield CacheEntry("keys", (self.num_key_value_heads, kept, self.head_dim), True, reserved)
+        yield CacheEntry("values", (self.num_key_value_heads, kept, self._value_dim), True, reserved)
 
 
 class _BiasedAttention(Attention):

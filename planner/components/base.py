@@ -56,8 +56,11 @@ class CacheEntry:
 
     name: str
     shape: tuple[Quantity, ...]
+    """Of what grows: heads where there are some, then positions, then channels."""
     grows: bool
     """Whether it grows with the context (KV) or stays (state, convolution)."""
+    reserved: Quantity | None = None
+    """Positions that are set aside where nothing is freed behind a window; absent: those that are kept."""
 
     @property
     def elements(self) -> Quantity:

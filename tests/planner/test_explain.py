@@ -22,6 +22,7 @@ from planner import (
     flops,
     size,
 )
+from planner.cache import cache_use
 from planner.explain import QUANTITIES, plain_text
 from planner.scaling import chinchilla_tokens
 from planner.serving import weights_bytes
@@ -30,7 +31,7 @@ from tests.planner.strategies import specs
 
 SERVING = ServingPlan(context_length=4096, batch_size=3, cache_dtype="fp8", weight_format="int4")
 TRAINING = TrainingPlan(sequence_length=1000, micro_batch_size=2, precision="bf16_autocast")
-PLANS = {"cache": SERVING, "weights_memory": SERVING, "inference_memory": SERVING}
+PLANS = dict.fromkeys(("cache", "allocated_cache", "weights_memory", "inference_memory"), SERVING)
 EXPLAINED = [quantity for quantity in QUANTITIES if quantity != "training_memory"]
 
 
@@ -65,6 +66,7 @@ def test_the_numbers_are_the_ones_that_pages_show() -> None:
         "flops_forward": counted.total / 2000,
         "flops_training": 3 * counted.total / 2000,
         "cache": cache_bytes(spec, 4096, 3, "fp8"),
+        "allocated_cache": cache_use(spec, 4096, 3, "fp8").allocated_bytes,
         "weights_memory": weights_bytes(spec, "int4"),
         "inference_memory": estimate_inference(spec, SERVING).memory.total_bytes,
         "chinchilla_tokens": chinchilla_tokens(spec),

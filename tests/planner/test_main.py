@@ -47,6 +47,11 @@ def test_flops_and_cache(spec_file: str, capsys: pytest.CaptureFixture[str]) -> 
     assert training["total"] == 3 * forward["total"]
     assert data_of(capsys, "cache", spec_file, "--context-length", "4096")["cache_bytes"] == 2**31
     assert "2 GiB" in output_of(capsys, "cache", spec_file, "--context-length", "4096")
+    paged = data_of(capsys, "cache", spec_file, "--context-length", "4097", "--block-size", "32", "--dtype", "fp8")
+    assert (paged["ideal_bytes"], paged["allocated_bytes"]) == (2**18 * 4097, 2**18 * 4128)
+    assert paged["allocated_status"] == "modelled"
+    assert "per tensor" in paged["scheme"]
+    assert "Blocks of 16 tokens" in output_of(capsys, "cache", spec_file)
 
 
 def test_serve_and_fit(spec_file: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,6 +108,8 @@ def test_export_gives_a_configuration(spec_file: str, capsys: pytest.CaptureFixt
         ["flops", "llama-2-7b", "--sequence-length", "0"],
         ["flops", "llama-2-7b", "--sequence-length", "many"],
         ["cache", "llama-2-7b", "--dtype", "int3"],
+        ["cache", "llama-2-7b", "--block-size", "0"],
+        ["cache", "llama-2-7b", "--windowed-pages", "some"],
         ["train", "llama-2-7b", "--set", "zero_stage=3"],
         ["train", "llama-2-7b", "--set", "precision=[bf16"],
         ["serve", "llama-2-7b", "--set", "weight_format=q4_k_m"],
