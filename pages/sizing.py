@@ -27,9 +27,10 @@ from pages.widgets.draft import Draft
 from planner import ArchitectureSpec, Fit, PlannerError, crossover, explain, fits, grow, hardware, hardware_catalogue
 from planner.curves import crossover_curve, flops_curve
 from planner.distribution import by_component, by_layer, by_tensor
-from planner.explain import QUANTITIES
+from planner.explain import QUANTITIES, SERVING_QUANTITIES
 from planner.intensity import PHASES, bounds, merged, operators, ridge_point
 from planner.plans import Plan, ServingPlan, TrainingPlan
+from planner.serving import planned_cache
 
 LENGTHS = tuple(2**exponent for exponent in range(10, 21))
 FACTORS = tuple(2 ** (step / 2) for step in range(-6, 9))
@@ -97,6 +98,8 @@ def defaults(draft: Draft) -> dict[str, str]:
         "batch": str(serving.batch_size),
         "weights": serving.weight_format,
         "cache": serving.cache_dtype,
+        "block": str(serving.cache_block_size),
+        "pages": serving.windowed_pages,
         "length": str(training.sequence_length),
         "layers": "parameters",
         "phase": "decode",
@@ -325,12 +328,20 @@ def fitting(view: View, spec: ArchitectureSpec, serving: ServingPlan, training: 
         with chrome.guard():
             plan: ServingPlan | TrainingPlan = training if training_run else serving
             chrome.html(fit_bars.html_of(device_fits(spec, plan, bool(view["all"]))))
+            if not training_run:
+                sizing_source.blocks_form(view)
+                chrome.html(sizing_tables.cache_html(planned_cache(spec, serving, *shape_of(serving))))
         if st.toggle("All devices of the catalogue", value=bool(view["all"]), key="sizing-all-devices") != bool(
             view["all"]
         ):
             view.set("all", "" if view["all"] else "1")
             view.write()
             st.rerun()
+
+
+def shape_of(serving: ServingPlan) -> tuple[int, int]:
+    """Context and batch of a plan."""
+    return serving.context_length, serving.batch_size
 
 
 def device_fits(spec: ArchitectureSpec, plan: ServingPlan | TrainingPlan, everything: bool) -> list[Fit]:
@@ -373,7 +384,7 @@ def derivation(view: View, spec: ArchitectureSpec, serving: ServingPlan, trainin
             chrome.note("Any of the numbers above opens into its terms too: click it.")
             return
         with chrome.guard():
-            plan: Plan = serving if quantity in ("cache", "weights_memory", "inference_memory") else training
+            plan: Plan = serving if quantity in SERVING_QUANTITIES else training
             terms.show(explained(spec, quantity, plan))
 
 

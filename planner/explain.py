@@ -391,6 +391,8 @@ _QUANTITIES: dict[str, _Quantity] = {
 
 QUANTITIES = tuple(_QUANTITIES)
 """Names of the numbers that :func:`explain` opens."""
+SERVING_QUANTITIES = tuple(name for name, quantity in _QUANTITIES.items() if quantity.inputs == "serving")
+"""Those that a :class:`ServingPlan` gives context, batch and types."""
 
 
 def explain(spec: ArchitectureSpec, quantity: str, plan: Plan | None = None) -> Term:

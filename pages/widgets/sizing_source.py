@@ -21,6 +21,8 @@ PARAMETERS = ("preset", "design", "revision", "draft")
 """Query parameters that say what is sized."""
 CONTEXTS = tuple(2**exponent for exponent in range(10, 21))
 BATCHES = tuple(2**exponent for exponent in range(0, 11))
+BLOCKS = tuple(2**exponent for exponent in range(0, 9))
+PAGES = {"window": "freed behind windows", "context": "kept for the whole context"}
 
 
 def from_address() -> Draft:
@@ -53,7 +55,8 @@ def take_settings(view: View, draft: Draft) -> None:
     serving, training = draft.settings.serving, draft.settings.training
     view.choice("weights", WEIGHT_FORMATS)
     view.choice("cache", CACHE_FORMATS)
-    for name, known in (("context", CONTEXTS), ("length", CONTEXTS), ("batch", BATCHES)):
+    view.choice("pages", PAGES)
+    for name, known in (("context", CONTEXTS), ("length", CONTEXTS), ("batch", BATCHES), ("block", BLOCKS)):
         view.choice(name, _with(known, view.defaults[name]))
     draft.settings = Settings(
         edits.revalued(
@@ -63,6 +66,8 @@ def take_settings(view: View, draft: Draft) -> None:
                 "batch_size": int(view["batch"]),
                 "weight_format": view["weights"],
                 "cache_dtype": view["cache"],
+                "cache_block_size": int(view["block"]),
+                "windowed_pages": view["pages"],
             },
         ),
         edits.revalued(training, {"sequence_length": int(view["length"])}),
@@ -93,6 +98,20 @@ def form(view: View, draft: Draft) -> None:
                 row[place].select_slider(label, options, key=view.key(name), format_func=text)
             else:
                 row[place].selectbox(label, options, key=view.key(name), format_func=text)
+
+
+def blocks_form(view: View) -> None:
+    """How the engine pages the cache: tokens a block, and what becomes of blocks behind a window."""
+    with st.container(horizontal=True, vertical_alignment="bottom", key="sizing-blocks"):
+        st.selectbox(
+            "Tokens a block",
+            _with(BLOCKS, view.defaults["block"]),
+            key=view.key("block"),
+            width=160,
+            help="vLLM has 16, SGLang 1 and TensorRT-LLM 32 unless told otherwise",
+        )
+        st.selectbox("Blocks of windowed layers", list(PAGES), key=view.key("pages"), format_func=PAGES.__getitem__,
+                     width=260)  # fmt: skip
 
 
 def _length(text: str) -> str:

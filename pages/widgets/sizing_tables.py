@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pages.widgets import chrome, figures, sizing_plots, theme, words
 from planner import Operator
+from planner.cache import CacheUse
 from planner.distribution import ComponentShare
 from planner.intensity import Bound
 
@@ -28,6 +29,23 @@ def _cell(count: int, share: float | None = None) -> str:
     figure = figures.count(count)
     part = "" if share is None else f'<br><span class="pl-soft">{figures.percent(share)}</span>'
     return f'<td class="fig" title="{chrome.escape(figure.exact)}">{chrome.escape(figure)}{part}</td>'
+
+
+def cache_html(use: CacheUse) -> str:
+    """The cache as its tensors fill it and as the engine's blocks take it up, and what is taken of the engine."""
+    ideal, allocated = figures.memory(use.ideal_bytes), figures.memory(use.allocated_bytes)
+    rows = "".join(
+        f'<tr><td>{chrome.status_glyph(status)} {label}</td><td class="fig" title="{chrome.escape(figure.exact)}">'
+        f"{chrome.escape(figure)}</td></tr>"
+        for label, figure, status in (
+            ("Cache, filled", ideal, use.status),
+            ("Cache, allocated in blocks", allocated, use.allocated_status),
+        )
+    )
+    return (
+        f'<table class="pl-table">{rows}</table>'
+        f'<p class="pl-soft">Written in {chrome.escape(use.scheme)}. {chrome.escape(use.assumption)}</p>'
+    )
 
 
 def operators_html(found: Sequence[Operator], held: Sequence[Bound]) -> str:

@@ -14,11 +14,11 @@ import streamlit as st
 from pages.widgets import chrome, figures, theme
 from pages.widgets.draft import Draft
 from planner import ArchitectureSpec, PlannerError
+from planner.explain import SERVING_QUANTITIES
 from planner.plans import Plan
 
 _ASKED = "terms-asked"
 _FIGURES = {"bytes": figures.memory, "FLOPs": figures.flops, "FLOPs a token": figures.flops}
-_SERVING = ("cache", "inference_memory", "weights_memory")
 _ALSO = {"flops_forward": ("flops_forward", "flops_training")}
 _TITLES = {"flops_forward": "Forward", "flops_training": "Training"}
 DEEPEST = 2
@@ -52,7 +52,7 @@ def _dialog(draft: Draft, quantity: str) -> None:
     for name, place in zip(several, places, strict=True):
         with place, st.container(key=f"terms-{name}", gap="small"):
             try:
-                plan = draft.settings.serving if name in _SERVING else draft.settings.training
+                plan = draft.settings.serving if name in SERVING_QUANTITIES else draft.settings.training
                 show(_explained(draft.spec, name, plan))
             except PlannerError as reason:
                 chrome.error(reason)
