@@ -37,7 +37,7 @@ def test_ideal_and_allocated_cache_stand_side_by_side_and_follow_the_engine() ->
     app.selectbox(key="sizing-pages").select("context").run()
     assert bytes_of(app, "Cache, filled") == a_position * 4096
     assert bytes_of(app, "Cache, allocated in blocks") == a_position * 32_768
-    assert app.query_params["pages"] == ["context"]
+    assert app.query_params["pages"] == "context"
 
 
 def test_a_quantized_cache_names_its_scheme() -> None:
