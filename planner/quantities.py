@@ -108,7 +108,9 @@ def exact_divide(dividend: Quantity, divisor: Quantity) -> Quantity:
 
 def product(values: tuple[Quantity, ...]) -> Quantity:
     """Product of a shape: the number of elements of a tensor."""
-    result: Quantity = 1
-    for value in values:
+    if not values:
+        return 1
+    result: Quantity = values[0]  # not 1 times it, which would copy an array
+    for value in values[1:]:
         result = result * value
     return result

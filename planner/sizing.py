@@ -140,35 +140,52 @@ def model_tensors(spec: ArchitectureSpec) -> Iterator[Tensor]:
     yield from trailing_tensors(spec)
 
 
+def is_partly_active(tensor: Tensor) -> bool:
+    """Whether a token touches only a share of a tensor; an array or a symbol of experts might be one of one."""
+    available = tensor.active_share[1]
+    return not (isinstance(available, int) and available == 1)
+
+
 def active_count(tensor: Tensor) -> Quantity:
     """Elements of a tensor that one token touches."""
+    if not is_partly_active(tensor):
+        return tensor.count
     chosen, available = tensor.active_share
-    if isinstance(available, int) and available == 1:
-        return tensor.count  # no share, or a single expert; an array or a symbol takes the division
     return exact_divide(tensor.count * chosen, available)
 
 
 def count_parameters(spec: ArchitectureSpec) -> ParameterCounts:
-    """Totals of all parameters; works on all three readings of the specification's fields."""
+    """Totals of all parameters; works on all three readings of the specification's fields.
+
+    Repeats are multiplied once a group and shares taken of experts alone: with arrays, each operation counts.
+    """
     by_component: dict[str, Quantity] = {}
-    active: Quantity = 0
-    looked_up: Quantity = 0
+    untouched: Quantity = 0
     for tensor in outer_tensors(spec):
-        count = tensor.count
-        by_component[tensor.component] = by_component.get(tensor.component, 0) + count
-        active = active + count
-    for tensor in looked_up_tensors(spec):
-        looked_up = looked_up + tensor.count
+        _add(by_component, tensor.component, tensor.count)
     for group in spec.layer_groups:
+        once: dict[str, Quantity] = {}
+        untouched_once: Quantity = 0
         for layer in group.layers:
             for _, tensor in layer_tensors(spec, layer):
-                count = tensor.count * group.repeats
-                by_component[tensor.component] = by_component.get(tensor.component, 0) + count
-                active = active + active_count(tensor) * group.repeats
+                _add(once, tensor.component, tensor.count)
+                if is_partly_active(tensor):
+                    untouched_once = untouched_once + (tensor.count - active_count(tensor))
+        for component, count in once.items():
+            _add(by_component, component, count * group.repeats)
+        untouched = untouched + untouched_once * group.repeats
+    looked_up: Quantity = 0
+    for tensor in looked_up_tensors(spec):
+        looked_up = looked_up + tensor.count
     total: Quantity = 0
     for count in by_component.values():
         total = total + count
+    active = total - untouched
     return ParameterCounts(total, active, active - looked_up, by_component)
+
+
+def _add(counts: dict[str, Quantity], component: str, count: Quantity) -> None:
+    counts[component] = counts[component] + count if component in counts else count
 
 
 def size(spec: ArchitectureSpec) -> Size:

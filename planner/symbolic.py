@@ -6,9 +6,10 @@ models without validation, so the formulas of the components run unchanged on wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 
 from planner.quantities import Quantity
@@ -98,3 +99,42 @@ def candidates(spec: ArchitectureSpec, fields: dict[str, Any]) -> ArchitectureSp
     if unused:
         raise ValueError(f"no such numeric fields: {', '.join(sorted(unused))}")
     return changed
+
+
+BLOCK = 8192
+"""Candidates a block: an array of them is 64 KiB, so the few that a formula has at a time stay in the L2 cache of a
+core, and the allocator hands the same memory out again instead of returning it to the system."""
+
+
+def evaluate(
+    spec: ArchitectureSpec,
+    fields: Mapping[str, np.ndarray],
+    formulas: Mapping[str, Callable[[ArchitectureSpec], Quantity]],
+    block: int = BLOCK,
+) -> dict[str, np.ndarray]:
+    """Quantities of many candidates, block by block: one ``float64`` array of shape (candidates,) a formula.
+
+    ``fields`` has an array of shape (candidates,) for each field that varies, by path; a formula takes the
+    specification whose fields hold one block of them. Raises ``TypeError`` for arrays of another type, and
+    ``ValueError`` where shapes differ or a path names no numeric field.
+    """
+    shapes = {values.shape for values in fields.values()}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+        raise ValueError(f"the fields need arrays of one length, not of shapes {sorted(shapes)}")
+    for path, values in fields.items():
+        if values.dtype != np.float64:
+            raise TypeError(f"{path} must be float64, not {values.dtype}: integer arrays overflow")
+    (length,) = next(iter(shapes))
+    results = {name: np.empty(length) for name in formulas}
+    made, held = None, {}
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        if made is None or stop - start < block:
+            # One specification serves all whole blocks: what its fields hold is written over.
+            held = {path: np.empty(stop - start) for path in fields}
+            made = candidates(spec, held)
+        for path, values in fields.items():
+            held[path][:] = values[start:stop]
+        for name, formula in formulas.items():
+            results[name][start:stop] = formula(made)
+    return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from planner.components.attention import attended_pairs
 from planner.quantities import ceiling_divide, exact_divide, floor_divide, largest, rounded_up, smallest
 from planner.serving import WEIGHT_FORMATS, activation_bytes, pass_bytes, projection_outputs, weights_bytes
 from planner.sizing import count_parameters
-from planner.symbolic import candidates, substitute, symbolic, symbolic_fields
+from planner.symbolic import candidates, evaluate, substitute, symbolic, symbolic_fields
 from tests.planner.strategies import specs
 
 Formula = Callable[[ArchitectureSpec, Any, Any], Any]
@@ -127,7 +128,7 @@ def test_a_formula_that_branches_on_a_value_fails_at_once() -> None:
         min(made.hidden_size, made.vocab_size)
 
 
-DENSE = {
+DENSE: dict[str, Any] = {
     "vocab_size": 1000,
     "hidden_size": 64,
     "layer_groups": [
@@ -164,6 +165,86 @@ def test_candidates_are_sized_in_one_pass() -> None:
     assert count_parameters(made).total.tolist() == each
     with pytest.raises(ValueError, match="no such numeric fields"):
         candidates(parse_spec(DENSE), {"hidden": widths})
+
+
+MIXED: dict[str, Any] = {
+    **DENSE,
+    "layer_groups": [
+        *DENSE["layer_groups"],
+        {
+            "repeats": 3,
+            "layers": [
+                {
+                    "sequence_mixer": {
+                        "kind": "latent_attention",
+                        "num_attention_heads": 4,
+                        "kv_lora_rank": 32,
+                        "qk_nope_head_dim": 16,
+                        "qk_rope_head_dim": 8,
+                        "v_head_dim": 16,
+                    },
+                    "channel_mixer": {
+                        "kind": "moe",
+                        "num_experts": 8,
+                        "num_experts_per_tok": 2,
+                        "intermediate_size": 48,
+                    },
+                }
+            ],
+        },
+    ],
+}
+
+
+@pytest.mark.parametrize("block", [1, 4, 7, 100])
+def test_candidates_in_blocks_are_those_that_are_sized_one_by_one(block: int) -> None:
+    """Of ten candidates the last block holds what is left, or is the only one."""
+    experts = "layer_groups[1].layers[0].channel_mixer.num_experts"
+    drawn = np.random.default_rng(0)
+    fields = {
+        "hidden_size": drawn.integers(8, 4096, 10).astype(np.float64),
+        "layer_groups[1].repeats": drawn.integers(1, 90, 10).astype(np.float64),
+        experts: drawn.integers(2, 400, 10).astype(np.float64),
+    }
+    found = evaluate(
+        parse_spec(MIXED),
+        fields,
+        {
+            "total": lambda spec: count_parameters(spec).total,
+            "active": lambda spec: count_parameters(spec).active,
+            "cache": lambda spec: cache_bytes(spec, 1000),
+            "width": lambda spec: spec.hidden_size,
+        },
+        block=block,
+    )
+    for index in range(10):
+        data = copy.deepcopy(MIXED)
+        data["hidden_size"] = int(fields["hidden_size"][index])
+        data["layer_groups"][1]["repeats"] = int(fields["layer_groups[1].repeats"][index])
+        data["layer_groups"][1]["layers"][0]["channel_mixer"]["num_experts"] = int(fields[experts][index])
+        spec = parse_spec(data)
+        counts = size(spec).parameters
+        assert {name: values[index] for name, values in found.items()} == {
+            "total": counts.total,
+            "active": counts.active,
+            "cache": cache_bytes(spec, 1000),
+            "width": spec.hidden_size,
+        }
+
+
+@pytest.mark.parametrize(
+    "fields, error",
+    [
+        ({"hidden_size": np.arange(3)}, TypeError),
+        ({"hidden_size": np.ones(3), "vocab_size": np.ones(4)}, ValueError),
+        ({"hidden_size": np.ones((3, 2))}, ValueError),
+        ({"hidden": np.ones(3)}, ValueError),
+        ({}, ValueError),
+    ],
+)
+def test_fields_that_make_no_candidates_are_refused(fields: dict[str, np.ndarray], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        evaluate(parse_spec(DENSE), fields, {"total": lambda spec: count_parameters(spec).total})
 
 
 def test_fields_with_the_same_short_name_get_symbols_of_their_own() -> None:
