@@ -127,6 +127,6 @@ def multiplied_weights(spec: ArchitectureSpec) -> Quantity:
         for layer in group.layers:
             for part, tensor in layer_tensors(spec, layer):
                 is_matrix = len(tensor.shape) >= 2 and tensor.is_matrix and tensor.dtype_class != "float32"
-                if part.endswith("_mixer") and is_matrix and not tensor.name.startswith("conv1d"):
+                if part.endswith("_mixer") and is_matrix and "conv1d." not in tensor.name:
                     elements = elements + tensor.count * group.repeats
     return elements

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from planner.cache import entry_bytes, model_cache
-from planner.components import Attention, LatentAttention
+from planner.components import Attention, Component, LatentAttention
 from planner.compute import model_operations
 from planner.sizing import layer_tensors, outer_block, outer_tensors
 from planner.spec import ArchitectureSpec, Layer, LayerGroup, LearnedPositions
@@ -117,23 +117,26 @@ def multi_head_reference(spec: ArchitectureSpec) -> ArchitectureSpec | None:
         LayerGroup(repeats=group.repeats, layers=tuple(_multi_head(layer) for layer in group.layers))
         for group in spec.layer_groups
     )
-    if not any(isinstance(layer.sequence_mixer, Attention) for group in groups for layer in group.layers):
+    sequence = [layer.sequence_mixer for group in groups for layer in group.layers]
+    if not any(isinstance(part, Attention) for mixer in sequence if mixer is not None for _, part in mixer.parts()):
         return None
     return spec.model_copy(update={"layer_groups": groups, "name": "MHA, all full"})
 
 
 def _multi_head(layer: Layer) -> Layer:
     mixer = layer.sequence_mixer
+    return layer if mixer is None else layer.model_copy(update={"sequence_mixer": mixer.with_parts(_every_head)})
+
+
+def _every_head(mixer: Component) -> Component:
     if isinstance(mixer, Attention):
-        full = mixer.model_copy(
+        return mixer.model_copy(
             update={"num_key_value_heads": mixer.num_attention_heads, "sliding_window": None, "dilation": None}
         )
-    elif isinstance(mixer, LatentAttention):
-        full = Attention(
+    if isinstance(mixer, LatentAttention):
+        return Attention(
             num_attention_heads=mixer.num_attention_heads,
             num_key_value_heads=mixer.num_attention_heads,
             head_dim=mixer.v_head_dim,
         )
-    else:
-        return layer
-    return layer.model_copy(update={"sequence_mixer": full})
+    return mixer

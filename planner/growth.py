@@ -82,15 +82,16 @@ def _wide(spec: ArchitectureSpec) -> Iterator[tuple[str, int]]:
                 mixer = getattr(layer, part)
                 if mixer is None:
                     continue
-                path = f"layer_groups[{index}].layers[{position}].{part}"
-                if mixer.grows is None:
-                    raise UnsupportedPlan.of(
-                        f"How a {mixer.kind.replace('_', ' ')} grows in width is not modelled.",
-                        path=path,
-                        remedy="Let the model grow in depth.",
-                        code="unknown_growth",
-                    )
-                for name in mixer.grows:
-                    value = getattr(mixer, name, None)
-                    if value is not None:
-                        yield f"{path}.{name}", value
+                for end, block in mixer.parts():
+                    path = f"layer_groups[{index}].layers[{position}].{part}{end}"
+                    if block.grows is None:
+                        raise UnsupportedPlan.of(
+                            f"How a {block.component.replace('_', ' ')} grows in width is not modelled.",
+                            path=path,
+                            remedy="Let the model grow in depth.",
+                            code="unknown_growth",
+                        )
+                    for name in block.grows:
+                        value = getattr(block, name, None)
+                        if value is not None:
+                            yield f"{path}.{name}", value

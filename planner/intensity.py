@@ -98,8 +98,9 @@ def operators(
                 path = f"{where}.{stem}"
                 for tensor in matrices(mixer, spec.hidden_size):
                     found.append(_by_matrix(tensor, path, group.repeats, tokens, plan))
-                if stem == "sequence_mixer":
-                    found.append(_mixing(mixer, spec.hidden_size, path, group.repeats, length, batch, phase, plan))
+                for end, part in mixer.parts() if stem == "sequence_mixer" else ():
+                    where_part, times = f"{path}{end}", group.repeats
+                    found.append(_mixing(part, spec.hidden_size, where_part, times, length, batch, phase, plan))
     found += _outer(spec, tokens, plan)
     return found
 
@@ -329,8 +330,9 @@ def attention_flops(spec: ArchitectureSpec, length: Quantity) -> tuple[Quantity,
 def _attending(spec: ArchitectureSpec) -> Iterator[tuple[Component, Quantity]]:
     for group in spec.layer_groups:
         for layer in group.layers:
-            if isinstance(layer.sequence_mixer, (Attention, LatentAttention)):
-                yield layer.sequence_mixer, group.repeats
+            for _, mixer in layer.sequence_mixer.parts() if layer.sequence_mixer is not None else ():
+                if isinstance(mixer, (Attention, LatentAttention)):
+                    yield mixer, group.repeats
 
 
 def channel_flops(spec: ArchitectureSpec) -> Quantity:

@@ -92,7 +92,8 @@ def list_numbers(spec: ArchitectureSpec, *, sequence_length: int, context_length
             for mixer, counts in ((layer.sequence_mixer, sequence), (layer.channel_mixer, channel)):
                 if mixer is not None:
                     counts[mixer.kind] = counts.get(mixer.kind, 0) + group.repeats
-            windowed = windowed or getattr(layer.sequence_mixer, "sliding_window", None) is not None
+            for _, part in layer.sequence_mixer.parts() if layer.sequence_mixer is not None else ():
+                windowed = windowed or getattr(part, "sliding_window", None) is not None
     return ListNumbers(
         parameters.total,
         parameters.active,

@@ -159,7 +159,9 @@ def _mixers(groups: Sequence[LayerGroup]) -> Iterator[Component]:
     """The mixers of every distinct layer."""
     for group in groups:
         for layer in group.layers:
-            yield from (mixer for mixer in (layer.sequence_mixer, layer.channel_mixer) if mixer is not None)
+            for mixer in (layer.sequence_mixer, layer.channel_mixer):
+                if mixer is not None:
+                    yield from (part for _, part in mixer.parts())
 
 
 def _scaled(

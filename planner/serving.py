@@ -143,7 +143,7 @@ def is_quantized(tensor: Tensor) -> bool:
         len(tensor.shape) >= 2
         and tensor.is_matrix
         and tensor.dtype_class == "weight"
-        and not tensor.name.startswith(("conv1d", "router", "shared_expert_gate"))
+        and not any(word in tensor.name for word in ("conv1d.", "router.", "shared_expert_gate."))
     )
 
 

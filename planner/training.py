@@ -222,7 +222,7 @@ def count_states(spec: ArchitectureSpec) -> States:
 def is_cast(tensor: Tensor) -> bool:
     """Whether autocast copies a layer's parameter to bf16 and autograd keeps the copy: matrices that are multiplied."""
     multiplied = len(tensor.shape) >= 2 and tensor.is_matrix
-    return multiplied and tensor.dtype_class == "weight" and not tensor.name.startswith("conv1d")
+    return multiplied and tensor.dtype_class == "weight" and "conv1d." not in tensor.name
 
 
 def backward_start_bytes(

@@ -19,6 +19,8 @@ from planner.components import kinds_of as kinds_of
 from planner.spec import problems_of
 
 MIXER_UNIONS: dict[str, Any] = {"sequence_mixer": SequenceMixer, "channel_mixer": ChannelMixer}
+BESIDE_EACH_OTHER = {"first": "mamba2", "second": "attention"}
+"""What two mixers in parallel begin with: Falcon-H1's."""
 _SHARED = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 """Fields that mean the same in every component that has them; a ``head_dim`` of attention is none of Mamba's."""
 LARGEST_STACK = 2048
@@ -173,7 +175,7 @@ def starting_part(component: type[Component], spec: ArchitectureSpec, like: Comp
     hidden = spec.hidden_size
     head_dim = 128 if hidden >= 2048 else 64 if hidden >= 256 else 16
     heads = max(1, hidden // head_dim)
-    usual = {
+    usual: dict[str, Any] = {
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
         "head_dim": head_dim,
@@ -189,6 +191,9 @@ def starting_part(component: type[Component], spec: ArchitectureSpec, like: Comp
         "num_positions": 4096,
         "intermediate_size": 2 * hidden if kind.startswith("mamba") else 4 * hidden,
     }
+    if kind == "parallel_mixers":
+        beginnings = {slot: kinds_of(SequenceMixer)[name] for slot, name in BESIDE_EACH_OTHER.items()}
+        usual |= {slot: starting_part(part, spec, like) for slot, part in beginnings.items()}
     if kind == "mamba2":
         usual["head_dim"] = 64 if hidden >= 64 else hidden
         usual["num_heads"] = max(1, 2 * hidden // usual["head_dim"])

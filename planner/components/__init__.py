@@ -13,12 +13,13 @@ from planner.components.mamba2 import Mamba2
 from planner.components.mlp import MLP
 from planner.components.moe import MoE
 from planner.components.norms import LayerNorm, Norm, RMSNorm
+from planner.components.parallel_mixers import ParallelMixers
 from planner.components.short_convolution import ShortConvolution
 
-SequenceMixer = Annotated[
-    Attention | GatedDeltaNet | LatentAttention | Mamba1 | Mamba2 | ShortConvolution,
-    Field(discriminator="kind"),
-]
+_Single = Attention | GatedDeltaNet | LatentAttention | Mamba1 | Mamba2 | ShortConvolution
+SingleMixer = Annotated[_Single, Field(discriminator="kind")]
+SequenceMixer = Annotated[_Single | ParallelMixers, Field(discriminator="kind")]
+ParallelMixers.model_rebuild(_types_namespace={"SingleMixer": SingleMixer})
 ChannelMixer = Annotated[MLP | MoE, Field(discriminator="kind")]
 
 
@@ -41,10 +42,12 @@ __all__ = [
     "MoE",
     "Norm",
     "Operation",
+    "ParallelMixers",
     "RMSNorm",
     "SavedTensor",
     "SequenceMixer",
     "ShortConvolution",
+    "SingleMixer",
     "Tensor",
     "kinds_of",
 ]

@@ -6,7 +6,7 @@ A component is a frozen pydantic model. Its integer fields may be replaced by ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, Self
 
@@ -149,6 +149,14 @@ class Component(BaseModel):
         return self.narrowed(scale.width).model_copy(
             update={name: scale.width_of(value) for name, value in present.items() if value is not None}
         )
+
+    def parts(self) -> Iterator[tuple[str, Component]]:
+        """The blocks that compute, each with the end of its path: itself, or those that it only brings together."""
+        yield "", self
+
+    def with_parts(self, change: Callable[[Component], Component]) -> Component:
+        """The same block with each of its :meth:`parts` changed."""
+        return change(self)
 
     def variety(self) -> str:
         """What tells it from others of its kind, in a few words: ``grouped-query, window 4,096``; empty: nothing."""

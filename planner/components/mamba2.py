@@ -60,6 +60,8 @@ class Mamba2(Component):
     shortest_time_step: float | None = Field(default=None, gt=0)
     """Time steps are clamped to at least this; absent: they are not."""
     longest_time_step: float | None = Field(default=None, gt=0)
+    projection_multipliers: tuple[float, float, float, float, float] | None = None
+    """Factors on the projected gate, input, B, C and time steps (Falcon-H1, arXiv:2507.22448); absent: none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -160,7 +162,9 @@ class Mamba2(Component):
         tokens = batch_size * sequence_length
         inner, channels, heads = self.intermediate_size, self.convolution_channels, self.num_heads
         yield SavedTensor("input", tokens * hidden_size)
-        yield SavedTensor("projected input, gate and time steps", tokens * (inner + channels + heads))
+        # The gate is a view of the whole projection, unless it is multiplied by itself.
+        projected = inner if self.projection_multipliers is not None else inner + channels + heads
+        yield SavedTensor("projected input, gate and time steps", tokens * projected)
         yield SavedTensor("padded convolution input", batch_size * (sequence_length + self.conv_kernel - 1) * channels)
         yield SavedTensor("convolution filter", channels * self.conv_kernel, "copy")
         if self.activation not in READ_FROM_RESULT:

@@ -89,10 +89,16 @@ class MLP(Component):
     gated: bool = True
     activation: Activation = "silu"
     bias: bool = False
+    gate_multiplier: float | None = Field(default=None, gt=0)
+    """Factor on the gate before its activation (Falcon-H1)."""
+    output_multiplier: float | None = Field(default=None, gt=0)
+    """Factor on the output."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_gate(self.activation, self.gated)
+        if self.gate_multiplier is not None and not self.gated:
+            refuse("gate_multiplier", "There is no gate to multiply.", "Remove it, or set gated to true.", "no_gate")
         return self
 
     def variety(self) -> str:

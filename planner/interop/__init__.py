@@ -11,6 +11,7 @@ from typing import Any
 from planner.errors import Problem, UnsupportedArchitecture
 from planner.interop import families
 from planner.interop.base import Adapter, laid_out, refusal, shown
+from planner.interop.beyond import BEYOND
 from planner.interop.nested import Inner, language_model
 from planner.interop.quantization import check_quantization, quantization_sentence
 from planner.plain import check_plain
@@ -48,6 +49,13 @@ def resolved(config: object) -> Inner:
             "There is no model_type, so nothing says which architecture this is.",
             "Use the config.json that is published with the model.",
             "no_model_type",
+        )
+    if model_type in BEYOND:
+        raise refusal(
+            "model_type",
+            f"{model_type} is beyond what a specification can say: {BEYOND[model_type]}.",
+            "Choose a model whose layers each have weights of their own.",
+            "unsupported_model_type",
         )
     if model_type not in ADAPTERS:
         near = difflib.get_close_matches(model_type, ADAPTERS, n=3)

@@ -481,7 +481,8 @@ class Adapter:
             return written
         spec = self.specification(config)
         known = {getattr(spec.positions, "scaling", None)}
-        known |= {getattr(layer.sequence_mixer, "rope_scaling", None) for _, layer in spec.iterate_layers()}
+        mixers = [layer.sequence_mixer for _, layer in spec.iterate_layers() if layer.sequence_mixer is not None]
+        known |= {getattr(part, "rope_scaling", None) for mixer in mixers for _, part in mixer.parts()}
         kinds = {scaling.kind for scaling in known if scaling is not None}
         return {name: kind for name, kind in written.items() if kind not in kinds | self.rotary_in_base}
 

@@ -188,11 +188,12 @@ class _Target:
         for layer in dict.fromkeys(self.layers):
             for mixer in (layer.sequence_mixer, layer.channel_mixer):
                 if mixer is not None:
-                    for name, value in mixer.model_dump(mode="json").items():
-                        self._hold(name, value)
-                        self._hold(f"{mixer.kind}.{name}", value)
-                    if isinstance(mixer, Attention):
-                        self._hold("rotary_dim", mixer.rotary_dim)
+                    for _, part in mixer.parts():
+                        for name, value in part.model_dump(mode="json").items():
+                            self._hold(name, value)
+                            self._hold(f"{getattr(part, 'kind', '')}.{name}", value)
+                        if isinstance(part, Attention):
+                            self._hold("rotary_dim", part.rotary_dim)
         values = [value for found in self.held.values() for value in found]
         self.wholes = sorted({v for v in values if isinstance(v, int) and not isinstance(v, bool)} | set(SMALL))
         ratios = {a // b for a, b in itertools.product(self.wholes, repeat=2) if b and not a % b and a // b <= 64}

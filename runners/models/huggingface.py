@@ -107,8 +107,13 @@ def _reorder(model: Decoder, spec: ArchitectureSpec, order_of: Callable[[int], T
     if not isinstance(spec.positions, RotaryPositions):
         return
     own = dict(model.named_parameters())
-    for index, layer in spec.iterate_layers():
-        mixer = layer.sequence_mixer
+    places = [
+        (f"layers.{index}.sequence_mixer{end}", part)
+        for index, layer in spec.iterate_layers()
+        if layer.sequence_mixer is not None
+        for end, part in layer.sequence_mixer.parts()
+    ]
+    for place, mixer in places:
         if isinstance(mixer, LatentAttention):
             rope, nope = mixer.qk_rope_head_dim, mixer.qk_nope_head_dim
             query = "q_proj" if mixer.q_lora_rank is None else "q_b_proj"
@@ -122,7 +127,7 @@ def _reorder(model: Decoder, spec: ArchitectureSpec, order_of: Callable[[int], T
         order = order_of(rope)
         for name, before, width in parts:
             for end in ("weight", "bias"):
-                parameter = own.get(f"layers.{index}.sequence_mixer.{name}.{end}")
+                parameter = own.get(f"{place}.{name}.{end}")
                 if parameter is None:
                     continue
                 # Rows are channels of the heads one after the other; a norm may have a row a head instead.

@@ -136,6 +136,11 @@ class Mamba2(nn.Module):
         batch, length, _ = x.shape
         inner, groups, state = component.intermediate_size, component.n_groups, component.state_size
         gate, mixed, dt = self.in_proj(x).split((inner, component.convolution_channels, component.num_heads), dim=-1)
+        if component.projection_multipliers is not None:
+            of_gate, *of_mixed, of_steps = component.projection_multipliers
+            parts = mixed.split((inner, groups * state, groups * state), dim=-1)
+            mixed = torch.cat([part * factor for part, factor in zip(parts, of_mixed, strict=True)], -1)
+            gate, dt = gate * of_gate, dt * of_steps
         mixed = activated(self.conv1d(mixed, cache), component.activation, self.kernels)
         inputs, B, C = mixed.split((inner, groups * state, groups * state), dim=-1)
         inputs = inputs.view(batch, length, component.num_heads, component.head_dim)

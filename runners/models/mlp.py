@@ -136,10 +136,17 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(width, hidden_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = in_compute_type(x)
+        return self.mixed(in_compute_type(x))
+
+    def mixed(self, x: Tensor, gate_multiplier: float | None = None) -> Tensor:
+        """The output, of a gate with a factor where one is given."""
         if self.gate_proj is None:
-            return self.down_proj(activated(self.up_proj(x), self.activation, self.kernels))
-        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x), self.activation, self.kernels))
+            mixed: Tensor = self.down_proj(activated(self.up_proj(x), self.activation, self.kernels))
+            return mixed
+        gate = self.gate_proj(x)
+        gate = gate if gate_multiplier is None else gate * gate_multiplier
+        mixed = self.down_proj(gated(gate, self.up_proj(x), self.activation, self.kernels))
+        return mixed
 
 
 class MLP(FeedForward):
@@ -154,3 +161,8 @@ class MLP(FeedForward):
             component.bias,
             context.kernels,
         )
+        self.gate_multiplier, self.output_multiplier = component.gate_multiplier, component.output_multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.mixed(in_compute_type(x), self.gate_multiplier)
+        return mixed if self.output_multiplier is None else mixed * self.output_multiplier

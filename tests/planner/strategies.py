@@ -180,6 +180,8 @@ def specs(draw: Any, most_layers: int = 3) -> ArchitectureSpec:
     positions = draw(st.sampled_from(["rotary", "learned", "alibi", "none"]))
     mixers = [_attention(), _mamba1(), _mamba2(), _short_convolution(), _gated_delta_net()]
     mixers += [_latent_attention()] if positions == "rotary" else []
+    beside = {"kind": st.just("parallel_mixers"), "first": st.one_of(mixers), "second": st.one_of(mixers)}
+    mixers += [st.fixed_dictionaries(beside)]
     layer = st.tuples(
         st.none() | st.one_of(mixers),
         st.none() | st.one_of(_mlp(), _moe()),

@@ -197,3 +197,10 @@ def test_any_text_ends_in_a_refusal_or_in_a_specification(text: str) -> None:
 def test_any_json_ends_in_a_refusal(value: Any) -> None:
     with pytest.raises(PlannerError):
         from_text(json.dumps({"model_type": "llama", "vocab_size": 100, "num_key_value_heads": [value]}))
+
+
+@pytest.mark.parametrize("family, field", [("zamba", "attn_layer_period"), ("zamba2", "num_mem_blocks")])
+def test_families_whose_layers_share_weights_are_refused_with_the_reason(family: str, field: str) -> None:
+    problem = refused(lambda: from_huggingface({"model_type": family, "hidden_size": 2560})).problems[0]
+    assert problem.path == "model_type"
+    assert field in problem.message

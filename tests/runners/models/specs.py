@@ -121,6 +121,7 @@ def mamba2s(draw: st.DrawFn) -> dict[str, Any]:
         "norm_epsilon": draw(st.sampled_from([None, 1e-3])),
         "shortest_time_step": draw(st.sampled_from([None, 0.3])),
         "longest_time_step": draw(st.sampled_from([None, 0.7])),
+        "projection_multipliers": draw(st.sampled_from([None, None, (0.5, 1.5, 0.75, 2.0, 0.9)])),
     }
 
 
@@ -165,6 +166,8 @@ def mlps(draw: st.DrawFn) -> dict[str, Any]:
         "gated": gated,
         "bias": draw(st.booleans()),
         "activation": draw(activations(gated)),
+        "gate_multiplier": draw(st.sampled_from([None, None, 0.7])) if gated else None,
+        "output_multiplier": draw(st.sampled_from([None, None, 0.4])),
     }
 
 
@@ -198,10 +201,21 @@ def moes(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def parallel_mixers(draw: st.DrawFn, mixers: st.SearchStrategy[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "kind": "parallel_mixers",
+        "first": draw(mixers),
+        "second": draw(mixers),
+        "first_multiplier": draw(st.sampled_from([None, 0.6])),
+        "second_multiplier": draw(st.sampled_from([None, 1.5])),
+    }
+
+
+@st.composite
 def layers(draw: st.DrawFn, positions: str) -> dict[str, Any]:
-    mixers = [attentions(), mamba1s(), mamba2s(), short_convolutions(), gated_delta_nets(), st.none()]
+    mixers = [attentions(), mamba1s(), mamba2s(), short_convolutions(), gated_delta_nets()]
     mixers += [latent_attentions(positions == "rotary")] if positions != "alibi" else []
-    sequence = draw(st.one_of(mixers))
+    sequence = draw(st.one_of(*mixers, parallel_mixers(st.one_of(mixers)), st.none()))
     channel = draw(st.one_of(mlps(), moes(), st.none()) if sequence is not None else st.one_of(mlps(), moes()))
     placement = draw(st.sampled_from(["pre", "post", "sandwich", "after_residual"]))
     residuals = ["sequential"]

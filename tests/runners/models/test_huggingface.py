@@ -204,6 +204,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bamba": {**DECODER, "num_hidden_layers": 3, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_state": 8}
     | {"mamba_n_groups": 2, "mamba_chunk_size": 8, "mamba_proj_bias": True, "attention_bias": True, "mlp_bias": True}
     | {"time_step_limit": (0.4, 1.5)},
+    "falcon_h1": {**DECODER, "mamba_d_ssm": 48, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 8}
+    | {"mamba_n_groups": 2, "mamba_rms_norm": True, "mamba_norm_before_gate": False, "mlp_bias": True}
+    | {"mlp_multipliers": [0.8, 0.5], "ssm_multipliers": [0.5, 0.9, 1.5, 0.7, 0.4], "ssm_in_multiplier": 1.25}
+    | {"ssm_out_multiplier": 0.6, "attention_in_multiplier": 0.9, "attention_out_multiplier": 0.5}
+    | {"key_multiplier": 3.0, "embedding_multiplier": 5.0, "lm_head_multiplier": 0.5},
     "granitemoehybrid": {**DECODER, "layer_types": ["linear_attention", "full_attention"], "attention_multiplier": 0.2}
     | {"num_local_experts": 4, "shared_intermediate_size": 24, "position_embedding_type": "rope"}
     | {"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "logits_scaling": 2.0}
