@@ -272,8 +272,7 @@ def _stages(
 ) -> Iterator[_Stage]:
     """The mixers of a layer.
 
-    The working set is an estimate: a gradient for every saved tensor of the compute type, the stream's own, and what
-    the component says it computes again.
+    The working set is an estimate: the gradient of the stream, and what the component says of its own backward pass.
     """
     types = ACTIVATION_TYPES[plan.precision]
     stream = types.residual * batch_size * sequence_length * spec.hidden_size
@@ -285,9 +284,8 @@ def _stages(
         for part, tensor in layer_activations(spec, layer, sequence_length, batch_size):
             if part.startswith(stem):
                 saved = saved + saved_bytes(tensor, types)
-                if part.endswith("mixer") and tensor.dtype_class == "compute":
-                    working = working + saved_bytes(tensor, types)
-        for tensor in mixer.under(spec.positions.kind).backward_temporaries(sequence_length, batch_size):
+        own = mixer.under(spec.positions.kind)
+        for tensor in own.backward_working_set(spec.hidden_size, sequence_length, batch_size):
             working = working + saved_bytes(tensor, types)
         parameters: Quantity = 0
         stacked = False

@@ -124,6 +124,18 @@ class Component(BaseModel):
         """
         raise NotImplementedError
 
+    def backward_working_set(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[SavedTensor]:
+        """What the backward pass makes while all that was saved is still kept.
+
+        Unless a component knows better: a gradient for every saved tensor of the compute type, and the temporaries.
+        """
+        for saved in self.saved_activations(hidden_size, sequence_length, batch_size):
+            if saved.dtype_class == "compute":
+                yield saved
+        yield from self.backward_temporaries(sequence_length, batch_size)
+
     def backward_temporaries(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
         """What the backward pass makes and drops besides gradients of saved tensors: states computed again, for one."""
         return iter(())

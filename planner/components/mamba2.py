@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
 from planner.components.mlp import READ_FROM_RESULT, Pointwise
 from planner.components.narrowing import Scale, nearest_heads, stepped
-from planner.quantities import Quantity, ceiling_divide, rounded_up
+from planner.quantities import Quantity, ceiling_divide, largest, rounded_up
 
 
 class Mamba2(Component):
@@ -182,11 +182,34 @@ class Mamba2(Component):
             yield SavedTensor("inverse deviations of the groups", tokens * groups, "float32")
             yield SavedTensor("normalized output", tokens * inner)
 
-    def backward_temporaries(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
-        # Inside every chunk a square of positions a head: decays in fp32, and scores, weights and a gradient.
-        squares = batch_size * rounded_up(sequence_length, self.chunk_size) * self.chunk_size * self.num_heads
-        yield SavedTensor("decays between positions of a chunk", 2 * squares, "float32")
-        yield SavedTensor("scores and weights between positions of a chunk", 3 * squares)
+    def backward_working_set(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[SavedTensor]:
+        """What is alive once the chunks are computed again, before their gradients are made: most, in most shapes.
+
+        By then what was saved after the scan is gone, and its gradients stand in its place.
+        """
+        chunk, heads, inner = self.chunk_size, self.num_heads, self.intermediate_size
+        padded = batch_size * rounded_up(sequence_length, chunk)
+        # All chunks but the last leave a state, and all but the first read one.
+        earlier = batch_size * (ceiling_divide(sequence_length, chunk) - 1)
+        shared = self.n_groups * self.state_size
+        # Inside every chunk a square of positions a head.
+        squares = padded * chunk * heads
+        # Where little passes between chunks, most is alive a moment later, when these squares have gradients.
+        between = earlier * (chunk * (3 * inner + 3 * heads * self.state_size) + 2 * inner * self.state_size)
+        later = largest(squares - between, 0)
+        yield SavedTensor("decays between positions of a chunk", 2 * squares - later, "float32")
+        yield SavedTensor("scores and weights between positions of a chunk", 2 * squares + 2 * later)
+        yield SavedTensor("cast decays between positions of a chunk", squares, "copy")
+        yield SavedTensor("scores of the groups", padded * chunk * self.n_groups)
+        yield SavedTensor("scan input, weighted, and outputs of the chunks", 4 * padded * inner)
+        yield SavedTensor("B and C by chunk", 4 * padded * shared)
+        yield SavedTensor("time steps and decays by chunk", 2 * padded * heads, "float32")
+        yield SavedTensor("inputs to the states and outputs from them", 3 * earlier * chunk * inner)
+        yield SavedTensor("B and C of every head, and C with its decay", 3 * earlier * chunk * heads * self.state_size)
+        yield SavedTensor("decays to the ends of chunks", 2 * earlier * chunk * heads, "float32")
+        yield SavedTensor("states, made and carried", (2 * earlier + 3 * batch_size) * inner * self.state_size)
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("convolution", (self.convolution_channels, self.conv_kernel), grows=False)
