@@ -156,7 +156,7 @@ MOST_LAYERS = 10_000
 """A stack is unfolded layer by layer when it is read: a slip of the keyboard must not fill the memory."""
 MOST_PROBLEMS = 50
 """Fields that one refusal names: a file of something else has thousands."""
-LAYER_COUNTS = frozenset({"num_hidden_layers", "n_layer"})
+LAYER_COUNTS = frozenset({"num_hidden_layers", "num_layers", "n_layer", "n_layers"})
 
 
 def shown(value: object) -> str:
@@ -399,8 +399,9 @@ class LayoutRule:
     ours: tuple[str, ...]
     transposed: bool = False
     """Whether the last two dimensions change places."""
-    interleaved_by: str | None = None
-    """The mixer's field that says how many blocks their rows have, each with its share of each of ours in turn.
+    interleaved_by: str | int | None = None
+    """The mixer's field that says how many blocks their rows have, each with its share of each of ours in turn; or that
+    number.
 
     GPT-NeoX's fused projection holds query, key and value of the first head, then of the second: it is interleaved by
     ``num_attention_heads``. Falcon's holds a KV head's queries, its key and its value.

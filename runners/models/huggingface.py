@@ -61,8 +61,9 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
         index = next(part for part in name.split(".") if part.isdecimal())
         model.get_buffer(f"layers.{index}.channel_mixer.router.score_correction_bias").copy_(state_dict[name])
         unread.discard(name)
-    if spec.tie_word_embeddings:
-        unread.discard("lm_head.weight")
+    if spec.tie_word_embeddings:  # the head, by the family's name of it
+        rules = adapter.layout(spec) if callable(adapter.layout) else adapter.layout
+        unread -= {rule.theirs for rule in rules if rule.ours == ("lm_head.weight",)} | {"lm_head.weight"}
     unread = {name for name in unread if not name.endswith(("inv_freq", "attn.bias", "attn.masked_bias"))}
     if unread:
         raise ValueError(f"the model has no place for {', '.join(sorted(unread)[:5])}")
@@ -93,7 +94,8 @@ def _parts(theirs: Tensor, placed: Placed, targets: Sequence[Tensor], layer: Lay
     sizes = [target.shape[0] for target in targets]
     if placed.rule.interleaved_by is None:
         return list(rows.split(sizes))
-    blocks = getattr(placed.rule.mixer(layer), placed.rule.interleaved_by)
+    by = placed.rule.interleaved_by
+    blocks = by if isinstance(by, int) else getattr(placed.rule.mixer(layer), by)
     by_block = rows.reshape(blocks, rows.shape[0] // blocks, *rows.shape[1:])
     return [part.flatten(0, 1) for part in by_block.split([size // blocks for size in sizes], 1)]
 

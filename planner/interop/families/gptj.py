@@ -10,6 +10,9 @@ from typing import Any
 from planner.interop import layouts
 from planner.interop.base import Adapter, Reader, refusal
 
+QUARTERS = 4
+"""Machines over which CodeGen's fused projection was cut."""
+
 
 def _build(reader: Reader) -> dict[str, Any]:
     hidden = reader.integer("n_embd")
@@ -44,6 +47,13 @@ def _build(reader: Reader) -> dict[str, Any]:
     )
 
 
+def _codegen(reader: Reader) -> dict[str, Any]:
+    hidden = reader.integer("n_embd")
+    if hidden % QUARTERS:
+        raise refusal("n_embd", f"It is no multiple of {QUARTERS}.", f"Choose a multiple of {QUARTERS}.")
+    return _build(reader)
+
+
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 50400,
     "n_embd": 4096,
@@ -63,6 +73,7 @@ _LAYOUT = (
     + layouts.paired({"up_proj": "fc_in", "down_proj": "fc_out"}, f"{_LAYER}.mlp.", "layers.{layer}.channel_mixer.")
 )
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "out_proj"}
+_FUSED = tuple(f"{_MIXER}{part}_proj" for part in "qvk")
 _ALIASES = {
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
@@ -78,5 +89,17 @@ GPTJ = Adapter(
     aliases=_ALIASES,
     ignored=_IGNORED,
     neutral={"rotary": (True,), "scale_attn_weights": (True,)},
+    rotary_in_pairs=True,
+)
+CODEGEN = Adapter(
+    "codegen",
+    _DEFAULTS,
+    _codegen,
+    _LAYOUT
+    + layouts.both(f"{_LAYER}.attn.qkv_proj", *_FUSED, interleaved_by=QUARTERS)
+    + layouts.paired({"o_proj": "out_proj"}, f"{_LAYER}.attn.", _MIXER),
+    aliases=_ALIASES,
+    ignored=_IGNORED,
+    neutral={"scale_attn_weights": (True,)},
     rotary_in_pairs=True,
 )

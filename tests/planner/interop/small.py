@@ -80,6 +80,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "gptj": {"rotary_dim": 4},
     "opt": {"ffn_dim": 48},
+    "gpt_neo": {"num_heads": 4, "attention_types": [[["global", "local"], 2]], "window_size": 16},
+    "gpt_neox_japanese": {"intermediate_multiple_size": 2},
     "dots1": {**GROUPS, "n_shared_experts": 1, "first_k_dense_replace": 1, "max_window_layers": 2},
     "glm4_moe_lite": {**LATENT, **GROUPS},
     "minicpm3": LATENT,

@@ -230,6 +230,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "sarvam_moe": {**DECODER, **ROUTED, "head_dim": 8, "attention_bias": True, "pad_token_id": None},
     "solar_open": {**DECODER, **ROUTED, "head_dim": 8, "attention_bias": True},
     "youtu": {**DECODER, **LATENT},
+    "biogpt": {**HEADS, "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": None},
+    "codegen": {**GPT, "rotary_dim": 4},
+    "gpt_bigcode": {**GPT},
+    "gpt_neo": {**COMMON, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+    | {"window_size": 6, "max_position_embeddings": 64},
+    "gpt_neox_japanese": {**HEADS, "intermediate_multiple_size": 2, "rotary_pct": 0.5},
+    "openai-gpt": {**GPT},
+    "persimmon": {**HEADS, "intermediate_size": 48},
     "mamba2": {
         **COMMON,
         "num_heads": 4,
@@ -308,6 +316,12 @@ def compare(theirs: Any, config: dict[str, Any], length: int = 21) -> None:
         expected, found = theirs(input_ids=tokens).logits, ours(tokens).logits
     assert expected.std() > 0.05
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_keys_and_values_of_every_head_are_read_from_the_fused_projection() -> None:
+    config = transformers.AutoConfig.for_model("gpt_bigcode", **GPT, multi_query=False, scale_attn_weights=False)
+    config._attn_implementation = "eager"
+    compare(transformers.AutoModelForCausalLM.from_config(config).eval(), config.to_dict())
 
 
 @pytest.mark.parametrize("kind", SCALINGS)
