@@ -165,7 +165,7 @@ def test_a_layer_may_be_scaled_by_itself() -> None:
                     "kind": "llama3",
                     "factor": 2.0,
                     "low_freq_factor": 4.0,
-                    "high_freq_factor": 4.0,
+                    "high_freq_factor": 3.0,
                     "original_max_position_embeddings": 8,
                 },
             },
