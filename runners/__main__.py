@@ -18,13 +18,9 @@ from typing import Any
 
 import yaml
 
-from db.engine import open_store
-from db.errors import StoreError
-from db.records import JobState
 from planner.errors import PlannerError, UnsupportedPlan
 from planner.plans import Plan, parse_plan
 from runners import events
-from runners.engines.local import run_local
 from runners.jobs.registry import JOBS, job_kind
 
 
@@ -57,6 +53,9 @@ def show(event: events.Event) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run one job here and now."""
     import planner
+    from db.engine import open_store
+    from db.records import JobState
+    from runners.engines.local import run_local
 
     kind = job_kind(arguments.kind)
     spec = planner.load(arguments.spec)
@@ -96,15 +95,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     kernels.add_argument("action", choices=("report", "bench"))
     kernels.add_argument("rest", nargs=argparse.REMAINDER)
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.command == "worker":
-            from runners.engines.worker import main as work
+    if arguments.command == "kernels":
+        status: int = importlib.import_module(f"runners.kernels.{arguments.action}").main(arguments.rest)
+        return status
+    # Kernels are compiled and timed on machines without a database, too.
+    from db.errors import StoreError
+    from runners.engines.worker import main as work
 
-            return work()
-        if arguments.command == "kernels":
-            status: int = importlib.import_module(f"runners.kernels.{arguments.action}").main(arguments.rest)
-            return status
-        return run(arguments)
+    try:
+        return work() if arguments.command == "worker" else run(arguments)
     except (PlannerError, StoreError) as error:
         print(str(error), file=sys.stderr)
         return 2
