@@ -8,7 +8,7 @@ from planner.compute import Flops, flops
 from planner.diff import SpecDiff, diff
 from planner.dispatch import JobEstimate, estimate_job
 from planner.errors import InvalidSpec, PlannerError, Problem, UnsupportedArchitecture, UnsupportedPlan
-from planner.explain import Term, explain, explain_block
+from planner.explain import explain, explain_block
 from planner.growth import Growth, grow
 from planner.hardware import Device, MachineProfile, hardware, hardware_catalogue
 from planner.intensity import Crossover, Operator, crossover, operators, ridge_point
@@ -29,6 +29,7 @@ from planner.scaling import Budget, training_budget
 from planner.serving import Fit, InferenceEstimate, estimate_inference, fits
 from planner.sizing import Size, size
 from planner.spec import ArchitectureSpec, Layer, LayerGroup, parse_spec
+from planner.terms import Term
 from planner.training import TrainingEstimate, estimate_training
 
 __all__ = [

@@ -354,12 +354,17 @@ def _compare(options: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _explain(options: argparse.Namespace) -> tuple[Any, str]:
-    from planner.explain import Term, explain, explain_block
+    from planner.explain import PLAN_OF, explain, explain_block
+    from planner.terms import Term
 
     plan: Plan | None = None
     if options.settings:
-        training = "training" in options.quantity or "flops" in options.quantity
-        plan = _plan(TrainingPlan if training else ServingPlan, options.settings)
+        wanted = PLAN_OF.get(options.quantity)
+        if wanted is None and options.quantity in PLAN_OF:
+            raise PlannerError.of(
+                f"No plan changes {options.quantity}.", path="--set", remedy="Leave it out.", code="no_plan"
+            )
+        plan = _plan(wanted, options.settings) if wanted is not None else None
     spec = load(options.spec)
     if options.block:
         term = explain_block(spec, options.block, options.quantity, plan)
@@ -367,32 +372,21 @@ def _explain(options: argparse.Namespace) -> tuple[Any, str]:
         term = explain(spec, options.quantity, plan)
 
     def lines(part: Term, level: int) -> Rows:
-        rows: Rows = [("  " * level + part.name, f"{part.value:,}", f"= {part.text}")]
+        rows: Rows = [("  " * level + part.name, f"{part.value:,}", part.status, f"= {part.text}")]
         if level < options.depth:
             for child in part.children:
                 rows += lines(child, level + 1)
         return rows
 
-    def data(part: Term) -> dict[str, Any]:
-        return {
-            "name": part.name,
-            "value": part.value,
-            "formula": str(part.formula),
-            "unit": part.unit,
-            "status": part.status,
-            "source": part.source,
-            "path": part.path,
-            "times": part.times,
-            "symbols": {entry.symbol: entry.value for entry in part.symbols},
-            "children": [data(child) for child in part.children],
-        }
-
     rows = lines(term, 0)
-    numbers = max(len(row[1]) for row in rows)
-    names = max(len(row[0]) for row in rows)
-    text = "\n".join(f"{name.ljust(names)}  {value.rjust(numbers)}  {formula}" for name, value, formula in rows)
+    names, numbers, words = (max(len(row[column]) for row in rows) for column in range(3))
+    text = "\n".join(
+        f"{name.ljust(names)}  {value.rjust(numbers)}  {status.ljust(words)}  {formula}"
+        for name, value, status, formula in rows
+    )
     where = ", ".join(f"{entry.symbol} = {entry.value:,}" for entry in term.symbols)
-    return data(term), f"{text}\nin {term.unit} ({term.status}), with {where}" if where else text
+    text += f"\nin {term.unit} ({term.status})" + (f", with {where}" if where else "")
+    return term.to_dict(), f"{text}\n{term.uncertainty.text}" if term.uncertainty is not None else text
 
 
 def _import(options: argparse.Namespace) -> tuple[Any, str]:

@@ -8,7 +8,6 @@ number exactly. Layers that are alike stand together, with the number of times t
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,7 +17,7 @@ from planner.activations import ACTIVATION_TYPES, layer_activations, outer_activ
 from planner.cache import allocated_entry, assumption_text, cache_format, entry_bytes
 from planner.components.base import CacheEntry
 from planner.compute import TRAINING_FACTOR, outer_operations
-from planner.errors import PlannerError
+from planner.errors import PlannerError, UnsupportedPlan
 from planner.plans import Plan, ServingPlan, TrainingPlan
 from planner.quantities import Quantity
 from planner.scaling import TOKENS_PER_PARAMETER
@@ -29,11 +28,13 @@ from planner.sizing import (
     layer_components,
     layer_tensors,
     leading_tensors,
+    looked_up_tensors,
     outer_block,
     trailing_tensors,
 )
 from planner.spec import ArchitectureSpec, Layer
 from planner.symbolic import symbolic_fields
+from planner.terms import SymbolValue, Term
 from planner.training import (
     DEVICE_OVERHEAD_BYTES,
     backward_start_bytes,
@@ -41,79 +42,27 @@ from planner.training import (
     is_cast,
     training_memory,
 )
+from planner.uncertainty import (
+    EACH_SAVED_TENSOR,
+    PART_OF_A_RULE,
+    Status,
+    Uncertainty,
+    of_blocks,
+    of_chinchilla,
+    of_overhead,
+    of_pass,
+    of_six_n,
+    of_training_activations,
+    sum_of,
+    worst,
+)
 
 KAPLAN = "2 FLOPs a weight and a token: Kaplan et al. 2020, arXiv:2001.08361, section 2.1"
+SIX_N = (
+    "6 FLOPs an active parameter and a token in training, embeddings that are only looked up left out: Kaplan et al. "
+    "2020, arXiv:2001.08361, section 2.1"
+)
 CHINCHILLA = "20 tokens a parameter: Hoffmann et al. 2022, arXiv:2203.15556, table 3"
-
-
-@dataclass(frozen=True, slots=True)
-class SymbolValue:
-    """What a symbol of a formula stands for."""
-
-    symbol: str
-    value: int
-    field: str
-    """Path of the field, or of the plan's field."""
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """A number and what it is the sum of."""
-
-    name: str
-    value: int | float
-    formula: Any
-    """A SymPy expression; the values of ``symbols`` put into it give ``value``."""
-    unit: str
-    status: str
-    """``exact``, ``modelled`` or ``approximated``."""
-    source: str
-    symbols: tuple[SymbolValue, ...]
-    """Of the formula's symbols, in alphabetical order."""
-    path: str = ""
-    """The block that it belongs to, such as ``layer_groups[0].layers[0].sequence_mixer``."""
-    times: int = 1
-    """Layers that the number stands for together."""
-    children: tuple[Term, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """The formula on one line: ``2·d·h·(n_kv + n_q)``."""
-        import sympy
-
-        return plain_text(str(sympy.factor_terms(self.formula)))
-
-    @property
-    def latex(self) -> str:
-        """The formula for a page that sets mathematics."""
-        import sympy
-
-        return str(sympy.latex(sympy.factor_terms(self.formula)))
-
-    @property
-    def substitution(self) -> str:
-        """The formula with numbers in place of its symbols: ``2·128·4,096·(8 + 32)``."""
-        import sympy
-
-        numbers = {entry.symbol: f"{entry.value:,}" for entry in self.symbols}
-        written = str(sympy.factor_terms(self.formula))
-        # In the text, as SymPy itself would merge two symbols that have the same value.
-        return plain_text(re.sub(r"[A-Za-z]\w*", lambda match: numbers.get(match.group(), match.group()), written))
-
-    def walk(self) -> Iterator[Term]:
-        """This term and all below it."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
-
-
-_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def plain_text(expression: str) -> str:
-    """SymPy's notation as people write it: ``·`` for products and raised exponents."""
-    raised = re.sub(r"\*\*(\d+)", lambda match: match.group(1).translate(_SUPERSCRIPTS), expression)
-    return raised.replace("*", "·")
 
 
 # --- the tree, in whichever reading the fields have ---
@@ -127,6 +76,10 @@ class _Node:
     times: int = 1
     source: str = ""
     children: tuple[_Node, ...] = ()
+    status: Status | None = None
+    """Absent: that of the children, or of the quantity."""
+    uncertainty: Uncertainty | None = None
+    """In the reading of numbers; absent: that of the children."""
 
     def scaled(self, factor: Quantity, over: Quantity = 1) -> _Node:
         """The same tree with every value times ``factor`` over ``over``, kept exact in numbers."""
@@ -158,6 +111,11 @@ class _Reading:
     plan: Plan | None
     single: bool = False
     """Whether a layer is counted once, whatever its repeats."""
+
+    @property
+    def in_numbers(self) -> bool:
+        """Whether this is the reading of numbers."""
+        return self.spec is self.numbers
 
     def layers(self) -> Iterator[tuple[str, str, Layer, Quantity, int]]:
         """Path, name, layer, repeats in this reading and in numbers, of every distinct layer."""
@@ -262,17 +220,21 @@ def _cache(reading: _Reading, paged: bool = False) -> _Node:
     """The cache's tensors, or with ``paged`` the blocks that an engine sets aside for them."""
     plan = _serving_plan(reading.plan)
 
-    def held(entry: CacheEntry) -> Quantity:
-        if paged:
-            entry = allocated_entry(entry, plan.cache_block_size, plan.windowed_pages)
-        return entry_bytes(entry, plan.cache_dtype)
+    def held(entry: CacheEntry, repeats: Quantity, path: str, times: int) -> _Node:
+        all_of_them = reading.batch_size * repeats
+        if not (paged and entry.grows):
+            return _Node(entry.name, entry_bytes(entry, plan.cache_dtype) * all_of_them, path=path, times=times)
+        blocks = allocated_entry(entry, plan.cache_block_size, plan.windowed_pages)
+        value = entry_bytes(blocks, plan.cache_dtype) * all_of_them
+        uncertainty = of_blocks(entry, plan, all_of_them) if reading.in_numbers else None
+        return _Node(entry.name, value, path, times, status="modelled", uncertainty=uncertainty)
 
     nodes: list[_Node] = []
     for path, name, layer, repeats, times in reading.layers():
         for part, component in layer_components(reading.spec, layer):
             where = f"{path}.{part}"
             entries = [
-                _Node(entry.name, held(entry) * reading.batch_size * repeats, path=where, times=times)
+                held(entry, repeats, where, times)
                 for entry in component.cache(reading.spec.hidden_size, reading.sequence_length)
             ]
             if entries or part == "sequence_mixer":
@@ -287,6 +249,7 @@ def _inference_memory(reading: _Reading) -> _Node:
     # Which mixer is the widest is a matter of numbers; its formula is then read.
     known = projection_outputs(reading.numbers)
     widest = projection_outputs(reading.spec)[known.index(max(known))]
+    held = pass_bytes(reading.spec, reading.sequence_length, reading.batch_size, widest)
     return _sum(
         "inference memory",
         [
@@ -294,13 +257,20 @@ def _inference_memory(reading: _Reading) -> _Node:
             _cache(reading, paged=True),
             _Node(
                 "activations",
-                pass_bytes(reading.spec, reading.sequence_length, reading.batch_size, widest),
+                held,
                 source="Upper bound: the residual stream twice, the outputs of the widest mixer's projections, and "
                 "fp32 logits of the last position",
+                status="modelled",
+                uncertainty=of_pass(held) if reading.in_numbers else None,
             ),
-            _Node("overhead", DEVICE_OVERHEAD_BYTES, source="Context and libraries' workspaces of a process"),
+            _overhead(),
         ],
     )
+
+
+def _overhead() -> _Node:
+    source = "Context and libraries' workspaces of a process"
+    return _Node("overhead", DEVICE_OVERHEAD_BYTES, source=source, status="modelled", uncertainty=of_overhead())
 
 
 def _training_memory(reading: _Reading) -> _Node:
@@ -309,17 +279,25 @@ def _training_memory(reading: _Reading) -> _Node:
     known = training_memory(reading.numbers, plan, plan.sequence_length, plan.micro_batch_size)
     # Which moment is the peak is a matter of numbers; its parts are then read as formulas.
     moment = memory.moments[known.moments.index(known.peak)]
-    activations = _Node("activations", moment.activations_bytes)
-    if moment is memory.moments[0]:
-        activations = _activations(reading, plan)
+    at_start = moment is memory.moments[0]
+    activations = _activations(reading, plan) if at_start else _Node("activations", moment.activations_bytes)
+    if reading.in_numbers:
+        activations = replace(
+            activations, uncertainty=of_training_activations(moment.activations_bytes, known, plan), status="modelled"
+        )
+    gradients = _Node("gradients", moment.gradients_bytes)
+    if not at_start:
+        alive = "what the backward pass has made by then; how far that is off stands with the activations"
+        own = Uncertainty(known.peak.gradients_bytes, known.peak.gradients_bytes, alive)
+        gradients = replace(gradients, status="modelled", uncertainty=own)
     return _sum(
         f"training memory: {moment.name}",
         [
             _Node("parameters", moment.parameters_bytes, source=f"Weights under {plan.precision}"),
-            _Node("gradients", moment.gradients_bytes),
+            gradients,
             _Node("optimizer", moment.optimizer_bytes, source="AdamW: two moments a parameter, and master weights"),
             activations,
-            _Node("overhead", memory.overhead_bytes, source="Context and libraries' workspaces of a process"),
+            _overhead(),
         ],
     )
 
@@ -331,22 +309,24 @@ def _activations(reading: _Reading, plan: TrainingPlan) -> _Node:
     for path, name, layer, repeats, times in reading.layers():
         leaves: dict[str, list[_Node]] = {}
         for part, saved in layer_activations(spec, layer, length, batch):
-            leaf = _Node(saved.name, saved_bytes(saved, types) * repeats, path=f"{path}.{part}", times=times)
+            size = saved_bytes(saved, types) * repeats
+            leaf = _Node(saved.name, size, path=f"{path}.{part}", times=times, status="modelled")
             leaves.setdefault(part, []).append(leaf)
         for part, tensor in layer_tensors(spec, layer):
             if types.copied and is_cast(tensor):
                 copy = types.compute * tensor.count * repeats
-                leaf = _Node(f"{tensor.name}, cast", copy, path=f"{path}.{part}", times=times)
+                leaf = _Node(f"{tensor.name}, cast", copy, path=f"{path}.{part}", times=times, status="modelled")
                 leaves.setdefault(part, []).append(leaf)
         parts = [
             _sum(part.replace("_", " "), held, path=f"{path}.{part}", times=times) for part, held in leaves.items()
         ]
         nodes.append(_sum(name, parts, path=path, times=times))
     for part, saved in outer_activations(spec, length, batch):
-        nodes.append(_Node(f"{part.replace('_', ' ')}: {saved.name}", saved_bytes(saved, types), path=part))
+        name = f"{part.replace('_', ' ')}: {saved.name}"
+        nodes.append(_Node(name, saved_bytes(saved, types), path=part, status="modelled"))
     alive = "Alive when the backward pass starts, beside what the forward pass saved"
     for name, held in backward_start_bytes(spec, plan, length, batch):
-        nodes.append(_Node(name, held, source=alive))
+        nodes.append(_Node(name, held, source=alive, status="modelled"))
     return _sum("activations", nodes, source="Tensors that each component saves for the backward pass")
 
 
@@ -361,10 +341,25 @@ def _serving_plan(plan: Plan | None) -> ServingPlan:
 class _Quantity:
     build: Callable[[_Reading], _Node]
     unit: str
-    status: str
     inputs: str
     """Which plan gives sequence length and batch: ``training``, ``serving`` or none."""
     source: str = ""
+    status: Status = "exact"
+    """Of what has no children and says nothing else."""
+    uncertainty: Callable[[_Reading], Uncertainty] | None = None
+    """Of the whole, where it is not the sum of its parts'."""
+    unbounded: str = ""
+    """Why a single term has no bounds, where it has none."""
+
+
+def _six_n(reading: _Reading) -> _Node:
+    looked_up = {tensor.name for tensor in looked_up_tensors(reading.spec)}
+    counted = _of_tensors(
+        reading,
+        "training FLOPs by the 6N rule",
+        lambda tensor, inside: 0 if not inside and tensor.name in looked_up else active_count(tensor),
+    )
+    return counted.scaled(2 * TRAINING_FACTOR * reading.sequence_length * reading.batch_size)
 
 
 def _per_token(reading: _Reading, factor: int = 1) -> _Node:
@@ -372,25 +367,46 @@ def _per_token(reading: _Reading, factor: int = 1) -> _Node:
 
 
 _QUANTITIES: dict[str, _Quantity] = {
-    "parameters": _Quantity(_parameters, "parameters", "exact", ""),
-    "active_parameters": _Quantity(_active_parameters, "parameters", "exact", ""),
-    "flops": _Quantity(_flops, "FLOPs", "exact", "training", KAPLAN),
-    "needed_flops": _Quantity(lambda r: _flops(r, needed=True), "FLOPs", "exact", "training", KAPLAN),
-    "training_flops": _Quantity(lambda r: _flops(r).scaled(TRAINING_FACTOR), "FLOPs", "exact", "training", KAPLAN),
-    "flops_forward": _Quantity(_per_token, "FLOPs a token", "exact", "training", KAPLAN),
-    "flops_training": _Quantity(lambda r: _per_token(r, TRAINING_FACTOR), "FLOPs a token", "exact", "training", KAPLAN),
-    "cache": _Quantity(_cache, "bytes", "exact", "serving"),
-    "allocated_cache": _Quantity(lambda r: _cache(r, paged=True), "bytes", "modelled", "serving"),
-    "weights_memory": _Quantity(_weights_memory, "bytes", "exact", "serving"),
-    "inference_memory": _Quantity(_inference_memory, "bytes", "modelled", "serving"),
-    "training_memory": _Quantity(_training_memory, "bytes", "modelled", "training"),
+    "parameters": _Quantity(_parameters, "parameters", ""),
+    "active_parameters": _Quantity(_active_parameters, "parameters", ""),
+    "flops": _Quantity(_flops, "FLOPs", "training", KAPLAN),
+    "needed_flops": _Quantity(lambda r: _flops(r, needed=True), "FLOPs", "training", KAPLAN),
+    "training_flops": _Quantity(lambda r: _flops(r).scaled(TRAINING_FACTOR), "FLOPs", "training", KAPLAN),
+    "needed_training_flops": _Quantity(
+        lambda r: _flops(r, needed=True).scaled(TRAINING_FACTOR), "FLOPs", "training", KAPLAN
+    ),
+    "flops_6n": _Quantity(
+        _six_n,
+        "FLOPs",
+        "training",
+        SIX_N,
+        "approximated",
+        lambda r: of_six_n(r.numbers, r.sequence_length, r.batch_size),
+        PART_OF_A_RULE,
+    ),
+    "flops_forward": _Quantity(_per_token, "FLOPs a token", "training", KAPLAN),
+    "flops_training": _Quantity(lambda r: _per_token(r, TRAINING_FACTOR), "FLOPs a token", "training", KAPLAN),
+    "cache": _Quantity(_cache, "bytes", "serving"),
+    "allocated_cache": _Quantity(lambda r: _cache(r, paged=True), "bytes", "serving"),
+    "weights_memory": _Quantity(_weights_memory, "bytes", "serving"),
+    "inference_memory": _Quantity(_inference_memory, "bytes", "serving"),
+    "training_memory": _Quantity(_training_memory, "bytes", "training", unbounded=EACH_SAVED_TENSOR),
     "chinchilla_tokens": _Quantity(
-        lambda r: _active_parameters(r).scaled(TOKENS_PER_PARAMETER), "tokens", "approximated", "", CHINCHILLA
+        lambda r: _active_parameters(r).scaled(TOKENS_PER_PARAMETER),
+        "tokens",
+        "",
+        CHINCHILLA,
+        "approximated",
+        lambda r: of_chinchilla(r.numbers),
+        PART_OF_A_RULE,
     ),
 }
 
 QUANTITIES = tuple(_QUANTITIES)
 """Names of the numbers that :func:`explain` opens."""
+_PLANS: dict[str, type[ServingPlan] | type[TrainingPlan]] = {"training": TrainingPlan, "serving": ServingPlan}
+PLAN_OF = {name: _PLANS.get(quantity.inputs) for name, quantity in _QUANTITIES.items()}
+"""Which plan gives a quantity its length, batch and types; ``None``: none does."""
 SERVING_QUANTITIES = tuple(name for name, quantity in _QUANTITIES.items() if quantity.inputs == "serving")
 """Those that a :class:`ServingPlan` gives context, batch and types."""
 
@@ -404,14 +420,15 @@ def explain(spec: ArchitectureSpec, quantity: str, plan: Plan | None = None) -> 
         One of :data:`QUANTITIES`. ``flops`` and its kin are of one micro batch of a ``TrainingPlan``, ``flops_forward``
         and ``flops_training`` of one token of it; ``cache`` and the memory of serving are of a ``ServingPlan``.
     plan
-        Gives sequence or context length, batch and types; absent, or of the other kind: the plan's defaults.
+        Gives sequence or context length, batch and types; absent: the plan's defaults. Quantities that no plan
+        changes take any.
 
     Raises
     ------
     PlannerError
         where there is no such quantity.
     UnsupportedPlan
-        where the plan is not modelled.
+        where the plan is not modelled, or is of the other kind.
     """
     return _explained(spec, quantity, plan, single=False)
 
@@ -443,6 +460,14 @@ def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan | None, single:
     chosen = _QUANTITIES[quantity]
     length = batch = 1
     inputs: dict[str, tuple[int, str]] = {}
+    wanted = PLAN_OF[quantity]
+    if wanted is not None and plan is not None and not isinstance(plan, wanted):
+        raise UnsupportedPlan.of(
+            f"{quantity.replace('_', ' ')} is of a {wanted.__name__}, not of a {type(plan).__name__}.",
+            path="plan",
+            remedy=f"Give a {wanted.__name__}, or none for its defaults.",
+            code="wrong_plan",
+        )
     if chosen.inputs == "training":
         training = plan if isinstance(plan, TrainingPlan) else TrainingPlan()
         if quantity == "training_memory":
@@ -458,29 +483,46 @@ def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan | None, single:
     known = {str(symbol): SymbolValue(str(symbol), value, fields[symbol]) for symbol, value in values.items()}
     made = {name: sympy.Symbol(name, integer=True, positive=True) for name in inputs}
     known |= {name: SymbolValue(name, value, f"plan.{field}") for name, (value, field) in inputs.items()}
-    numbers = chosen.build(_Reading(spec, spec, length, batch, plan, single))
+    in_numbers = _Reading(spec, spec, length, batch, plan, single)
+    numbers = chosen.build(in_numbers)
     formulas = chosen.build(_Reading(symbols_spec, spec, made.get("T", 1), made.get("B", 1), plan, single))
-    return _term(numbers, formulas, chosen, known, chosen.source)
+    whole = chosen.uncertainty(in_numbers) if chosen.uncertainty is not None and not single else None
+    return _term(numbers, formulas, chosen, known, chosen.source, whole)
 
 
-def _term(numbers: _Node, formulas: _Node, chosen: _Quantity, known: dict[str, SymbolValue], source: str) -> Term:
+def _term(
+    numbers: _Node,
+    formulas: _Node,
+    chosen: _Quantity,
+    known: dict[str, SymbolValue],
+    source: str,
+    whole: Uncertainty | None = None,
+) -> Term:
+    """One node of both readings as a term; ``whole``: the uncertainty of the root, where it is not its parts' sum."""
     import sympy
 
-    value = numbers.value
+    value = float(numbers.value) if isinstance(numbers.value, Fraction) else numbers.value
     formula = sympy.sympify(formulas.value)
     own = numbers.source or source
+    children = tuple(
+        _term(number, made, chosen, known, own)
+        for number, made in zip(numbers.children, formulas.children, strict=True)
+    )
+    status = numbers.status or (worst([child.status for child in children]) if children else chosen.status)
+    uncertainty = None
+    if status != "exact":
+        summed = sum_of([(child.value, child.uncertainty) for child in children])
+        uncertainty = whole or numbers.uncertainty or summed or Uncertainty(None, None, chosen.unbounded)
     return Term(
         name=numbers.name,
-        value=float(value) if isinstance(value, Fraction) else value,
+        value=value,
         formula=formula,
         unit=chosen.unit,
-        status=chosen.status,
+        status=status,
         source=own,
         symbols=tuple(known[name] for name in sorted(str(symbol) for symbol in formula.free_symbols)),
         path=numbers.path,
         times=numbers.times,
-        children=tuple(
-            _term(number, made, chosen, known, own)
-            for number, made in zip(numbers.children, formulas.children, strict=True)
-        ),
+        children=children,
+        uncertainty=uncertainty,
     )

@@ -69,6 +69,8 @@ def show(term: Any) -> None:
         f"<b>{chrome.escape(figure.value)}</b> <small>{chrome.escape(unit)}</small>"
         f'<em class="pl-figures">{whole} {chrome.escape(term.unit)}</em></div>'
     )
+    if term.uncertainty is not None:
+        chrome.note(_uncertainty(term))
     latex = term.latex
     if len(latex) <= LONGEST_FORMULA:
         with st.container(key=f"formula-{term.name.replace(' ', '-')}"):
@@ -93,13 +95,23 @@ def show(term: Any) -> None:
         chrome.html(f'<ul class="pl-list">{lines}</ul>')
 
 
+def _uncertainty(term: Any) -> str:
+    """Between which values a number lies, in its own unit, and how that is known."""
+    own = term.uncertainty
+    if not own.bounded:
+        return f"Without bounds: {own.ground}."
+    low, high = (_FIGURES.get(term.unit, figures.count)(bound) for bound in (own.low, own.high))
+    return f"Between {low} and {high}. {own.ground[:1].upper()}{own.ground[1:]}."
+
+
 def _rows(term: Any, total: float, depth: int) -> list[str]:
     made = []
     for child in term.children:
         figure = _FIGURES.get(child.unit, figures.count)(child.value)
         share = figures.percent(child.value / total) if total else ""
         made.append(
-            f'<tr class="depth-{depth}"><td style="padding-left:{8 + 16 * depth}px">{chrome.escape(child.name)}</td>'
+            f'<tr class="depth-{depth}"><td style="padding-left:{8 + 16 * depth}px">'
+            f"{_mark(child)}{chrome.escape(child.name)}</td>"
             f'<td class="pl-formula" title="{chrome.escape(child.substitution)}">{_formula(child)}</td>'
             f'<td class="fig" title="{chrome.escape(figure.exact)}">{chrome.escape(figure)}</td>'
             f'<td class="fig">{share}</td></tr>'
@@ -107,6 +119,14 @@ def _rows(term: Any, total: float, depth: int) -> list[str]:
         if depth < DEEPEST:
             made += _rows(child, total, depth + 1)
     return made
+
+
+def _mark(term: Any) -> str:
+    """How a term came about, where it is not counted."""
+    if term.status == "exact":
+        return ""
+    hover = chrome.escape("" if term.uncertainty is None else _uncertainty(term))
+    return f'<span title="{hover}">{chrome.status_glyph(term.status)}</span> '
 
 
 def _formula(term: Any) -> str:

@@ -15,6 +15,7 @@ from planner import (
     ServingPlan,
     Term,
     TrainingPlan,
+    UnsupportedPlan,
     cache_bytes,
     estimate_inference,
     explain,
@@ -23,15 +24,17 @@ from planner import (
     size,
 )
 from planner.cache import cache_use
-from planner.explain import QUANTITIES, plain_text
+from planner.explain import PLAN_OF, QUANTITIES
 from planner.scaling import chinchilla_tokens
 from planner.serving import weights_bytes
-from tests.planner.published import DEEPSEEK_V3, JAMBA, LLAMA_2_7B, MAMBA_2_130M
+from planner.terms import plain_text
+from planner.uncertainty import STATUSES
+from tests.planner.published import DEEPSEEK_V3, GEMMA_2_2B, JAMBA, LLAMA_2_7B, MAMBA_2_130M
 from tests.planner.strategies import specs
 
 SERVING = ServingPlan(context_length=4096, batch_size=3, cache_dtype="fp8", weight_format="int4")
 TRAINING = TrainingPlan(sequence_length=1000, micro_batch_size=2, precision="bf16_autocast")
-PLANS = dict.fromkeys(("cache", "allocated_cache", "weights_memory", "inference_memory"), SERVING)
+PLANS = {name: SERVING for name, plan in PLAN_OF.items() if plan is ServingPlan}
 EXPLAINED = [quantity for quantity in QUANTITIES if quantity != "training_memory"]
 
 
@@ -70,10 +73,77 @@ def test_the_numbers_are_the_ones_that_pages_show() -> None:
         "weights_memory": weights_bytes(spec, "int4"),
         "inference_memory": estimate_inference(spec, SERVING).memory.total_bytes,
         "chinchilla_tokens": chinchilla_tokens(spec),
+        "needed_training_flops": flops(spec, 1000, 2, training=True).needed_total,
+        "flops_6n": flops(spec, 1000, 2, training=True).approximate_total,
     }
     assert set(expected) == set(EXPLAINED)
     for quantity, value in expected.items():
         assert explain(spec, quantity, PLANS.get(quantity, TRAINING)).value == value, quantity
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("spec", [GEMMA_2_2B, DEEPSEEK_V3, JAMBA], ids=lambda spec: spec.name)
+def test_every_number_has_a_status_and_what_is_not_exact_its_bounds_or_their_want(
+    spec: ArchitectureSpec, quantity: str
+) -> None:
+    root = explain(spec, quantity, {TrainingPlan: TRAINING, ServingPlan: SERVING, None: None}[PLAN_OF[quantity]])
+    assert root.uncertainty is None or root.uncertainty.bounded, "the whole is bounded, whatever its terms are"
+    for term in root.walk():
+        assert term.status in STATUSES
+        own = term.uncertainty
+        assert (own is None) == (term.status == "exact")
+        if own is not None:
+            assert own.ground, term.name
+            if own.low is not None and own.high is not None:
+                assert own.low <= term.value <= own.high, term.name
+        worst = max((STATUSES.index(child.status) for child in term.children), default=0)
+        assert STATUSES.index(term.status) >= worst, "a sum is not surer than its parts"
+
+
+def test_bounds_are_what_is_known_from_elsewhere() -> None:
+    # 6N: the hand count of Llama 2 7B (tests/planner/test_sizing.py), times three.
+    length, h, f = 4096, 4096, 11_008
+    exact = 3 * (2 * length * (32 * (4 * h * h + 3 * h * f) + 32_000 * h) + 32 * 4 * length * length * h)
+    rule = explain(LLAMA_2_7B, "flops_6n", TrainingPlan(sequence_length=length))
+    without_embedding = 6_738_415_616 - 32_000 * h
+    assert rule.value == 6 * length * without_embedding
+    assert rule.uncertainty is not None
+    assert (rule.uncertainty.low, rule.uncertainty.high) == (rule.value, exact)
+    assert f"{rule.value / exact - 1:+.1%}" in rule.uncertainty.ground
+    # Training memory: 7% of the peak either way, and an overhead of 0.3 to 0.6 GiB where 0.5 is taken.
+    plan = TrainingPlan(precision="bf16_autocast", sequence_length=512)
+    needed = explain(LLAMA_2_7B, "training_memory", plan)
+    peak = needed.value - 2**29
+    assert needed.uncertainty is not None
+    assert needed.uncertainty.low == pytest.approx(0.93 * peak + 0.3 * 2**30, abs=3)
+    assert needed.uncertainty.high == pytest.approx(1.07 * peak + 0.6 * 2**30, abs=3)
+    assert "MemTracker" in needed.uncertainty.ground
+    mixed = explain(LLAMA_2_7B, "training_memory", plan.model_copy(update={"precision": "bf16_mixed"}))
+    assert "bf16_mixed itself is not measured" in mixed.uncertainty.ground  # type: ignore[union-attr]
+    # Chinchilla: by hand from the two published fits for N = 6.74e9 (Hoffmann et al. 2022, Besiroglu et al. 2024).
+    tokens = explain(LLAMA_2_7B, "chinchilla_tokens")
+    n = 6_738_415_616
+    first = (0.28 * 410.7 / (0.34 * 406.4)) ** (1 / 0.28) * n ** (0.34 / 0.28)
+    second = (0.3658 * 2085.43 / (0.3478 * 482.01)) ** (1 / 0.3658) * n ** (0.3478 / 0.3658)
+    assert tokens.uncertainty is not None
+    assert tokens.uncertainty.low == pytest.approx(min(20 * n, first, second))
+    assert tokens.uncertainty.high == pytest.approx(max(21.6 * n, first, second))
+
+
+def test_the_blocks_of_a_cache_lie_between_its_tensors_and_the_whole_context() -> None:
+    plan = ServingPlan(context_length=10_000, batch_size=3)
+    blocks = explain(GEMMA_2_2B, "allocated_cache", plan)
+    assert blocks.uncertainty is not None
+    assert blocks.uncertainty.low == cache_bytes(GEMMA_2_2B, 10_000, 3)
+    assert blocks.uncertainty.high == 3 * 2 * 26 * 4 * 256 * 10_000 * 2  # 625 whole blocks of 16
+
+
+def test_a_plan_of_the_other_kind_is_refused_and_not_replaced_by_defaults() -> None:
+    for quantity, plan in (("cache", TRAINING), ("flops", SERVING), ("training_memory", SERVING)):
+        with pytest.raises(UnsupportedPlan) as refused:
+            explain(LLAMA_2_7B, quantity, plan)
+        assert refused.value.path == "plan"
+    assert explain(LLAMA_2_7B, "parameters", SERVING).value == 6_738_415_616
 
 
 def test_layers_that_are_alike_stand_together() -> None:

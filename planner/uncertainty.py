@@ -1,0 +1,132 @@
+"""How far a number may be from the truth, and how that is known.
+
+What is counted (``exact``) has none. Everything else says between which values it lies and on what ground, or that
+nobody has bounded it. Bounds of a sum are the sums of its parts' bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from planner.cache import allocated_entry, assumption_text, entry_bytes
+from planner.components.base import CacheEntry
+from planner.compute import flops
+from planner.plans import ServingPlan, TrainingPlan
+from planner.scaling import LAWS, TOKENS_PER_PARAMETER
+from planner.sizing import size
+from planner.spec import ArchitectureSpec
+from planner.training import DEVICE_OVERHEAD_BYTES, TrainingMemory
+
+Status = Literal["exact", "measured", "modelled", "approximated", "unsupported"]
+STATUSES: tuple[Status, ...] = ("exact", "measured", "modelled", "approximated", "unsupported")
+"""From the surest to what is not known at all."""
+
+PEAK_ERROR = 0.07
+"""Largest difference to MemTracker's peak over small models of every component (``tests/planner/test_training.py``)."""
+MEASURED_PRECISIONS = ("fp32", "bf16_autocast")
+OVERHEAD_RANGE = (3 * 2**30 // 10, 6 * 2**30 // 10)
+"""Context and libraries' workspaces on current devices: 0.3 to 0.6 GiB."""
+MOST_TOKENS_A_PARAMETER = 21.6
+"""The upper end of Hoffmann et al. 2022 (arXiv:2203.15556), table 3."""
+
+EACH_SAVED_TENSOR = (
+    "counted to the byte for PyTorch's own kernels with fused attention; other kernels keep other tensors, and no "
+    "single tensor is bounded"
+)
+PART_OF_A_RULE = "the rule is for the whole, and bounds no single term"
+
+
+@dataclass(frozen=True, slots=True)
+class Uncertainty:
+    """Between which values the truth lies; ``None`` where nobody has bounded it."""
+
+    low: float | None
+    high: float | None
+    ground: str
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are bounds."""
+        return self.low is not None and self.high is not None
+
+    @property
+    def text(self) -> str:
+        """The bounds and their ground on one line."""
+        if self.low is None or self.high is None:
+            return f"without bounds: {self.ground}"
+        return f"between {round(self.low):,} and {round(self.high):,}: {self.ground}"
+
+
+def worst(statuses: Sequence[Status]) -> Status:
+    """The least sure of several."""
+    return max(statuses, key=STATUSES.index)
+
+
+def sum_of(parts: Sequence[tuple[float, Uncertainty | None]]) -> Uncertainty | None:
+    """The bounds of a sum of values, each with its own; ``None`` where a part has no bounds, or none is uncertain."""
+    uncertain = [own for _, own in parts if own is not None]
+    if not uncertain or not all(own.bounded for own in uncertain):
+        return None
+    low = sum(value if own is None or own.low is None else own.low for value, own in parts)
+    high = sum(value if own is None or own.high is None else own.high for value, own in parts)
+    return Uncertainty(low, high, "; ".join(dict.fromkeys(own.ground for own in uncertain)))
+
+
+def of_overhead() -> Uncertainty:
+    """Of what a process takes on a device beside its allocator."""
+    low, high = OVERHEAD_RANGE
+    return Uncertainty(low, high, f"overhead: 0.3 to 0.6 GiB on current devices, taken as {DEVICE_OVERHEAD_BYTES:,}")
+
+
+def of_blocks(entry: CacheEntry, plan: ServingPlan, times: int) -> Uncertainty:
+    """Of the blocks that a cached tensor takes up: from the tensor alone to blocks of the whole context."""
+    whole = allocated_entry(entry, plan.cache_block_size, "context")
+    return Uncertainty(
+        times * entry_bytes(entry, plan.cache_dtype),
+        times * entry_bytes(whole, plan.cache_dtype),
+        f"cache: {assumption_text(plan.cache_block_size, plan.windowed_pages)} At least what its tensors fill, at "
+        "most blocks of the whole context in every layer; engines that reserve ahead take more",
+    )
+
+
+def of_pass(value: int) -> Uncertainty:
+    """Of what one pass of serving holds at once."""
+    return Uncertainty(0, value, "activations: an upper bound by its construction, not measured on a device")
+
+
+def of_training_activations(value: int, memory: TrainingMemory, plan: TrainingPlan) -> Uncertainty:
+    """Of what is alive at the peak beside the states: the peak as a whole has been measured."""
+    off = round(PEAK_ERROR * memory.peak.total_bytes)
+    where = " and ".join(MEASURED_PRECISIONS)
+    ground = f"peak: within {PEAK_ERROR:.0%} of MemTracker's on small models of every component in {where}"
+    if plan.precision not in MEASURED_PRECISIONS:
+        ground += f"; {plan.precision} itself is not measured, and taken to be as near"
+    return Uncertainty(value - off, value + off, ground)
+
+
+def of_six_n(spec: ArchitectureSpec, length: int, batch: int) -> Uncertainty:
+    """Of the 6N rule: the exact count is known, and says how far the rule is off."""
+    counted = flops(spec, length, batch, training=True)
+    rule, exact = counted.approximate_total, counted.total
+    return Uncertainty(
+        min(rule, exact),
+        max(rule, exact),
+        f"the exact count at this length is {exact:,}: the rule is off by {(rule - exact) / exact:+.1%}, as it leaves "
+        "out the scores of attention",
+    )
+
+
+def of_chinchilla(spec: ArchitectureSpec) -> Uncertainty:
+    """Of twenty tokens a parameter: what the fitted laws say of this size."""
+    parameters = size(spec).parameters.active
+    rule = TOKENS_PER_PARAMETER * parameters
+    optima = [law.optimal_tokens(parameters) for law in LAWS]
+    found = [rule, MOST_TOKENS_A_PARAMETER * parameters, *optima]
+    said = ", ".join(f"{tokens / parameters:,.3g} ({law.name})" for law, tokens in zip(LAWS, optima, strict=True))
+    ground = (
+        f"20 to {MOST_TOKENS_A_PARAMETER} tokens a parameter in the source's table; the laws fitted to the same kind "
+        f"of runs say {said} at this size"
+    )
+    return Uncertainty(min(found), max(found), ground)
