@@ -103,6 +103,8 @@ class Attention(Component):
     query_key_value_bias: bool = False
     query_key_value_clip: float | None = Field(default=None, gt=0)
     """Normalized queries and keys, and values, are clamped to plus and minus this (DBRX, OLMo)."""
+    value_multiplier: float | None = Field(default=None, gt=0)
+    """Factor on the values (MiMo-V2)."""
     output_gate: Literal["elementwise", "headwise"] | None = None
     """A sigmoid of a projection of the input multiplies the mixed values: one a channel, or one a head."""
     output_bias: bool = False

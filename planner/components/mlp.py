@@ -34,11 +34,15 @@ Activation = Literal[Pointwise, "clamped_swiglu"]
 """Those, and one that reads the gate and the up projection together: GPT-OSS's SwiGLU, whose gate is at most 7, whose
 up projection is within ±7 and raised by one, and whose sigmoid is steeper by 1.702 (arXiv:2508.10925)."""
 
+MLPActivation = Literal[Activation, "xielu"]
+"""Those, and one with two parameters of its own: xIELU, ``a x² + x/2`` above zero and ``b (exp(x) - 1 - x) + x/2``
+below, for learned ``a`` and ``b`` (arXiv:2411.13010)."""
+
 READ_FROM_RESULT = frozenset({"relu", "sigmoid", "tanh", "linear"})
 """Activations whose derivative is computed from their result, so that their input need not be kept."""
 
 
-def saved_inside(activation: Activation, gated: bool, rows: Quantity, width: Quantity) -> Iterator[SavedTensor]:
+def saved_inside(activation: MLPActivation, gated: bool, rows: Quantity, width: Quantity) -> Iterator[SavedTensor]:
     """What is kept between the projections of ``rows`` rows through ``width`` channels."""
     if gated:
         yield SavedTensor("gate and up projections", rows * 2 * width)
@@ -47,8 +51,15 @@ def saved_inside(activation: Activation, gated: bool, rows: Quantity, width: Qua
     yield SavedTensor("activated", rows * width)
 
 
-def check_gate(activation: Activation, gated: bool) -> None:
-    """Refuse an activation that needs a gate where there is none."""
+def check_gate(activation: MLPActivation, gated: bool) -> None:
+    """Refuse an activation that needs a gate where there is none, or none where there is one."""
+    if activation == "xielu" and gated:
+        refuse(
+            "activation",
+            "xielu stands alone, without a gate.",
+            "Set gated to false, or choose another activation.",
+            "activation_without_gate",
+        )
     if activation == "clamped_swiglu" and not gated:
         refuse(
             "activation",
@@ -65,10 +76,11 @@ _WORDS = {
     "relu": ("ReLU", "ReGLU"),
     "relu_squared": ("ReLU²", "gated ReLU²"),
     "clamped_swiglu": ("clamped SwiGLU", "clamped SwiGLU"),
+    "xielu": ("xIELU", "xIELU"),
 }
 
 
-def activation_words(activation: Activation, gated: bool) -> str:
+def activation_words(activation: MLPActivation, gated: bool) -> str:
     """An activation as people call it, alone or beside a gate: ``SwiGLU``."""
     plain = activation.replace("_", " ")
     alone, with_gate = _WORDS.get(activation, (plain, f"gated {plain}"))
@@ -87,7 +99,7 @@ class MLP(Component):
     kind: Literal["mlp"] = "mlp"
     intermediate_size: int = Field(gt=0)
     gated: bool = True
-    activation: Activation = "silu"
+    activation: MLPActivation = "silu"
     bias: bool = False
     gate_multiplier: float | None = Field(default=None, gt=0)
     """Factor on the gate before its activation (Falcon-H1)."""
@@ -112,6 +124,9 @@ class MLP(Component):
             yield from linear("gate_proj", self.component, self.intermediate_size, hidden_size, self.bias)
         yield from linear("up_proj", self.component, self.intermediate_size, hidden_size, self.bias)
         yield from linear("down_proj", self.component, hidden_size, self.intermediate_size, self.bias)
+        if self.activation == "xielu":
+            yield Tensor("xielu.alpha_p", (1,), self.component)
+            yield Tensor("xielu.alpha_n", (1,), self.component)
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length

@@ -47,6 +47,8 @@ class MoE(Component):
     shared_expert_gate: bool = False
     """Whether the shared expert's output is scaled by a learned sigmoid, as in Qwen2-MoE."""
     shared_expert_bias: bool = False
+    shared_scaling_factor: float = Field(default=1.0, gt=0)
+    """Factor on the shared expert's output, as ``routed_scaling_factor`` is on the others'."""
     latent_size: int | None = Field(default=None, gt=0)
     """Width of the space that the routed experts work in, between a projection into it and one back; absent: that of
     the stream."""
@@ -113,6 +115,13 @@ class MoE(Component):
                 "shared_expert_bias",
                 "There is no shared expert to have biases.",
                 "Set shared_intermediate_size, or turn the biases off.",
+                "no_shared_expert",
+            )
+        if self.shared_scaling_factor != 1 and self.shared_intermediate_size is None:
+            refuse(
+                "shared_scaling_factor",
+                "There is no shared expert to scale.",
+                "Set shared_intermediate_size, or remove the factor.",
                 "no_shared_expert",
             )
         if self.latent_bias and self.latent_size is None:

@@ -58,9 +58,18 @@ class LayerNorm(Component):
     has_weight: bool = True
     """Whether there is a learned weight a channel; without, and without a bias: no parameters (OLMo; Groeneveld et al.
     2024, arXiv:2402.00838, section 2.1)."""
+    zero_centered: bool = False
+    """Whether the stored weight is added to one (Nemotron-4; arXiv:2402.16819)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.zero_centered and not self.has_weight:
+            refuse(
+                "zero_centered",
+                "There is no stored weight to add to one.",
+                "Set zero_centered to false, or has_weight to true.",
+                "no_norm_weight",
+            )
         if self.bias and not self.has_weight:
             refuse(
                 "bias",

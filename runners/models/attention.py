@@ -146,6 +146,8 @@ class Attention(nn.Module):
         norm = self.k_norm if self.component.query_key_norm is not None else None
         key = self._placed(self.k_proj(x), heads, norm, start)
         value = self.v_proj(x)
+        if self.component.value_multiplier is not None:
+            value = value * self.component.value_multiplier
         value = self._clamped(value.view(*value.shape[:2], heads, -1)).transpose(1, 2)
         if cache is None:
             return key, value, positions

@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
-from planner.components.mlp import Activation
+from planner.components.mlp import Activation, MLPActivation
 from runners.kernels.choice import takes_triton
 from runners.kernels.swiglu import triton_swiglu
 from runners.models.context import BuildContext, Kernels, in_compute_type
 
 CLAMP, STEEPNESS = 7.0, 1.702
 """Of GPT-OSS's SwiGLU."""
+LINEAR_PART, NEARLY_ZERO, FIRST_CURVATURE = 0.5, -1e-6, 0.8
+"""Of xIELU: its slope at zero, what larger inputs count as below zero, and both curvatures before training."""
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -122,15 +124,65 @@ def gated(gate: Tensor, up: Tensor, activation: Activation, kernels: Kernels) ->
     return result
 
 
+class _XIELUFunction(torch.autograd.Function):
+    """Saves its input, where autograd through the plain formula keeps both branches."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha_p: Tensor, alpha_n: Tensor) -> Tensor:
+        ctx.save_for_backward(x, alpha_p, alpha_n)
+        return xielu(x, alpha_p, alpha_n)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        leaves = [saved.detach().requires_grad_() for saved in ctx.saved_tensors]
+        with torch.enable_grad():
+            activated = xielu(*leaves)
+        return torch.autograd.grad(activated, leaves, gradients[0])
+
+
+def xielu(x: Tensor, alpha_p: Tensor, alpha_n: Tensor) -> Tensor:
+    """``a x² + x/2`` above zero and ``b (exp(x) - 1 - x) + x/2`` below, of ``x``'s type; the parameters are (1,).
+
+    ``a`` is the softplus of ``alpha_p``, and ``b`` that of ``alpha_n`` and a half (arXiv:2411.13010, section 3).
+    """
+    above, below = F.softplus(alpha_p).to(x.dtype), (LINEAR_PART + F.softplus(alpha_n)).to(x.dtype)
+    curved = torch.where(x > 0, above * x * x, below * (torch.expm1(x.clamp(max=NEARLY_ZERO)) - x))
+    return curved + LINEAR_PART * x
+
+
+class XIELU(nn.Module):
+    """xIELU with its two parameters, (1,) each."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.alpha_p = nn.Parameter(torch.zeros(1))
+        self.alpha_n = nn.Parameter(torch.zeros(1))
+        self.reset_special()
+
+    def reset_special(self) -> None:
+        """Both curvatures start at 0.8."""
+        with torch.no_grad():
+            self.alpha_p.fill_(math.log(math.expm1(FIRST_CURVATURE)))
+            self.alpha_n.fill_(math.log(math.expm1(FIRST_CURVATURE - LINEAR_PART)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernels == "reference":
+            return xielu(x, self.alpha_p, self.alpha_n)
+        result: Tensor = _XIELUFunction.apply(x, self.alpha_p, self.alpha_n)
+        return result
+
+
 class FeedForward(nn.Module):
     """Two or three projections through ``width`` channels; also a shared expert."""
 
     def __init__(
-        self, hidden_size: int, width: int, gated: bool, activation: Activation, bias: bool, kernels: Kernels
+        self, hidden_size: int, width: int, gated: bool, activation: MLPActivation, bias: bool, kernels: Kernels
     ) -> None:
         super().__init__()
         self.kernels = kernels
-        self.activation = activation
+        self.xielu = XIELU(kernels) if activation == "xielu" else None
+        self.activation: Activation = "linear" if activation == "xielu" else activation
         self.gate_proj = nn.Linear(hidden_size, width, bias=bias) if gated else None
         self.up_proj = nn.Linear(hidden_size, width, bias=bias)
         self.down_proj = nn.Linear(width, hidden_size, bias=bias)
@@ -141,7 +193,9 @@ class FeedForward(nn.Module):
     def mixed(self, x: Tensor, gate_multiplier: float | None = None) -> Tensor:
         """The output, of a gate with a factor where one is given."""
         if self.gate_proj is None:
-            mixed: Tensor = self.down_proj(activated(self.up_proj(x), self.activation, self.kernels))
+            up = self.up_proj(x)
+            up = activated(up, self.activation, self.kernels) if self.xielu is None else self.xielu(up)
+            mixed: Tensor = self.down_proj(up)
             return mixed
         gate = self.gate_proj(x)
         gate = gate if gate_multiplier is None else gate * gate_multiplier

@@ -125,7 +125,8 @@ class MoE(nn.Module):
             shared = self.shared_expert(rows)
             if self.component.shared_expert_gate:
                 shared = shared * torch.sigmoid(self.shared_expert_gate(rows))
-            mixed = mixed + shared
+            factor = self.component.shared_scaling_factor
+            mixed = mixed + (shared if factor == 1 else shared * factor)
         return mixed.view(x.shape)
 
     def _routed(self, rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

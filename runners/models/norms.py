@@ -98,20 +98,59 @@ class RMSNorm(nn.Module):
         return rms_norm(grouped, weight, self.epsilon, self.zero_centered, kernels, self.keeps_type).flatten(-2)
 
 
+class _ZeroCenteredLayerNormFunction(torch.autograd.Function):
+    """Saves what PyTorch's own does; autograd through it would keep the weight plus one as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, dtype: torch.dtype) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        variance, mean = torch.var_mean(wide, -1, correction=0, keepdim=True)
+        scale = torch.rsqrt(variance + epsilon)
+        ctx.save_for_backward(x, mean, scale, weight)
+        ctx.has_bias = bias is not None
+        scaled = (wide - mean) * scale * (weight.to(wide.dtype) + 1.0)
+        return (scaled if bias is None else scaled + bias).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        x, mean, scale, weight = ctx.saved_tensors
+        gradient = gradients[0].to(scale.dtype)
+        normalized = (x.to(scale.dtype) - mean) * scale
+        weighted = gradient * (weight.to(scale.dtype) + 1.0)
+        along = (weighted * normalized).mean(-1, keepdim=True)
+        to_x = ((weighted - weighted.mean(-1, keepdim=True) - normalized * along) * scale).to(x.dtype)
+        to_weight = (gradient * normalized).flatten(0, -2).sum(0).to(weight.dtype)
+        to_bias = gradient.flatten(0, -2).sum(0).to(weight.dtype) if ctx.has_bias else None
+        return to_x, to_weight, to_bias, None, None
+
+
 class LayerNorm(nn.Module):
     """Optional weight and bias of shape (channels,); computed in fp32 (or fp64)."""
 
     def __init__(
-        self, channels: int, epsilon: float, bias: bool, has_weight: bool = True, keeps_type: bool = False
+        self,
+        channels: int,
+        epsilon: float,
+        bias: bool,
+        has_weight: bool = True,
+        keeps_type: bool = False,
+        zero_centered: bool = False,
     ) -> None:
         super().__init__()
         self.channels = channels
         self.epsilon = epsilon
         self.keeps_type = keeps_type
-        self.weight = nn.Parameter(torch.ones(channels)) if has_weight else None
+        self.zero_centered = zero_centered
+        self.weight = (
+            nn.Parameter(torch.zeros(channels) if zero_centered else torch.ones(channels)) if has_weight else None
+        )
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.zero_centered:
+            dtype = x.dtype if self.keeps_type else in_compute_type(x[..., :0]).dtype
+            result: Tensor = _ZeroCenteredLayerNormFunction.apply(x, self.weight, self.bias, self.epsilon, dtype)
+            return result
         normalized = F.layer_norm(x, (self.channels,), self.weight, self.bias, self.epsilon)
         return normalized.to(x.dtype) if self.keeps_type else in_compute_type(normalized)
 
@@ -128,7 +167,7 @@ def stream_norm(context: BuildContext, keeps_type: bool = False) -> nn.Module:
             has_weight=norm.has_weight,
             keeps_type=keeps_type,
         )
-    return LayerNorm(width, norm.epsilon, norm.bias, norm.has_weight, keeps_type)
+    return LayerNorm(width, norm.epsilon, norm.bias, norm.has_weight, keeps_type, norm.zero_centered)
 
 
 def inner_norm(context: BuildContext, channels: int, epsilon: float | None = None, has_weight: bool = True) -> RMSNorm:

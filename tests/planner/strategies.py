@@ -22,6 +22,7 @@ def _attention() -> st.SearchStrategy[dict[str, Any]]:
             "query_key_value_bias": draw(st.booleans()),
             "query_key_value_clip": draw(st.sampled_from([None, 8.0])),
             "output_gate": draw(st.sampled_from([None, "elementwise", "headwise"])),
+            "value_multiplier": draw(st.sampled_from([None, 0.7])),
             "output_bias": draw(st.booleans()),
             "sinks": draw(st.booleans()),
         }
@@ -144,6 +145,7 @@ def _moe() -> st.SearchStrategy[dict[str, Any]]:
             "shared_intermediate_size": shared,
             "shared_expert_gate": shared is not None and draw(st.booleans()),
             "shared_expert_bias": shared is not None and draw(st.booleans()),
+            "shared_scaling_factor": 1.0 if shared is None else draw(st.sampled_from([1.0, 0.5])),
             "latent_size": latent,
             "latent_bias": latent is not None and draw(st.booleans()),
             "expert_bias": draw(st.booleans()),
@@ -210,6 +212,7 @@ def specs(draw: Any, most_layers: int = 3) -> ArchitectureSpec:
                         {"kind": "rms_norm", "has_weight": False},
                         {"kind": "layer_norm"},
                         {"kind": "layer_norm", "bias": False},
+                        {"kind": "layer_norm", "zero_centered": True},
                         {"kind": "layer_norm", "bias": False, "has_weight": False},
                     ]
                 )

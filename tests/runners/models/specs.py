@@ -53,6 +53,7 @@ def attentions(draw: st.DrawFn) -> dict[str, Any]:
         "attention_chunk_size": draw(st.sampled_from([None, 1, 4])) if window is None else None,
         "query_key_value_clip": draw(st.sampled_from([None, None, 0.02])),
         "output_gate": draw(st.sampled_from([None, None, "elementwise", "headwise"])),
+        "value_multiplier": draw(st.sampled_from([None, None, 0.7])),
         "sinks": draw(st.sampled_from([False, False, True])),
         "kind": "attention",
         "num_attention_heads": heads,
@@ -165,7 +166,7 @@ def mlps(draw: st.DrawFn) -> dict[str, Any]:
         "intermediate_size": 20,
         "gated": gated,
         "bias": draw(st.booleans()),
-        "activation": draw(activations(gated)),
+        "activation": draw(activations(gated) if gated or draw(st.integers(0, 4)) else st.just("xielu")),
         "gate_multiplier": draw(st.sampled_from([None, None, 0.7])) if gated else None,
         "output_multiplier": draw(st.sampled_from([None, None, 0.4])),
     }
@@ -184,6 +185,7 @@ def moes(draw: st.DrawFn) -> dict[str, Any]:
         "shared_intermediate_size": shared,
         "shared_expert_gate": draw(st.booleans()) if shared else False,
         "shared_expert_bias": draw(st.booleans()) if shared else False,
+        "shared_scaling_factor": draw(st.sampled_from([1.0, 0.5])) if shared else 1.0,
         "latent_size": latent,
         "latent_bias": draw(st.booleans()) if latent else False,
         "gated": gated,
@@ -262,6 +264,7 @@ def specs(draw: st.DrawFn) -> ArchitectureSpec:
                 {"kind": "rms_norm", "zero_centered": True},
                 {"kind": "layer_norm"},
                 {"kind": "layer_norm", "bias": False},
+                {"kind": "layer_norm", "zero_centered": True},
                 {"kind": "rms_norm", "has_weight": False},
                 {"kind": "layer_norm", "bias": False, "has_weight": False},
             ]

@@ -116,7 +116,9 @@ def reference(
         return tensor
 
     query = placed("q", heads)
-    key, value = shared if shared is not None else (placed("k", key_heads), clamped(project("v_proj", key_heads)))
+    if shared is None:
+        shared = placed("k", key_heads), clamped(project("v_proj", key_heads) * (component.value_multiplier or 1.0))
+    key, value = shared
     scale = component.softmax_scale or 1 / math.sqrt(width)
     mixed = np.zeros((length, heads, value.shape[-1]))
     for head in range(heads):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, XIELUActivation
 from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
@@ -50,6 +50,36 @@ def test_activations_are_those_of_transformers(name: str) -> None:
 def test_every_activation_of_transformers_without_parameters_is_known() -> None:
     assert set(ACT2FN) - set(ACTIVATIONS) == {"prelu", "xielu"}  # both learn how steep they are
     assert set(ACTIVATIONS.values()) == set(get_args(Pointwise))
+
+
+def xielu_of_transformers(mlp: MLP) -> XIELUActivation:
+    """Theirs with the parameters of ours."""
+    theirs = XIELUActivation(dtype=torch.float64)
+    assert mlp.xielu is not None
+    theirs.load_state_dict(mlp.xielu.state_dict(), strict=False)
+    return theirs
+
+
+def test_xielu_and_its_gradients_are_those_of_transformers() -> None:
+    """Of its input and of both parameters, drawn and as they are before training."""
+    mlp = MLP(components.MLP(intermediate_size=4, gated=False, activation="xielu"), CONTEXT).double()
+    assert mlp.xielu is not None
+    fresh = XIELUActivation(dtype=torch.float64)
+    torch.testing.assert_close(mlp.xielu.alpha_p, fresh.alpha_p, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(mlp.xielu.alpha_n, fresh.alpha_n, rtol=1e-6, atol=1e-6)
+    torch.manual_seed(0)
+    ours, theirs = filled(mlp).xielu, xielu_of_transformers(mlp)
+    x = torch.linspace(-12, 12, 481, dtype=torch.float64).requires_grad_()
+    weights = torch.arange(1.0, 482.0, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x))
+    found = torch.autograd.grad((ours(x) * weights).sum(), (x, ours.alpha_p, ours.alpha_n))
+    expected = torch.autograd.grad((theirs(x) * weights).sum(), (x, theirs.alpha_p, theirs.alpha_n))
+    torch.testing.assert_close(found, expected)
+
+
+def test_xielu_stands_without_a_gate() -> None:
+    with pytest.raises(ValueError, match="without a gate"):
+        components.MLP(intermediate_size=4, activation="xielu")
 
 
 def test_the_clamped_swiglu_is_that_of_gpt_oss() -> None:
@@ -98,10 +128,12 @@ def test_an_mlp_is_its_formula(fields: dict[str, Any]) -> None:
         return rows @ layer.weight.T + (layer.bias if fields["bias"] else 0.0)
 
     up = project("up_proj", x)
-    mixed = between(
-        fields["activation"], project("gate_proj", x) if fields["gated"] else up, up if fields["gated"] else None
-    )
-    torch.testing.assert_close(mlp(x), project("down_proj", mixed))
+    if fields["activation"] == "xielu":
+        mixed = xielu_of_transformers(mlp)(up)
+    else:
+        gate = project("gate_proj", x) * (fields["gate_multiplier"] or 1.0) if fields["gated"] else up
+        mixed = between(fields["activation"], gate, up if fields["gated"] else None)
+    torch.testing.assert_close(mlp(x), project("down_proj", mixed) * (fields["output_multiplier"] or 1.0))
 
 
 @given(moes())
@@ -158,7 +190,7 @@ def one_token(fields: dict[str, Any], named: dict[str, Tensor], buffers: dict[st
         )
         if fields["shared_expert_gate"]:
             shared = shared / (1 + torch.exp(-project("shared_expert_gate", x)))
-        result = result + shared
+        result = result + shared * fields["shared_scaling_factor"]
     return result
 
 

@@ -133,6 +133,24 @@ def test_a_norm_without_weights_only_normalizes(kind: str) -> None:
     torch.testing.assert_close(decoder.final_norm(x), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_norm_around_one_adds_it_to_its_weight(bias: bool) -> None:
+    """And its gradients are those of PyTorch's own with the weight raised."""
+    norm = built(model(norm={"kind": "layer_norm", "bias": bias, "zero_centered": True})).final_norm
+    x = torch.randn(2, 4, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    leaves = [x, *norm.parameters()]
+    assert len(leaves) == 2 + bias
+    expected = torch.nn.functional.layer_norm(x, (HIDDEN,), norm.weight + 1, norm.bias, 1e-5)
+    torch.testing.assert_close(norm(x), expected, rtol=1e-12, atol=1e-12)
+    weights = torch.arange(1.0, x.numel() + 1, dtype=torch.float64).view(x.shape)
+    torch.testing.assert_close(
+        torch.autograd.grad((norm(x) * weights).sum(), leaves),
+        torch.autograd.grad((expected * weights).sum(), leaves),
+        rtol=1e-10,
+        atol=1e-10,
+    )
+
+
 def test_what_stays_on_the_stream_is_not_narrowed_by_autocast() -> None:
     """The embedding's projection and norm, and norms after the residual: the stream is fp32 throughout."""
     spec = model({"norm_placement": "after_residual"}, embedding_size=7, embedding_norm=True)
