@@ -11,6 +11,7 @@ import streamlit as st
 
 from pages.widgets import (
     charts,
+    checks,
     chrome,
     figures,
     fit_bars,
@@ -59,7 +60,7 @@ def main() -> None:
         sizing_source.take_settings(view, draft)
         with actions:
             chrome.link("studio", "Open in the Studio", **sizing_source.studio_query(draft))
-        numbers = studio_numbers.key_numbers(draft.spec, draft.baseline or draft.spec, draft.settings)
+        numbers = studio_numbers.key_numbers(draft.spec, draft.baseline or draft.spec, draft.settings, draft.origin)
         if draft.baseline in (None, draft.spec):  # nothing to be compared with
             numbers[0] = replace(numbers[0], note="counted")
         key_numbers.show(
@@ -85,7 +86,7 @@ def main() -> None:
         crossing(spec)
     roofline(view, spec, serving)
     fitting(view, spec, serving, training)
-    derivation(view, spec, serving, training)
+    derivation(view, draft)
     view.write()
     terms.show_if_asked(draft)
 
@@ -367,8 +368,9 @@ def explained(spec: ArchitectureSpec, quantity: str, plan: Plan) -> Any:
     return explain(spec, quantity, plan)
 
 
-def derivation(view: View, spec: ArchitectureSpec, serving: ServingPlan, training: TrainingPlan) -> None:
-    """A number opened into its terms, each with its formula."""
+def derivation(view: View, draft: Draft) -> None:
+    """A number opened into its terms, each with its formula, and what was measured of it."""
+    spec, settings = draft.spec, draft.settings
     with chrome.panel("Where a number comes from", "every term with the formula that computed it", key="derivation"):
         labels = {"": "Choose a number", **{name: name.replace("_", " ").capitalize() for name in QUANTITIES}}
         st.selectbox(
@@ -384,8 +386,8 @@ def derivation(view: View, spec: ArchitectureSpec, serving: ServingPlan, trainin
             chrome.note("Any of the numbers above opens into its terms too: click it.")
             return
         with chrome.guard():
-            plan: Plan = serving if quantity in SERVING_QUANTITIES else training
-            terms.show(explained(spec, quantity, plan))
+            plan: Plan = settings.serving if quantity in SERVING_QUANTITIES else settings.training
+            terms.show(explained(spec, quantity, plan), checks.of_design(spec, draft.origin).get(quantity, ()))
 
 
 main()

@@ -46,7 +46,7 @@ def main() -> None:
         head(draft)
         baseline = draft.baseline or draft.spec
         key_numbers.show(
-            studio_numbers.key_numbers(draft.spec, baseline, draft.settings),
+            studio_numbers.key_numbers(draft.spec, baseline, draft.settings, draft.origin),
             key="key-numbers",
             on_open=lambda quantity: terms.ask(quantity),
         )

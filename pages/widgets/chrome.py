@@ -157,6 +157,17 @@ def get_store() -> Store:
         st.stop()
 
 
+def store_if_open() -> Store | None:
+    """The store, or ``None`` where it cannot be opened: for what a page shows besides, and does well without."""
+    from db.errors import StoreError
+
+    try:
+        return _open_store()
+    except StoreError as reason:
+        _log.warning("the store cannot be opened: %s", reason)
+        return None
+
+
 @contextlib.contextmanager
 def guard() -> Iterator[None]:
     """What goes wrong in the store or the planner inside becomes one line on the page, and the page goes on."""

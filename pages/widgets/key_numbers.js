@@ -19,6 +19,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
       const name = make("span", "name", cell);
       make("i", "status", name);
       make("span", "label", name);
+      make("i", "status measured mark", name);
       const big = make("span", "big", cell);
       make("span", "value", big);
       make("small", "", big);
@@ -32,8 +33,14 @@ export default function ({ data, parentElement, setTriggerValue }) {
     };
     cell.dataset.quantity = number.quantity;
     cell.disabled = !data.opens;
-    cell.title = `${number.exact || number.value} · ${number.words}${data.opens ? " · click for its terms" : ""}`;
-    cell.querySelector(".status").className = `status ${number.status}`;
+    const said = [number.exact || number.value, number.words, number.measured, data.opens && "click for its terms"];
+    cell.title = said.filter(Boolean).join(" · ");
+    const mark = cell.querySelector(".mark");
+    mark.hidden = !number.measured;
+    mark.title = number.measured;
+    mark.setAttribute("role", "img");
+    mark.setAttribute("aria-label", number.measured);
+    cell.querySelector(".status:not(.mark)").className = `status ${number.status}`;
     put(".label", number.label);
     put(".value", number.value);
     put("small", number.unit);

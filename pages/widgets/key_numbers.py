@@ -36,6 +36,8 @@ class KeyNumber:
     """``good`` or ``bad`` where less or more is better, else empty."""
     note: str = ""
     """Words after the change, or instead of one."""
+    measured: str = ""
+    """What a measurement of this very design says of it; empty where there is none."""
 
 
 _component = BrowserComponent("key_numbers")

@@ -123,11 +123,17 @@ def text_of(value: Any) -> str:
 
 
 def value_of(view: FieldView, text: str) -> Any:
-    """What a person wrote, as the model reads it: digits may be grouped; numbers are left for the model to judge."""
+    """The number that a person wrote, its digits grouped or not; what is none stays text, for the model to judge."""
     plain = text.strip()
     if view.optional and plain.lower() in NOTHING:
         return None
-    return plain.replace(",", "").replace("_", "").replace(" ", "")
+    digits = plain.replace(",", "").replace("_", "").replace(" ", "")
+    for read in (int, float):
+        try:
+            return read(digits)
+        except ValueError:
+            continue
+    return digits
 
 
 @cache

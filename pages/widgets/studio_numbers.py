@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
-from pages.widgets import figures
-from pages.widgets.draft import Settings
+from pages.widgets import checks, figures
+from pages.widgets.draft import Origin, Settings
 from pages.widgets.key_numbers import KeyNumber
 from planner import ArchitectureSpec, PlannerError, cache_bytes, size
 from planner.blocks import Block, blocks, multi_head_reference
@@ -56,8 +57,10 @@ def reference_of(spec: ArchitectureSpec) -> ArchitectureSpec | None:
         return None
 
 
-def key_numbers(spec: ArchitectureSpec, baseline: ArchitectureSpec, settings: Settings) -> list[KeyNumber]:
-    """The row: each number of ``spec`` with its change against ``baseline``."""
+def key_numbers(
+    spec: ArchitectureSpec, baseline: ArchitectureSpec, settings: Settings, origin: Origin | None = None
+) -> list[KeyNumber]:
+    """The row: each number of ``spec`` with its change against ``baseline``, and whether it was measured."""
     serving, training = settings.serving, settings.training
     now = overview_of(spec, serving, training)
     then = overview_of(baseline, serving, training)
@@ -68,7 +71,7 @@ def key_numbers(spec: ArchitectureSpec, baseline: ArchitectureSpec, settings: Se
     dense = now["active_parameters"].value == now["parameters"].value
     sequences = "one sequence" if serving.batch_size == 1 else f"{serving.batch_size:,} sequences"
     chinchilla = now["chinchilla_tokens"]
-    return [
+    numbers = [
         _number(now, then, "parameters", "Parameters", "as the baseline"),
         _number(now, then, "active_parameters", "Active a token", "dense: all of them" if dense else "of its experts"),
         _number(
@@ -84,6 +87,11 @@ def key_numbers(spec: ArchitectureSpec, baseline: ArchitectureSpec, settings: Se
         _number(now, then, "inference_memory", "Inference memory", f"{serving.weight_format} weights, {context}"),
         _number(now, then, "training_memory", "Training memory", f"{training.optimizer}, {training.precision}"),
         _number(now, then, "chinchilla_tokens", "Chinchilla tokens", "20 a parameter", exact=_tokens(chinchilla.value)),
+    ]
+    found = checks.of_design(spec, origin)
+    return [
+        replace(number, measured=found[number.quantity][0].words) if number.quantity in found else number
+        for number in numbers
     ]
 
 

@@ -6,12 +6,14 @@ there and nowhere else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import streamlit as st
 
-from pages.widgets import chrome, figures, theme
+from pages.widgets import checks, chrome, figures, theme
+from pages.widgets.checks import Check
 from pages.widgets.draft import Draft
 from planner import ArchitectureSpec, PlannerError
 from planner.explain import SERVING_QUANTITIES
@@ -48,18 +50,19 @@ def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan) -> Any:
 @st.dialog("What it is the sum of", width="large")
 def _dialog(draft: Draft, quantity: str) -> None:
     several = _ALSO.get(quantity, (quantity,))
+    measured = checks.of_design(draft.spec, draft.origin)
     places = st.tabs([_TITLES[name] for name in several]) if len(several) > 1 else [st.container()]
     for name, place in zip(several, places, strict=True):
         with place, st.container(key=f"terms-{name}", gap="small"):
             try:
                 plan = draft.settings.serving if name in SERVING_QUANTITIES else draft.settings.training
-                show(_explained(draft.spec, name, plan))
+                show(_explained(draft.spec, name, plan), measured.get(name, ()))
             except PlannerError as reason:
                 chrome.error(reason)
 
 
-def show(term: Any) -> None:
-    """A term from :func:`planner.explain`: its value, its formula, the table of its parts, its symbols and source."""
+def show(term: Any, measured: Sequence[Check] = ()) -> None:
+    """A term from :func:`planner.explain`: its value, what was measured of it, its formula, its parts, its sources."""
     figure = _FIGURES.get(term.unit, figures.count)(term.value)
     unit = f"{figure.unit} a token" if term.unit == "FLOPs a token" else figure.unit
     whole = f"{term.value:,.0f}" if float(term.value).is_integer() else f"{term.value:,.2f}"
@@ -71,6 +74,7 @@ def show(term: Any) -> None:
     )
     if term.uncertainty is not None:
         chrome.note(_uncertainty(term))
+    checks.show(measured)
     latex = term.latex
     if len(latex) <= LONGEST_FORMULA:
         with st.container(key=f"formula-{term.name.replace(' ', '-')}"):
