@@ -145,7 +145,7 @@ def machine_profile(path: pathlib.Path | None = None) -> MachineProfile | None:
     file = path or profile_path()
     try:
         text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         return MachineProfile.model_validate_json(text)
