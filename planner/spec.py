@@ -15,13 +15,14 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from planner.components import ChannelMixer, Component, Norm, RMSNorm, SequenceMixer
 from planner.components.attention import check_shared_key_values
 from planner.components.base import refuse
 from planner.components.rotary import RotaryScaling
+from planner.components.strict import Strict
 from planner.errors import InvalidSpec, Problem
 from planner.plain import check_plain
 
@@ -29,11 +30,11 @@ NormPlacement = Literal["pre", "post", "sandwich", "after_residual"]
 Residual = Literal["sequential", "parallel", "parallel_shared_norm"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+LARGEST_STACK = 100_000
+"""Layers of a model, a repeated one as often as it is repeated."""
 
 
-class RotaryPositions(_Part):
+class RotaryPositions(Strict):
     """Queries and keys are rotated by their position (RoPE; Su et al. 2021, arXiv:2104.09864)."""
 
     kind: Literal["rotary"] = "rotary"
@@ -42,7 +43,7 @@ class RotaryPositions(_Part):
     """How the frequencies are stretched for contexts longer than the original one."""
 
 
-class LearnedPositions(_Part):
+class LearnedPositions(Strict):
     """A learned vector a position, added to the token embedding."""
 
     kind: Literal["learned"] = "learned"
@@ -52,7 +53,7 @@ class LearnedPositions(_Part):
     """Rows of the table before that of the first position, which are never read (OPT has 2)."""
 
 
-class AlibiPositions(_Part):
+class AlibiPositions(Strict):
     """Scores fall with the distance, each head's at a slope of its own (ALiBi; Press et al. 2021, arXiv:2108.12409)."""
 
     kind: Literal["alibi"] = "alibi"
@@ -62,7 +63,7 @@ class AlibiPositions(_Part):
     """Whether the biases are multiplied by the factor on the scores too (Falcon)."""
 
 
-class NoPositions(_Part):
+class NoPositions(Strict):
     """No encoding: order comes from the causal mask and from state space layers."""
 
     kind: Literal["none"] = "none"
@@ -71,7 +72,7 @@ class NoPositions(_Part):
 Positions = Annotated[RotaryPositions | LearnedPositions | AlibiPositions | NoPositions, Field(discriminator="kind")]
 
 
-class Layer(_Part):
+class Layer(Strict):
     """A sequence mixer and a channel mixer on the residual stream, each with its norms."""
 
     sequence_mixer: SequenceMixer | None = None
@@ -139,7 +140,7 @@ class Layer(_Part):
         return tuple(name for name in self.parts if name.endswith("_norm"))
 
 
-class LayerGroup(_Part):
+class LayerGroup(Strict):
     """A pattern of layers, repeated."""
 
     repeats: int = Field(default=1, gt=0)
@@ -151,7 +152,7 @@ class LayerGroup(_Part):
         return self.repeats * len(self.layers)
 
 
-class ArchitectureSpec(_Part):
+class ArchitectureSpec(Strict):
     """A decoder-only language model, layer by layer."""
 
     name: str = Field(default="untitled", min_length=1, max_length=120)
@@ -180,6 +181,13 @@ class ArchitectureSpec(_Part):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.num_layers > LARGEST_STACK:
+            refuse(
+                "layer_groups",
+                f"A stack of {self.num_layers:,} layers is deeper than any model.",
+                f"Repeat fewer: {LARGEST_STACK:,} layers are the most.",
+                "too_many_layers",
+            )
         for group_index, group in enumerate(self.layer_groups):
             for layer_index, layer in enumerate(group.layers):
                 for part in ("sequence_mixer", "channel_mixer"):
@@ -335,7 +343,9 @@ _REMEDIES = {
     "int_from_float": "Enter a whole number.",
     "float_parsing": "Enter a number.",
     "float_type": "Enter a number.",
+    "finite_number": "Enter a number.",
     "bool_parsing": "Enter true or false.",
+    "bool_type": "Enter true or false.",
     "union_tag_not_found": "Add `kind`.",
     "too_short": "Add at least one entry.",
     "tuple_type": "Write a list.",

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
 from planner.components.narrowing import Scale
+from planner.components.strict import Strict
 from planner.quantities import Quantity, product
 
 
@@ -80,14 +80,12 @@ class SavedTensor:
     made only where that is not their own."""
 
 
-class Component(BaseModel):
+class Component(Strict):
     """A building block of a layer: its fields, its checks and its arithmetic.
 
     ``hidden_size`` is the width of the residual stream, ``sequence_length`` and ``batch_size`` count tokens and
     sequences; tensors are counted in elements, operations in FLOPs (a multiply-add is two).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     component: ClassVar[str] = ""
     """The name that parameters, FLOPs and colours go under."""

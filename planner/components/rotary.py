@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from planner.components.base import refuse
+from planner.components.strict import Strict
 
 
-class _Scaling(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Scaling(Strict):
     def for_channels(self, rotary_dim: int) -> Self:
         """The same stretching of heads with this many rotated channels, as a smaller model has them."""
         return self

@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planner import ArchitectureSpec, InvalidSpec, flops, parse_spec, size
+from planner.presets import read_yaml
+from planner.spec import RotaryPositions
 from tests.planner.strategies import specs as wide_specs
 from tests.runners.models.specs import specs as small_specs
 
@@ -71,6 +73,74 @@ def test_what_is_written_names_no_default() -> None:
     written = parse_spec(model()).to_dict()
     assert set(written) == {"vocab_size", "hidden_size", "layer_groups"}
     assert written["layer_groups"][0]["layers"][0]["sequence_mixer"] == ATTENTION
+
+
+# --- strict ---
+
+
+@pytest.mark.parametrize(
+    "data, path, remedy",
+    [
+        (model(vocab_size=True), "vocab_size", "whole number"),
+        (model(vocab_size="100"), "vocab_size", "whole number"),
+        (model(vocab_size=100.0), "vocab_size", "whole number"),
+        (model(hidden_size=10**200), "hidden_size", "smaller"),
+        (model(hidden_size=2**31), "hidden_size", "smaller"),
+        (model(embedding_size="16"), "embedding_size", "whole number"),
+        (model(tie_word_embeddings=1), "tie_word_embeddings", "true or false"),
+        (model(tie_word_embeddings="yes"), "tie_word_embeddings", "true or false"),
+        (model(logit_scale=True), "logit_scale", "number"),
+        (model(logit_scale="0.5"), "logit_scale", "number"),
+        (model(positions={"kind": "rotary", "theta": "1e4"}), "positions.theta", "number"),
+        (model(positions={"kind": "learned", "num_positions": 10**30}), "positions.num_positions", "smaller"),
+        (
+            model({"sequence_mixer": {**ATTENTION, "head_dim": "16"}}),
+            "layer_groups[0].layers[0].sequence_mixer.head_dim",
+            "whole number",
+        ),
+        (
+            model({"sequence_mixer": {**ATTENTION, "sliding_window": True}}),
+            "layer_groups[0].layers[0].sequence_mixer.sliding_window",
+            "whole number",
+        ),
+        (
+            model({"sequence_mixer": {**ATTENTION, "rope_scaling": {"kind": "linear", "factor": "2"}}}),
+            "layer_groups[0].layers[0].sequence_mixer.rope_scaling.factor",
+            "number",
+        ),
+        (
+            model({"sequence_mixer": {**ATTENTION, "rope_scaling": {**LONG, "short_factor": [True, 1.0]}}}),
+            "layer_groups[0].layers[0].sequence_mixer.rope_scaling.short_factor[0]",
+            "number",
+        ),
+        (
+            model({"channel_mixer": {**MLP, "intermediate_size": 10**200}}),
+            "layer_groups[0].layers[0].channel_mixer.intermediate_size",
+            "smaller",
+        ),
+        (
+            model(layer_groups=[{"repeats": "2", "layers": [{"channel_mixer": MLP}]}]),
+            "layer_groups[0].repeats",
+            "whole",
+        ),
+        (model(layer_groups=[{"repeats": 10**9, "layers": [{"channel_mixer": MLP}]}]), "layer_groups", "Repeat fewer"),
+        (model(layer_groups=[{"repeats": 10**9, "layers": [{"channel_mixer": MLP}]}] * 5), "layer_groups", "Repeat"),
+    ],
+)
+def test_nothing_is_read_into_a_number_or_a_flag(data: dict[str, Any], path: str, remedy: str) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        parse_spec(data)
+    assert refused.value.path == path
+    assert remedy in refused.value.remedy
+    assert len(refused.value.problems) == 1
+
+
+def test_whole_numbers_stand_for_fractions_and_yaml_writes_them_as_people_do() -> None:
+    made = parse_spec(read_yaml(yaml.safe_dump(model()) + "positions: {kind: rotary, theta: 1e4}\n"))
+    assert made == parse_spec(model(positions={"kind": "rotary", "theta": 10_000}))
+    assert isinstance(made.positions, RotaryPositions)
+    assert (made.positions.theta, type(made.positions.theta)) == (1e4, float)
+    assert parse_spec(model(vocab_size=2**31 - 1)).vocab_size == 2**31 - 1
 
 
 # --- refused ---
