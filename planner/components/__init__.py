@@ -14,9 +14,10 @@ from planner.components.mlp import MLP
 from planner.components.moe import MoE
 from planner.components.norms import LayerNorm, Norm, RMSNorm
 from planner.components.parallel_mixers import ParallelMixers
+from planner.components.rg_lru import RGLRU
 from planner.components.short_convolution import ShortConvolution
 
-_Single = Attention | GatedDeltaNet | LatentAttention | Mamba1 | Mamba2 | ShortConvolution
+_Single = Attention | GatedDeltaNet | LatentAttention | Mamba1 | Mamba2 | RGLRU | ShortConvolution
 SingleMixer = Annotated[_Single, Field(discriminator="kind")]
 SequenceMixer = Annotated[_Single | ParallelMixers, Field(discriminator="kind")]
 ParallelMixers.model_rebuild(_types_namespace={"SingleMixer": SingleMixer})
@@ -30,6 +31,7 @@ def kinds_of(union: Any) -> dict[str, type[Component]]:
 
 __all__ = [
     "MLP",
+    "RGLRU",
     "Attention",
     "CacheEntry",
     "ChannelMixer",

@@ -111,6 +111,19 @@ def _gated_delta_net() -> st.SearchStrategy[dict[str, Any]]:
     return st.composite(build)()
 
 
+def _rg_lru() -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(
+        {
+            "kind": st.just("rg_lru"),
+            "num_heads": st.integers(1, 4),
+            "head_dim": st.sampled_from([8, 16, 20]),
+            "conv_kernel": st.integers(1, 5),
+            "use_bias": st.booleans(),
+            "use_conv_bias": st.booleans(),
+        }
+    )
+
+
 def _short_convolution() -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {"kind": st.just("short_convolution"), "conv_kernel": st.integers(1, 5), "use_bias": st.booleans()}
@@ -180,7 +193,7 @@ def _layer(
 def specs(draw: Any, most_layers: int = 3) -> ArchitectureSpec:
     """One to ``most_layers`` groups of as many layers each, over all components."""
     positions = draw(st.sampled_from(["rotary", "learned", "alibi", "none"]))
-    mixers = [_attention(), _mamba1(), _mamba2(), _short_convolution(), _gated_delta_net()]
+    mixers = [_attention(), _mamba1(), _mamba2(), _short_convolution(), _gated_delta_net(), _rg_lru()]
     mixers += [_latent_attention()] if positions == "rotary" else []
     beside = {"kind": st.just("parallel_mixers"), "first": st.one_of(mixers), "second": st.one_of(mixers)}
     mixers += [st.fixed_dictionaries(beside)]

@@ -58,6 +58,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "jamba": {"mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2": {"full_attn_idxs": [1], "block_multiple_of": 16},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 16},
+    "recurrent_gemma": {"lru_width": 40, "attention_window_size": 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "olmo_hybrid": GATED_DELTA,
     "mistral": {"sliding_window": 16},

@@ -26,7 +26,11 @@ LOWER_FLOORS = {"mpt": 0.75}
 """MPT's own code follows three fields that transformers ignores: their other values are refused, not guessed."""
 
 
-NO_MODEL_BY_DEFAULT = {"dots1": "n_shared_experts", "qwen3_omni_moe_text": "head_dim"} | {"lfm2_moe": "layer_types"}
+NO_MODEL_BY_DEFAULT = {
+    "dots1": "n_shared_experts",
+    "lfm2_moe": "layer_types",
+    "qwen3_omni_moe_text": "head_dim",
+}
 """Classes whose defaults make no model that runs, and the field that says so: heads of 73 channels have no pairs, and
 experts are not numbered; nothing says which layers of LFM2-MoE are convolutions."""
 

@@ -145,6 +145,19 @@ def gated_delta_nets(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def rg_lrus(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "kind": "rg_lru",
+        "num_heads": draw(st.sampled_from([1, 3])),
+        "head_dim": draw(st.sampled_from([1, 6])),
+        "conv_kernel": draw(st.sampled_from([1, 4])),
+        "activation": draw(st.sampled_from(["gelu_tanh", "relu"])),
+        "use_bias": draw(st.booleans()),
+        "use_conv_bias": draw(st.booleans()),
+    }
+
+
+@st.composite
 def short_convolutions(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "kind": "short_convolution",
@@ -215,7 +228,7 @@ def parallel_mixers(draw: st.DrawFn, mixers: st.SearchStrategy[dict[str, Any]]) 
 
 @st.composite
 def layers(draw: st.DrawFn, positions: str) -> dict[str, Any]:
-    mixers = [attentions(), mamba1s(), mamba2s(), short_convolutions(), gated_delta_nets()]
+    mixers = [attentions(), mamba1s(), mamba2s(), short_convolutions(), gated_delta_nets(), rg_lrus()]
     mixers += [latent_attentions(positions == "rotary")] if positions != "alibi" else []
     sequence = draw(st.one_of(*mixers, parallel_mixers(st.one_of(mixers)), st.none()))
     channel = draw(st.one_of(mlps(), moes(), st.none()) if sequence is not None else st.one_of(mlps(), moes()))
