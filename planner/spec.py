@@ -260,8 +260,12 @@ class ArchitectureSpec(Strict):
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
 
     def content_hash(self) -> str:
-        """SHA-256 of everything but the name, in hexadecimal: equal designs have equal hashes."""
-        data = self.model_dump(mode="json", exclude={"name"})
+        """SHA-256 of everything but the name, in hexadecimal: equal designs have equal hashes.
+
+        Fields at their defaults are left out, so a design keeps its hash when the specification gains a field whose
+        default is what was meant before.
+        """
+        data = {name: value for name, value in self.to_dict().items() if name != "name"}
         return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

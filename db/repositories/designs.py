@@ -16,19 +16,24 @@ from db.models import DesignRow, RevisionRow
 from db.records import Design, Revision
 from db.repositories.common import clean_name, clean_text, require
 from db.sessions import Database
+from planner.errors import PlannerError
+from planner.spec import parse_spec
 
 
 def content_hash(spec: Mapping[str, Any]) -> str:
-    """SHA-256, in hex, of the spec as JSON with sorted keys, without its ``name``: what it is, not how it is called.
+    """The planner's hash of the spec: what it is, not how it is called, nor which defaults were written out.
 
-    Raises ``InvalidRecord`` for what JSON cannot say.
+    What the planner does not read is hashed as it stands. Raises ``InvalidRecord`` for what JSON cannot say.
     """
     content = {key: value for key, value in spec.items() if key != "name"}
     try:
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidRecord(f"the specification cannot be written as JSON: {error}") from error
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    try:
+        return parse_spec(content).content_hash()
+    except PlannerError:
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 class Designs:
