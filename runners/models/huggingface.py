@@ -16,8 +16,11 @@ from planner.spec import ArchitectureSpec, Layer, RotaryPositions
 from runners.models.context import Kernels
 from runners.models.decoder import Decoder
 
-CORRECTIONS = ("gate.e_score_correction_bias", "feed_forward.expert_bias")
+CORRECTIONS = ("gate.e_score_correction_bias", "expert_bias", "_correction_bias")
 """The buffer that steers the choice of experts (DeepSeek-V3, LFM2); it is no parameter, so no layout rule names it."""
+
+XIELU = {"act_fn.beta": 0.5, "act_fn.eps": -1e-6}
+"""What Apertus' files hold beside the parameters of its activation."""
 
 PART = re.compile(r"(model\.)?(language_model|text_model)\.(model\.)?(?!lm_head)")
 """Where multimodal models keep their language model's tensors."""
@@ -59,7 +62,12 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
                 target.copy_(part)
     for name in [name for name in unread if name.endswith(CORRECTIONS)]:
         index = next(part for part in name.split(".") if part.isdecimal())
-        model.get_buffer(f"layers.{index}.channel_mixer.router.score_correction_bias").copy_(state_dict[name])
+        model.get_buffer(f"layers.{index}.channel_mixer.router.score_correction_bias").copy_(state_dict[name].flatten())
+        unread.discard(name)
+    for name in [name for name in unread if name.endswith(tuple(XIELU))]:
+        constant = next(value for end, value in XIELU.items() if name.endswith(end))
+        if not torch.isclose(state_dict[name].double(), torch.tensor(constant, dtype=torch.float64), rtol=0.01):
+            raise ValueError(f"{name} is {float(state_dict[name])}, and here it is always {constant}")
         unread.discard(name)
     if spec.tie_word_embeddings:  # the head, by the family's name of it
         rules = adapter.layout(spec) if callable(adapter.layout) else adapter.layout

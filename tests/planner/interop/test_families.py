@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from planner import UnsupportedArchitecture, size
 from planner.interop import ADAPTERS, from_huggingface, huggingface_tensors
-from tests.planner.interop.oracle import config_class, judged, reference, small_config, variations, works
+from tests.planner.interop.oracle import (
+    config_class,
+    judged,
+    modelled,
+    reference,
+    small_config,
+    variations,
+    works,
+)
 from tests.planner.interop.small import NEEDED
 
 transformers = pytest.importorskip("transformers")
@@ -29,6 +37,7 @@ LOWER_FLOORS = {"mpt": 0.75}
 NO_MODEL_BY_DEFAULT = {
     "dots1": "n_shared_experts",
     "lfm2_moe": "layer_types",
+    "nemotron": "num_key_value_heads",
     "qwen3_omni_moe_text": "head_dim",
 }
 """Classes whose defaults make no model that runs, and the field that says so: heads of 73 channels have no pairs, and
@@ -114,6 +123,15 @@ def test_defaults_are_transformers_own(family: str) -> None:
             assert value.items() <= declared[name].items(), name
         elif value not in (None, "auto") and declared[name] is not None:
             assert declared[name] == value, name
+
+
+@pytest.mark.parametrize("family", ["afmoe", "ernie4_5_moe"])
+def test_frozen_parameters_are_buffers_of_the_specification(family: str) -> None:
+    """Which transformers counts among the parameters, though nothing trains them: they are as many as our buffers."""
+    config = small_config(family)
+    frozen = [p.numel() for p in modelled(config).parameters() if not p.requires_grad]
+    assert frozen
+    assert sum(frozen) == sum(tensor.count for tensor in size(from_huggingface(config)).buffers)
 
 
 @pytest.mark.parametrize("family", sorted(ADAPTERS))

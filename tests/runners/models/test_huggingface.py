@@ -240,6 +240,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt_neox_japanese": {**HEADS, "intermediate_multiple_size": 2, "rotary_pct": 0.5},
     "openai-gpt": {**GPT},
     "persimmon": {**HEADS, "intermediate_size": 48},
+    "afmoe": {**DECODER, "num_hidden_layers": 3, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}
+    | {"moe_intermediate_size": 16, "sliding_window": 6, "global_attn_every_n_layers": 2, "mup_enabled": True}
+    | {"route_scale": 1.5},
+    "apertus": {**DECODER, "attention_bias": True, "pad_token_id": None},
+    "cohere2_moe": {**DECODER, "num_hidden_layers": 4, "head_dim": 8, "sliding_window": 6, "num_shared_experts": 2}
+    | {"sliding_window_pattern": 2, "first_k_dense_replace": 1, "prefix_dense_intermediate_size": 40}
+    | {"expert_selection_fn": "sigmoid", "logit_scale": 0.25, "eos_token_id": 1},
+    "ernie4_5_moe": {**DECODER, "use_bias": True, "moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 16},
+    "hy_v3": {**DECODER, "head_dim": 8, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    | {"attention_bias": True, "mlp_bias": True},
+    "mimo_v2_flash": {**DECODER, **ROUTED, "num_hidden_layers": 3, "head_dim": 12, "v_head_dim": 6}
+    | {"sliding_window": 6, "attention_bias": True}
+    | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+    "nemotron": {**DECODER, "attention_bias": True, "mlp_bias": True},
     "mamba2": {
         **COMMON,
         "num_heads": 4,
