@@ -20,7 +20,8 @@ from pydantic import BaseModel
 
 from planner.errors import PlannerError
 from planner.plans import Plan, ServingPlan, TrainingPlan, parse_plan
-from planner.presets import load, read_yaml
+from planner.presets import Loaded, load, read, read_yaml
+from planner.spec import LEFT_OUT
 from planner.units import bytes_text, count_text, flops_text, money_text, seconds_text
 
 Rows = list[tuple[str, ...]]
@@ -178,12 +179,20 @@ def table(rows: Rows) -> str:
     return "\n".join(lines)
 
 
+def _say_left_out(loaded: Loaded) -> dict[str, Any]:
+    """Say on stderr what the source has beside the specification; the same as data, where there is anything."""
+    for sentence in loaded.left_out:
+        print(f"{loaded.spec.name}: {sentence}", file=sys.stderr)
+    return {LEFT_OUT: list(loaded.left_out)} if loaded.left_out else {}
+
+
 def _size(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.sizing import size
 
-    sized = size(load(options.spec))
+    loaded = read(options.spec)
+    sized = size(loaded.spec)
     counts = sized.parameters
-    data: dict[str, Any] = {"parameters": _plain(counts), "status": "exact"}
+    data: dict[str, Any] = {"parameters": _plain(counts), "status": "exact", **_say_left_out(loaded)}
     rows: Rows = [(name.replace("_", " "), f"{count:,}") for name, count in counts.by_component.items()]
     rows += [("total", f"{counts.total:,}"), ("active a token", f"{counts.active:,}")]
     if options.tensors:
@@ -390,8 +399,10 @@ def _explain(options: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _import(options: argparse.Namespace) -> tuple[Any, str]:
-    spec = load(options.spec)
-    return spec.to_dict(), spec.to_yaml().rstrip()
+    loaded = read(options.spec)
+    said = _say_left_out(loaded)
+    comments = "".join(f"# {sentence}\n" for sentence in loaded.left_out)
+    return {**loaded.spec.to_dict(), **said}, comments + loaded.spec.to_yaml().rstrip()
 
 
 def _export(options: argparse.Namespace) -> tuple[Any, str]:

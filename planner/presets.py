@@ -11,14 +11,14 @@ import functools
 import json
 import pathlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
 from planner.errors import InvalidSpec
-from planner.interop import from_huggingface
-from planner.spec import ArchitectureSpec, parse_spec
+from planner.interop import from_huggingface, left_out
+from planner.spec import LEFT_OUT, ArchitectureSpec, parse_spec
 
 PRESETS = pathlib.Path(__file__).resolve().parent.parent / "assets" / "presets"
 LARGEST_FILE_BYTES = 4 * 2**20
@@ -62,6 +62,15 @@ def read_yaml(text: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """A specification, and what its source has beside it: a vision tower, layers that only train, a quantization."""
+
+    spec: ArchitectureSpec
+    left_out: tuple[str, ...] = ()
+    """A sentence each; empty where the specification is all that there is."""
+
+
+@dataclass(frozen=True, slots=True)
 class Preset:
     """A known architecture."""
 
@@ -74,6 +83,8 @@ class Preset:
     """Parameters that one token uses, as the source states them; what they count is the source's own choice."""
     note: str | None
     spec: ArchitectureSpec
+    left_out: tuple[str, ...] = ()
+    """What its configuration has beside the model that is sized, a sentence each."""
 
 
 @functools.cache
@@ -88,7 +99,7 @@ def preset(name: str) -> Preset:
             code="no_such_preset",
         )
     data = read_yaml(path.read_text(encoding="utf-8"))
-    spec = from_huggingface(data["config"]) if "config" in data else parse_spec(data["spec"])
+    loaded = read_data(data["config"] if "config" in data else data["spec"])
     return Preset(
         id=name,
         title=data["title"],
@@ -96,7 +107,8 @@ def preset(name: str) -> Preset:
         published=data.get("published"),
         published_active=data.get("published_active"),
         note=data.get("note"),
-        spec=spec.model_copy(update={"name": data["title"]}),
+        spec=loaded.spec.model_copy(update={"name": data["title"]}),
+        left_out=loaded.left_out,
     )
 
 
@@ -106,16 +118,22 @@ def preset_ids() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PRESETS.glob("*.yaml")))
 
 
-def from_data(data: Any) -> ArchitectureSpec:
+def read_data(data: Any) -> Loaded:
     """A specification from plain data: our own fields, or a Hugging Face configuration (it has a ``model_type``)."""
     if isinstance(data, dict) and "model_type" in data:
-        return from_huggingface(data)
-    return parse_spec(data)
+        return Loaded(from_huggingface(data), left_out(data))
+    spec = parse_spec(data)
+    return Loaded(spec, tuple(data.get(LEFT_OUT, ())))
+
+
+def read_text(text: str) -> Loaded:
+    """The same from YAML or JSON text; ``InvalidSpec`` says where the text is broken."""
+    return read_data(_data_of(text))
 
 
 def from_text(text: str) -> ArchitectureSpec:
     """A specification from YAML or JSON text; ``InvalidSpec`` says where the text is broken."""
-    return from_data(_data_of(text))
+    return read_text(text).spec
 
 
 def _data_of(text: str) -> Any:
@@ -154,11 +172,18 @@ def _data_of(text: str) -> Any:
 def load(path_or_preset: str | pathlib.Path) -> ArchitectureSpec:
     """A specification from a YAML or JSON file, a Hugging Face ``config.json``, or the name of a preset.
 
+    What the source has beside it is said by :func:`read`.
+
     Raises
     ------
     InvalidSpec, UnsupportedArchitecture
         with the field and the remedy; also where the file cannot be read.
     """
+    return read(path_or_preset).spec
+
+
+def read(path_or_preset: str | pathlib.Path) -> Loaded:
+    """What :func:`load` gives, with what was left out of the source."""
     path = pathlib.Path(path_or_preset)
     try:
         exists = path.exists()
@@ -167,7 +192,8 @@ def load(path_or_preset: str | pathlib.Path) -> ArchitectureSpec:
     if not exists:
         if path.suffix in (".json", ".yaml", ".yml") or len(path.parts) > 1:
             raise InvalidSpec.of(f"There is no file {str(path)!r}.", remedy="Check the path.", code="no_such_file")
-        return preset(str(path_or_preset)).spec
+        known = preset(str(path_or_preset))
+        return Loaded(known.spec, known.left_out)
     if path.is_dir():
         inner = path / "config.json"
         if not inner.exists():
@@ -189,5 +215,7 @@ def load(path_or_preset: str | pathlib.Path) -> ArchitectureSpec:
         raise InvalidSpec.of(
             f"{str(path)!r} cannot be read: {error.strerror}.", remedy="Name another file.", code="unreadable"
         ) from error
-    spec = from_text(text)
-    return spec if spec.name != "untitled" else spec.model_copy(update={"name": path.stem})
+    found = read_text(text)
+    if found.spec.name != "untitled":
+        return found
+    return replace(found, spec=found.spec.model_copy(update={"name": path.stem}))

@@ -404,8 +404,14 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, (str, int, float, bool)) and len(str(value)) <= 60
 
 
+LEFT_OUT = "left_out"
+"""Beside the fields of a specification that was imported: what its source has and it has not, a sentence each."""
+
+
 def parse_spec(data: object) -> ArchitectureSpec:
     """A validated specification from plain data.
+
+    What was imported may say beside its fields what was :data:`LEFT_OUT`: sentences, and no part of the specification.
 
     Raises
     ------
@@ -419,6 +425,13 @@ def parse_spec(data: object) -> ArchitectureSpec:
             code="not_a_mapping",
         )
     check_plain(data, InvalidSpec)
+    if LEFT_OUT in data:
+        said = data[LEFT_OUT]
+        if not isinstance(said, list) or not all(isinstance(sentence, str) for sentence in said):
+            raise InvalidSpec.of(
+                "What was left out is a list of sentences.", path=LEFT_OUT, remedy="Remove it.", code="not_sentences"
+            )
+        data = {name: value for name, value in data.items() if name != LEFT_OUT}
     try:
         return ArchitectureSpec.model_validate(data)
     except ValidationError as error:

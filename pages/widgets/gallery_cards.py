@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import streamlit as st
 
-from pages.widgets import chrome, figures, layer_strip, words
+from pages.widgets import chrome, figures, layer_strip, transfer, words
 from pages.widgets.draft import Settings, pack
 from planner.overview import ListNumbers, list_numbers
 from planner.presets import Preset, preset
@@ -80,7 +80,7 @@ def card(name: str, context: int, baseline: ListNumbers | None, is_baseline: boo
         cells = "".join(_cell(column, numbers, baseline) for column in columns(context))
         chrome.html(f'<div class="pl-card">{cells}</div>')
         with st.container(gap=None, key=f"card-foot-{name}"):
-            chrome.html(source_html(known))
+            chrome.html(source_html(known) + transfer.left_out_html(known.left_out))
             chrome.link("sizing", "Size it", preset=name)
 
 
@@ -150,7 +150,8 @@ def table_html(names: Sequence[str], context: int, baseline: str) -> str:
             cells.append(f'<td class="fig" title="{chrome.escape(figure.exact)}">{chrome.escape(figure)}{change}</td>')
         strip = layer_strip.static(known.spec, height=24, label=known.title)
         body.append(
-            f'<tr><td class="pl-name"><b>{chrome.escape(known.title)}</b>{source_html(known)}</td>'
+            f'<tr><td class="pl-name"><b>{chrome.escape(known.title)}</b>{source_html(known)}'
+            f"{transfer.left_out_html(known.left_out)}</td>"
             f'<td class="pl-picture">{strip}</td>{"".join(cells)}</tr>'
         )
     return (

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import streamlit as st
 
 from pages.widgets import chrome, figures, layer_strip
 from pages.widgets.draft import Draft, Settings, opened
 from planner import ArchitectureSpec, InvalidSpec, PlannerError, Problem, size
-from planner.presets import from_text, preset, preset_ids
+from planner.presets import Loaded, preset, preset_ids, read_text
 
 LARGEST_FILE_BYTES = 2_000_000
 
 
-def read(text: str) -> ArchitectureSpec:
+def read(text: str) -> Loaded:
     """A specification from the text of a specification (YAML or JSON) or of a Hugging Face ``config.json``.
 
-    Raises ``PlannerError`` that names the field.
+    With what was left out of it. Raises ``PlannerError`` that names the field.
     """
     if len(text) > LARGEST_FILE_BYTES:
         raise InvalidSpec.of("This is far larger than any configuration.", remedy="Paste the config.json alone.")
-    return from_text(text)
+    return read_text(text)
+
+
+def left_out_html(sentences: Sequence[str]) -> str:
+    """What an import left out, as a list; empty where there is nothing."""
+    if not sentences:
+        return ""
+    items = "".join(f"<li>{chrome.escape(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="pl-list pl-left-out" aria-label="Left out">{items}</ul>'
 
 
 def marked_lines(text: str, problems: tuple[Problem, ...]) -> list[tuple[int, str, Problem]]:
@@ -79,12 +88,15 @@ def open_dialog(draft: Draft) -> None:
                 return
         if text.strip():
             try:
-                spec = read(text)
+                loaded = read(text)
             except PlannerError as error:
                 _refusal(text, error)
             else:
+                spec = loaded.spec
                 total = size(spec).parameters.total
                 chrome.note(f"{spec.name}: {figures.count(total).exact} parameters in {spec.num_layers:,} layers.")
+                if loaded.left_out:
+                    chrome.html(left_out_html(loaded.left_out))
                 if st.button("Open it", type="primary"):
                     _replace(draft, spec)
 
@@ -103,6 +115,8 @@ def _presets(draft: Draft) -> None:
         chrome.note(f"Source: {found.source}")
         if found.note:
             chrome.note(found.note)
+        if found.left_out:
+            chrome.html(left_out_html(found.left_out))
         if st.button("Open the preset", type="primary"):
             _replace(draft, found.spec)
 

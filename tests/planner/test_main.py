@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from planner import parse_spec, size
+from planner import load, parse_spec, size
 from planner.__main__ import main
 from planner.presets import read_yaml
 from tests.planner.published import LLAMA_2_7B
@@ -91,6 +91,37 @@ def test_import_gives_a_specification(spec_file: str, capsys: pytest.CaptureFixt
     assert parse_spec(read_yaml(output_of(capsys, "import", spec_file))) == LLAMA_2_7B
     imported = parse_spec(data_of(capsys, "import", "llama-2-7b"))
     assert size(imported).parameters.total == 6_738_415_616
+
+
+def test_what_an_import_left_out_is_said(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A vision tower beside a language model, and the layers of DeepSeek-V3 that predict further tokens."""
+    path = tmp_path / "config.json"
+    text = {"model_type": "gemma3_text", "vocab_size": 1000, "hidden_size": 64, "num_hidden_layers": 2}
+    path.write_text(json.dumps({"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 8}}))
+    for source, word in ((str(path), "vision_config"), ("deepseek-v3", "multi-token prediction")):
+        for command in ("size", "import"):
+            assert main([command, source]) == 0
+            written = capsys.readouterr()
+            assert word in written.err
+            assert main([command, source, "--json"]) == 0
+            written = capsys.readouterr()
+            data = json.loads(written.out)
+            assert any(word in sentence for sentence in data["left_out"])
+            assert word in written.err
+    # What was imported is read back, and still says it.
+    kept = tmp_path / "imported.json"
+    kept.write_text(json.dumps(data), encoding="utf-8")
+    assert parse_spec(data) == load("deepseek-v3")
+    assert data_of_kept(capsys, "size", str(kept))["left_out"] == data["left_out"]
+    assert main(["import", "deepseek-v3"]) == 0
+    commented = capsys.readouterr().out
+    assert commented.startswith("# Layers for multi-token prediction")
+    assert parse_spec(read_yaml(commented)) == load("deepseek-v3")
+
+
+def data_of_kept(capsys: pytest.CaptureFixture[str], *arguments: str):  # type: ignore[no-untyped-def]
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
 
 
 def test_export_gives_a_configuration(spec_file: str, capsys: pytest.CaptureFixture[str]) -> None:
