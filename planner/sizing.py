@@ -148,10 +148,12 @@ def is_partly_active(tensor: Tensor) -> bool:
 
 def active_count(tensor: Tensor) -> Quantity:
     """Elements of a tensor that one token touches."""
-    if not is_partly_active(tensor):
-        return tensor.count
+    return _share(tensor, tensor.count) if is_partly_active(tensor) else tensor.count
+
+
+def _share(tensor: Tensor, count: Quantity) -> Quantity:
     chosen, available = tensor.active_share
-    return exact_divide(tensor.count * chosen, available)
+    return exact_divide(count * chosen, available)
 
 
 def count_parameters(spec: ArchitectureSpec) -> ParameterCounts:
@@ -168,9 +170,10 @@ def count_parameters(spec: ArchitectureSpec) -> ParameterCounts:
         untouched_once: Quantity = 0
         for layer in group.layers:
             for _, tensor in layer_tensors(spec, layer):
-                _add(once, tensor.component, tensor.count)
+                count = tensor.count
+                _add(once, tensor.component, count)
                 if is_partly_active(tensor):
-                    untouched_once = untouched_once + (tensor.count - active_count(tensor))
+                    untouched_once = untouched_once + (count - _share(tensor, count))
         for component, count in once.items():
             _add(by_component, component, count * group.repeats)
         untouched = untouched + untouched_once * group.repeats

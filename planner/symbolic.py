@@ -6,7 +6,7 @@ models without validation, so the formulas of the components run unchanged on wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,26 +29,47 @@ Substitution = Callable[[str, str, int], Quantity]
 """From a field's path, its symbol and its value to what is put in its place."""
 
 
-def substitute(part: Any, change: Substitution, path: str = "", suffix: str = "") -> Any:
-    """``part`` with every integer field replaced by what ``change(path, symbol, value)`` gives."""
+def substitute(
+    part: Any, change: Substitution, path: str = "", suffix: str = "", within: frozenset[str] | None = None
+) -> Any:
+    """``part`` with every integer field replaced by what ``change(path, symbol, value)`` gives.
+
+    ``within`` has the paths of what is changed and of all that holds it; the rest is taken over as it is.
+    """
     if isinstance(part, BaseModel):
         symbols = {**SPEC_SYMBOLS, **getattr(type(part), "symbols", {})}
         values = {}
         for name in type(part).model_fields:
             value = getattr(part, name)
             where = f"{path}.{name}" if path else name
-            if isinstance(value, int) and not isinstance(value, bool):
+            if within is not None and where not in within:
+                values[name] = value
+            elif isinstance(value, int) and not isinstance(value, bool):
                 values[name] = change(where, symbols.get(name, name) + suffix, value)
             else:
-                values[name] = substitute(value, change, where, suffix)
+                values[name] = substitute(value, change, where, suffix, within)
         return type(part).model_construct(**values)
     if isinstance(part, tuple):
         several = len(part) > 1
+        places = [f"{path}[{index}]" for index in range(len(part))]
         return tuple(
-            substitute(item, change, f"{path}[{index}]", f"{suffix}_{index}" if several else suffix)
-            for index, item in enumerate(part)
+            substitute(item, change, where, f"{suffix}_{index}" if several else suffix, within)
+            if within is None or where in within
+            else item
+            for index, (where, item) in enumerate(zip(places, part, strict=True))
         )
     return part
+
+
+def _holders(paths: Iterable[str]) -> frozenset[str]:
+    """The paths, and those of all that holds them: ``a[0].b`` is held by ``a[0]``, which is held by ``a``."""
+    held = set()
+    for path in paths:
+        held.add(path)
+        for index, letter in enumerate(path):
+            if letter in ".[":
+                held.add(path[:index])
+    return frozenset(held)
 
 
 def symbolic(part: Any) -> tuple[Any, dict[Any, int]]:
@@ -86,7 +107,10 @@ def symbolic_fields(part: Any) -> tuple[Any, dict[Any, int], dict[Any, str]]:
 
 
 def candidates(spec: ArchitectureSpec, fields: dict[str, Any]) -> ArchitectureSpec:
-    """``spec`` with ``float64`` arrays in the fields that ``fields`` names by path; all arrays of one shape."""
+    """``spec`` with ``float64`` arrays in the fields that ``fields`` names by path; all arrays of one shape.
+
+    Of more than a few thousand candidates :func:`evaluate` takes a block at a time, which is several times as fast.
+    """
     unused = set(fields)
 
     def change(path: str, symbol: str, value: int) -> Quantity:
@@ -95,7 +119,7 @@ def candidates(spec: ArchitectureSpec, fields: dict[str, Any]) -> ArchitectureSp
             return fields[path]
         return value
 
-    changed: ArchitectureSpec = substitute(spec, change)
+    changed: ArchitectureSpec = substitute(spec, change, within=_holders(fields))
     if unused:
         raise ValueError(f"no such numeric fields: {', '.join(sorted(unused))}")
     return changed
