@@ -85,6 +85,11 @@ class Layer(Strict):
     """``sequential``: the channel mixer reads what the sequence mixer was added to; ``parallel``: both read the same
     stream and are added together, each with its own norms (GPT-NeoX; Black et al. 2022, arXiv:2204.06745, section 2.1);
     ``parallel_shared_norm``: the norm before the sequence mixer serves both (GPT-J, PaLM, Cohere)."""
+    sequence_multipliers: tuple[float, float] | None = None
+    """Factors on the stream and on the sequence mixer's output where the two are added (DeepNorm's alpha,
+    arXiv:2203.00555; MiniMax-01, arXiv:2501.08313); absent: the output alone may have one, the model's."""
+    channel_multipliers: tuple[float, float] | None = None
+    """The same of the channel mixer."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -92,6 +97,15 @@ class Layer(Strict):
             refuse(
                 "sequence_mixer", "A layer needs a mixer.", "Set sequence_mixer, channel_mixer or both.", "empty_layer"
             )
+        for stem in ("sequence", "channel"):
+            factors = getattr(self, f"{stem}_multipliers")
+            if factors is not None and (getattr(self, f"{stem}_mixer") is None or self.residual != "sequential"):
+                refuse(
+                    f"{stem}_multipliers",
+                    f"These factors need a {stem} mixer that is added by itself.",
+                    "Remove them, or set residual to sequential.",
+                    "nothing_to_multiply",
+                )
         if self.residual == "sequential":
             return self
         if self.sequence_mixer is None or self.channel_mixer is None:

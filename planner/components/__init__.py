@@ -8,6 +8,7 @@ from planner.components.attention import Attention
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor
 from planner.components.gated_delta_net import GatedDeltaNet
 from planner.components.latent_attention import LatentAttention
+from planner.components.lightning_attention import LightningAttention
 from planner.components.mamba1 import Mamba1
 from planner.components.mamba2 import Mamba2
 from planner.components.mlp import MLP
@@ -17,7 +18,7 @@ from planner.components.parallel_mixers import ParallelMixers
 from planner.components.rg_lru import RGLRU
 from planner.components.short_convolution import ShortConvolution
 
-_Single = Attention | GatedDeltaNet | LatentAttention | Mamba1 | Mamba2 | RGLRU | ShortConvolution
+_Single = Attention | GatedDeltaNet | LatentAttention | LightningAttention | Mamba1 | Mamba2 | RGLRU | ShortConvolution
 SingleMixer = Annotated[_Single, Field(discriminator="kind")]
 SequenceMixer = Annotated[_Single | ParallelMixers, Field(discriminator="kind")]
 ParallelMixers.model_rebuild(_types_namespace={"SingleMixer": SingleMixer})
@@ -39,6 +40,7 @@ __all__ = [
     "GatedDeltaNet",
     "LatentAttention",
     "LayerNorm",
+    "LightningAttention",
     "Mamba1",
     "Mamba2",
     "MoE",

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, refuse
 from planner.components.narrowing import Scale
-from planner.quantities import Quantity
+from planner.quantities import Quantity, largest
 
 if TYPE_CHECKING:
     from planner.components import SingleMixer
@@ -100,9 +100,17 @@ class ParallelMixers(Component):
                 if saved.name != "input" or slot == ".first":
                     yield saved
 
-    def backward_temporaries(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
-        for _, part in self.parts():
-            yield from part.backward_temporaries(sequence_length, batch_size)
+    def backward_working_set(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[SavedTensor]:
+        """One mixer's backward pass comes after the other's: the more of the two, in each type."""
+        sums: dict[str, list[Quantity]] = {}
+        for index, (_, part) in enumerate(self.parts()):
+            for made in part.backward_working_set(hidden_size, sequence_length, batch_size):
+                both = sums.setdefault(made.dtype_class, [0, 0])
+                both[index] = both[index] + made.elements
+        for dtype_class, (first, second) in sums.items():
+            yield SavedTensor("made by the mixer that makes more", largest(first, second), dtype_class)
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         for _, part in self.parts():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from planner.interop.base import Adapter, LayoutRule, Reader, positive, refusal, rules
+from planner.spec import ArchitectureSpec
 
 LLAMA_ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "o_proj"}
 HEAD_NORMS = {"q_norm.weight": "q_norm.weight", "k_norm.weight": "k_norm.weight"}
@@ -92,7 +93,7 @@ def like_llama(
     model_type: str,
     build: Callable[[Reader], dict[str, Any]],
     defaults: Mapping[str, Any],
-    layout: tuple[LayoutRule, ...] = LLAMA_LAYOUT,
+    layout: tuple[LayoutRule, ...] | Callable[[ArchitectureSpec], tuple[LayoutRule, ...]] = LLAMA_LAYOUT,
     absent: Iterable[str] = (),
     ignored: Iterable[str] = (),
     notes: dict[str, str] | None = None,

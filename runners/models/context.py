@@ -26,6 +26,9 @@ class BuildContext:
     """How scores fall with the distance, if they do."""
     rope_scaling: RotaryScaling | None = None
     """How the rotary frequencies are stretched."""
+    layer: int = 0
+    """Index of the layer that is built."""
+    num_layers: int = 1
 
 
 def in_compute_type(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,6 +77,7 @@ class DecoderLayer(nn.Module):
         self.has_sequence, self.has_channel = layer.sequence_mixer is not None, layer.channel_mixer is not None
         self.residual = layer.residual
         self.residual_multiplier = residual_multiplier
+        self.multipliers = {"sequence": layer.sequence_multipliers, "channel": layer.channel_multipliers}
         self.after_residual = layer.norm_placement == "after_residual"
         for name in layer.norm_names:
             self.add_module(name, stream_norm(context, keeps_type=self.after_residual))
@@ -105,6 +106,9 @@ class DecoderLayer(nn.Module):
     def _added(self, stem: str, x: Tensor, mixed: Tensor) -> Tensor:
         """The stream with a mixer's output."""
         mixed = self._normed(f"{stem}_post_norm", mixed)
+        factors = self.multipliers[stem]
+        if factors is not None:
+            return x * factors[0] + mixed * factors[1]
         return x + (mixed if self.residual_multiplier is None else mixed * self.residual_multiplier)
 
     def new_cache(self, batch_size: int, context_length: int, device: torch.device, dtype: torch.dtype) -> LayerCache:
@@ -172,7 +176,10 @@ class Decoder(nn.Module):
             getattr(layer.sequence_mixer, "shares_key_values", False) for _, layer in spec.iterate_layers()
         )
         multiplier = spec.residual_multiplier
-        self.layers = nn.ModuleList(DecoderLayer(layer, context, multiplier) for _, layer in spec.iterate_layers())
+        context = replace(context, num_layers=spec.num_layers)
+        self.layers = nn.ModuleList(
+            DecoderLayer(layer, replace(context, layer=index), multiplier) for index, layer in spec.iterate_layers()
+        )
         if spec.final_norm:
             self.final_norm = stream_norm(context)
         if not spec.tie_word_embeddings or spec.lm_head_bias:

@@ -19,6 +19,13 @@ from runners.models.decoder import Decoder
 CORRECTIONS = ("gate.e_score_correction_bias", "expert_bias", "_correction_bias")
 """The buffer that steers the choice of experts (DeepSeek-V3, LFM2); it is no parameter, so no layout rule names it."""
 
+COMPUTED = (
+    *("inv_freq", "attn.bias", "attn.masked_bias"),
+    *(f"self_attn.{name}" for name in ("slope_rate", "query_decay", "key_decay", "diagonal_decay")),
+)
+"""Ends of the names of buffers that follow from the configuration: rotary frequencies, masks, lightning attention's
+decays."""
+
 XIELU = {"act_fn.beta": 0.5, "act_fn.eps": -1e-6}
 """What Apertus' files hold beside the parameters of its activation."""
 
@@ -72,7 +79,7 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
     if spec.tie_word_embeddings:  # the head, by the family's name of it
         rules = adapter.layout(spec) if callable(adapter.layout) else adapter.layout
         unread -= {rule.theirs for rule in rules if rule.ours == ("lm_head.weight",)} | {"lm_head.weight"}
-    unread = {name for name in unread if not name.endswith(("inv_freq", "attn.bias", "attn.masked_bias"))}
+    unread = {name for name in unread if not name.endswith(COMPUTED)}
     if unread:
         raise ValueError(f"the model has no place for {', '.join(sorted(unread)[:5])}")
     in_pairs = adapter.rotary_in_pairs

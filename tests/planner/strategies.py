@@ -111,6 +111,19 @@ def _gated_delta_net() -> st.SearchStrategy[dict[str, Any]]:
     return st.composite(build)()
 
 
+def _lightning_attention() -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(
+        {
+            "kind": st.just("lightning_attention"),
+            "num_attention_heads": st.integers(1, 6),
+            "head_dim": st.sampled_from([8, 16, 20]),
+            "chunk_size": st.sampled_from([16, 64, 100]),
+            "activation": st.sampled_from(["silu", "relu"]),
+            "slower_with_depth": st.booleans(),
+        }
+    )
+
+
 def _rg_lru() -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {
@@ -194,6 +207,7 @@ def specs(draw: Any, most_layers: int = 3) -> ArchitectureSpec:
     """One to ``most_layers`` groups of as many layers each, over all components."""
     positions = draw(st.sampled_from(["rotary", "learned", "alibi", "none"]))
     mixers = [_attention(), _mamba1(), _mamba2(), _short_convolution(), _gated_delta_net(), _rg_lru()]
+    mixers += [_lightning_attention()]
     mixers += [_latent_attention()] if positions == "rotary" else []
     beside = {"kind": st.just("parallel_mixers"), "first": st.one_of(mixers), "second": st.one_of(mixers)}
     mixers += [st.fixed_dictionaries(beside)]

@@ -145,6 +145,19 @@ def gated_delta_nets(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def lightning_attentions(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "kind": "lightning_attention",
+        "num_attention_heads": draw(st.sampled_from([1, 2, 4])),
+        "head_dim": draw(st.sampled_from([1, 6])),
+        "chunk_size": draw(st.sampled_from([1, 5, 8])),
+        "activation": draw(st.sampled_from(["silu", "relu", "quick_gelu"])),
+        "slower_with_depth": draw(st.booleans()),
+        "norm_epsilon": draw(st.sampled_from([None, 1e-3])),
+    }
+
+
+@st.composite
 def rg_lrus(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "kind": "rg_lru",
@@ -229,6 +242,7 @@ def parallel_mixers(draw: st.DrawFn, mixers: st.SearchStrategy[dict[str, Any]]) 
 @st.composite
 def layers(draw: st.DrawFn, positions: str) -> dict[str, Any]:
     mixers = [attentions(), mamba1s(), mamba2s(), short_convolutions(), gated_delta_nets(), rg_lrus()]
+    mixers += [lightning_attentions()]
     mixers += [latent_attentions(positions == "rotary")] if positions != "alibi" else []
     sequence = draw(st.one_of(*mixers, parallel_mixers(st.one_of(mixers)), st.none()))
     channel = draw(st.one_of(mlps(), moes(), st.none()) if sequence is not None else st.one_of(mlps(), moes()))
@@ -236,11 +250,19 @@ def layers(draw: st.DrawFn, positions: str) -> dict[str, Any]:
     residuals = ["sequential"]
     if sequence is not None and channel is not None and placement != "after_residual":
         residuals += ["parallel"] if placement == "post" else ["parallel", "parallel_shared_norm"]
+    residual = draw(st.sampled_from(residuals))
+    factors = {
+        f"{stem}_multipliers": draw(st.sampled_from([None, None, (1.5, 0.7)]))
+        if residual == "sequential" and mixer
+        else None
+        for stem, mixer in (("sequence", sequence), ("channel", channel))
+    }
     return {
+        **factors,
         "sequence_mixer": sequence,
         "channel_mixer": channel,
         "norm_placement": placement,
-        "residual": draw(st.sampled_from(residuals)),
+        "residual": residual,
     }
 
 

@@ -211,6 +211,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"mlp_multipliers": [0.8, 0.5], "ssm_multipliers": [0.5, 0.9, 1.5, 0.7, 0.4], "ssm_in_multiplier": 1.25}
     | {"ssm_out_multiplier": 0.6, "attention_in_multiplier": 0.9, "attention_out_multiplier": 0.5}
     | {"key_multiplier": 3.0, "embedding_multiplier": 5.0, "lm_head_multiplier": 0.5},
+    "minimax": {**DECODER, "num_hidden_layers": 3, "head_dim": 8, "num_local_experts": 4, "block_size": 8}
+    | {"sliding_window": 6, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+    | {"linear_attn_alpha_factor": 3.5, "full_attn_alpha_factor": 2.0, "full_attn_beta_factor": 0.7}
+    | {"mlp_alpha_factor": 1.5, "mlp_beta_factor": 0.6},
+    "minimax_m2": {**DECODER, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 8},
     "granitemoehybrid": {**DECODER, "layer_types": ["linear_attention", "full_attention"], "attention_multiplier": 0.2}
     | {"num_local_experts": 4, "shared_intermediate_size": 24, "position_embedding_type": "rope"}
     | {"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "logits_scaling": 2.0}

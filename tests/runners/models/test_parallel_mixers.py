@@ -7,12 +7,23 @@ from typing import Any
 import pytest
 import torch
 
-from planner import InvalidSpec, ServingPlan, cache_bytes, flops, parse_spec, scale_down, size
+from planner import (
+    InvalidSpec,
+    ServingPlan,
+    TrainingPlan,
+    cache_bytes,
+    estimate_training,
+    flops,
+    parse_spec,
+    scale_down,
+    size,
+)
 from planner.blocks import multi_head_reference
 from planner.growth import grow
 from planner.intensity import PHASES, operators
 from planner.overview import list_numbers
 from runners.models import build
+from tests.planner.test_training import measured_peak_bytes
 
 MAMBA = {"kind": "mamba2", "num_heads": 8, "head_dim": 16, "state_size": 16, "chunk_size": 8}
 ATTENTION = {"kind": "attention", "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}
@@ -71,6 +82,15 @@ def test_a_prototype_scales_each_of_them() -> None:
     assert mixer.kind == "parallel_mixers"
     assert mixer.second.num_attention_heads * mixer.second.head_dim < 128
     assert mixer.first.num_heads * mixer.first.head_dim < 128
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
+def test_training_memory_is_the_measured_peak(precision: Any) -> None:
+    """The backward pass of one comes after the other's: what it makes is not added up."""
+    spec = parse_spec(model_of({**BOTH, "second": ATTENTION}))
+    plan = TrainingPlan(precision=precision, micro_batch_size=2, sequence_length=256)
+    memory = estimate_training(spec, plan).memory
+    assert memory.total_bytes - memory.overhead_bytes == pytest.approx(measured_peak_bytes(spec, plan), rel=0.06)
 
 
 @pytest.mark.parametrize(
