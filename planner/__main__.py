@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from pydantic import BaseModel
 
+from planner.diff import Quantities, SpecDiff
 from planner.errors import PlannerError
 from planner.plans import Plan, ServingPlan, TrainingPlan, parse_plan
 from planner.presets import Loaded, load, read, read_yaml
@@ -345,6 +346,7 @@ def _tokens(written: float | None) -> int | None:
 
 def _compare(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.comparison import ComparisonSettings, compare_specs
+    from planner.diff import diff
 
     _positive(options, "sequence_length", "context_length")
     specs = [load(name) for name in options.spec]
@@ -359,7 +361,38 @@ def _compare(options: argparse.Namespace) -> tuple[Any, str]:
             moved = f" ({change:+.1%})" if change else ""
             cells.append("not modelled" if value is None else f"{write(value)}{moved}")
         rows.append((row.quantity, *cells, row.status))
-    return {"designs": [spec.name for spec in specs], "rows": compared}, table(rows)
+    first, *others = specs
+    lengths = {"sequence_length": options.sequence_length, "context_length": options.context_length}
+    changed = [diff(first, other, **lengths) for other in others]
+    data = {"designs": [spec.name for spec in specs], "rows": compared, "changes": changed}
+    texts_of_changes = [
+        f"What changed from {first.name} to {other.name}, each field alone, and what fields do together:\n"
+        + table(_change_rows(found))
+        for other, found in zip(others, changed, strict=True)
+    ]
+    return data, "\n\n".join([table(rows), *texts_of_changes])
+
+
+def _change_rows(found: SpecDiff) -> Rows:
+    """Each changed field with what it did; with the interactions they sum to the last row."""
+
+    def cells(effect: Quantities) -> tuple[str, str, str]:
+        flops = f"{'-' if effect.flops < 0 else '+'}{flops_text(abs(effect.flops))}"
+        held = f"{'-' if effect.cache_bytes < 0 else '+'}{bytes_text(abs(effect.cache_bytes))}"
+        return f"{effect.parameters:+,}", flops, held
+
+    def shown(value: Any) -> str:
+        if isinstance(value, dict):
+            return str(value.get("kind", "other fields"))
+        return f"{len(value)} entries" if isinstance(value, list) else str(value)
+
+    rows: Rows = [("field", "before", "after", "parameters", "FLOPs", "cache")]
+    for change in found.changes:
+        effects = cells(change.effect) if change.effect is not None else ("not alone", "", "")
+        rows.append((change.path, shown(change.before), shown(change.after), *effects))
+    for each in found.interactions:
+        rows.append((" × ".join(path.rpartition(".")[2] for path in each.paths), "", "", *cells(each.effect)))
+    return [*rows, ("all together", "", "", *cells(found.effect))]
 
 
 def _explain(options: argparse.Namespace) -> tuple[Any, str]:

@@ -2,12 +2,14 @@
 
 The effect of one field is found by changing that field alone in the first design. Where the design that results
 contradicts itself (25 heads of a width of 4,096 that 8 KV heads share), there is no such effect, and the reason is
-given. Effects of single fields need not sum to the whole: fields multiply.
+given. Fields multiply, so what two of them do together is more or less than the sum of what each does alone: that is
+their interaction, found by changing both. The effects of all fields and all interactions sum to the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,9 @@ from planner.compute import flops
 from planner.errors import InvalidSpec
 from planner.sizing import size
 from planner.spec import ArchitectureSpec, Layer, parse_spec
+
+MOST_PAIRED = 12
+"""Fields up to which every pair is changed together; of more, what they do to each other is one number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,18 @@ class Quantities:
             self.cache_bytes - other.cache_bytes,
         )
 
+    def plus(self, other: Quantities) -> Quantities:
+        """Sums with ``other``."""
+        return Quantities(
+            self.parameters + other.parameters,
+            self.active_parameters + other.active_parameters,
+            self.flops + other.flops,
+            self.cache_bytes + other.cache_bytes,
+        )
+
+
+NOTHING = Quantities(0, 0, 0, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class FieldChange:
@@ -49,6 +66,14 @@ class FieldChange:
     effect: Quantities | None
     """What changing this field alone in the first design adds; ``None`` where ``reason`` says why there is no such."""
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """What several fields do together beyond what they do in smaller company."""
+
+    paths: tuple[str, ...]
+    effect: Quantities
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +105,8 @@ class SpecDiff:
     """Everything that differs between two designs."""
 
     changes: tuple[FieldChange, ...]
+    interactions: tuple[Interaction, ...]
+    """Those that are not nothing, the pairs first; with the effects of the fields they sum to ``effect``."""
     layers: tuple[LayerChange, ...]
     before: Quantities
     after: Quantities
@@ -113,30 +140,62 @@ def diff(
 ) -> SpecDiff:
     """What ``b`` changed of ``a``, field by field and layer by layer; the name is no difference."""
     before, after = a.model_dump(mode="json", exclude={"name"}), b.model_dump(mode="json", exclude={"name"})
-    start = quantities(a, sequence_length, context_length)
+    start, end = (quantities(spec, sequence_length, context_length) for spec in (a, b))
+
+    def effect_of(parts: Sequence[_Difference]) -> Quantities:
+        data = before
+        for _, steps, _, new in parts:
+            data = _with(data, steps, new)
+        return quantities(parse_spec(data), sequence_length, context_length).less(start)
+
+    parts = list(_differences(before, after))
     changes = []
-    for path, steps, old, new in _differences(before, after):
+    for path, steps, old, new in parts:
         try:
-            changed = parse_spec(_with(before, steps, new))
+            changes.append(FieldChange(path, old, new, effect_of([(path, steps, old, new)])))
         except InvalidSpec as error:
             changes.append(FieldChange(path, old, new, None, f"Alone it makes no valid design: {error}"))
-            continue
-        effect = quantities(changed, sequence_length, context_length).less(start)
-        changes.append(FieldChange(path, old, new, effect))
     return SpecDiff(
         tuple(changes),
+        tuple(_interactions(parts, [change.effect for change in changes], effect_of, end.less(start))),
         tuple(_layer_changes(a, b)),
         start,
-        quantities(b, sequence_length, context_length),
+        end,
         sequence_length,
         context_length,
     )
 
 
+def _interactions(
+    parts: Sequence[_Difference],
+    alone: Sequence[Quantities | None],
+    effect_of: Callable[[Sequence[_Difference]], Quantities],
+    whole: Quantities,
+) -> Iterator[Interaction]:
+    """What pairs of fields do beyond each alone, and what is left for all of them together."""
+    rest = whole
+    for effect in alone:
+        rest = rest.less(effect or NOTHING)
+    if 2 < len(parts) <= MOST_PAIRED:
+        for one, other in itertools.combinations(range(len(parts)), 2):
+            try:
+                together = effect_of([parts[one], parts[other]])
+            except InvalidSpec:
+                continue
+            beyond = together.less(alone[one] or NOTHING).less(alone[other] or NOTHING)
+            if beyond != NOTHING:
+                yield Interaction((parts[one][0], parts[other][0]), beyond)
+                rest = rest.less(beyond)
+    if rest != NOTHING:
+        yield Interaction(tuple(part[0] for part in parts), rest)
+
+
 Steps = tuple[str | int, ...]
+_Difference = tuple[str, Steps, Any, Any]
+"""Path, steps that lead there, value before and after."""
 
 
-def _differences(before: Any, after: Any, path: str = "", steps: Steps = ()) -> Iterator[tuple[str, Steps, Any, Any]]:
+def _differences(before: Any, after: Any, path: str = "", steps: Steps = ()) -> Iterator[_Difference]:
     """Places at which plain data differs: as deep as both sides have the same structure."""
     if before == after:
         return

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from planner import cache_bytes, diff, flops, parse_spec, size
+from hypothesis import given, settings
+
+from planner import ArchitectureSpec, cache_bytes, diff, flops, parse_spec, size
+from planner.diff import NOTHING
 from tests.planner.published import GEMMA_2_2B, LLAMA_2_7B, MISTRAL_7B, QWEN_2_HALF
+from tests.planner.strategies import specs
 
 
 def with_field(path: str, value: object):  # type: ignore[no-untyped-def]
@@ -75,3 +79,51 @@ def test_another_kind_of_mixer_is_one_change() -> None:
     (change,) = compared.changes
     assert change.path.endswith("sequence_mixer")
     assert (compared.layers[0].before, compared.layers[0].after) == ("attention + mlp", "mamba1 + mlp")
+
+
+def test_what_fields_do_together_is_named_and_all_of_it_sums_to_the_whole() -> None:
+    """Half the layers, half the width of the MLPs, and a quarter of the KV heads, by hand."""
+    data = LLAMA_2_7B.model_dump(mode="json")
+    data["layer_groups"][0]["repeats"] = 16
+    layer = data["layer_groups"][0]["layers"][0]
+    layer["channel_mixer"]["intermediate_size"] = 5504
+    layer["sequence_mixer"]["num_key_value_heads"] = 8
+    compared = diff(LLAMA_2_7B, parse_spec(data), sequence_length=100, context_length=1000)
+    h, mlp, heads = 4096, 3 * 5504 * 4096, 2 * 24 * 128 * 4096
+    alone = {change.path.rpartition(".")[2]: change.effect for change in compared.changes}
+    assert alone["repeats"].parameters == -16 * (4 * h * h + 3 * 11_008 * h + 2 * h)
+    assert alone["intermediate_size"].parameters == -32 * mlp
+    assert alone["num_key_value_heads"].parameters == -32 * heads
+    together = {tuple(path.rpartition(".")[2] for path in each.paths): each.effect for each in compared.interactions}
+    # Layers that went had been counted with MLPs and heads of full width, and those are taken from them twice.
+    assert set(together) == {("repeats", "num_key_value_heads"), ("repeats", "intermediate_size")}
+    assert together["repeats", "intermediate_size"].parameters == 16 * mlp
+    assert together["repeats", "intermediate_size"].flops == 100 * 2 * 16 * mlp
+    assert together["repeats", "intermediate_size"].cache_bytes == 0
+    assert together["repeats", "num_key_value_heads"].cache_bytes == 16 * 2 * 24 * 128 * 1000 * 2
+    assert compared.effect.parameters == 16 * mlp + 16 * heads + sum(effect.parameters for effect in alone.values())
+
+
+def test_fields_that_make_a_design_together_alone_have_their_effect_in_their_interaction() -> None:
+    data = LLAMA_2_7B.model_dump(mode="json")
+    data["layer_groups"][0]["layers"][0]["sequence_mixer"] |= {"num_attention_heads": 24, "num_key_value_heads": 8}
+    compared = diff(LLAMA_2_7B, parse_spec(data))
+    (together,) = compared.interactions
+    assert {path.rpartition(".")[2] for path in together.paths} == {"num_attention_heads", "num_key_value_heads"}
+    # What 8 fewer query heads take: a column and a row of projections each.
+    assert together.effect.parameters == -32 * 2 * 8 * 128 * 4096
+
+
+@settings(max_examples=40, deadline=None)
+@given(first=specs(), second=specs())
+def test_effects_and_interactions_sum_to_the_whole(first: ArchitectureSpec, second: ArchitectureSpec) -> None:
+    compared = diff(first, second, sequence_length=32, context_length=64)
+    total = NOTHING
+    for change in compared.changes:
+        assert (change.effect is None) == bool(change.reason)
+        total = total.plus(change.effect or NOTHING)
+    for each in compared.interactions:
+        assert len(each.paths) > 1
+        total = total.plus(each.effect)
+    assert total == compared.effect
+    assert compared.effect.parameters == size(second).parameters.total - size(first).parameters.total

@@ -76,7 +76,12 @@ def test_compare(spec_file: str, tmp_path: pathlib.Path, capsys: pytest.CaptureF
     other.write_text(LLAMA_2_7B.model_copy(update={"name": "tied", "tie_word_embeddings": True}).to_yaml(), "utf-8")
     rows = {row["quantity"]: row for row in data_of(capsys, "compare", spec_file, str(other))["rows"]}
     assert rows["Parameters"]["absolute"] == [0, -32_000 * 4096]
-    assert "tied" in output_of(capsys, "compare", spec_file, str(other))
+    text = output_of(capsys, "compare", spec_file, str(other))
+    assert "What changed from Llama 2 7B to tied" in text
+    assert f"{-32_000 * 4096:+,}" in text.split("all together")[1]
+    (changed,) = data_of(capsys, "compare", spec_file, str(other))["changes"]
+    (change,) = changed["changes"]
+    assert (change["path"], change["effect"]["parameters"]) == ("tie_word_embeddings", -32_000 * 4096)
 
 
 def test_explain(spec_file: str, capsys: pytest.CaptureFixture[str]) -> None:
