@@ -24,7 +24,13 @@ def main() -> None:
         return
     phases = list(dict.fromkeys(phase for result in results for phase in result.values["timings"]))
     asked = st.query_params.get("phase", phases[0])
-    phase = st.segmented_control("Phase", phases, default=asked if asked in phases else phases[0], key="phase")
+    phase = st.segmented_control(
+        "Phase",
+        phases,
+        default=asked if asked in phases else phases[0],
+        key="phase",
+        format_func=str.capitalize,
+    )
     phase = phase or phases[0]
     if st.query_params.get("phase") != phase:
         st.query_params["phase"] = phase
@@ -47,7 +53,7 @@ def history(results: list[Result], phase: str) -> None:
                     name,
                     list(range(1, len(found) + 1)),
                     [r.values["timings"][phase]["tokens_per_second"] for r in found],
-                    "accent",
+                    "ink",
                     "solid",
                     1.8,
                     [f"{r.created_at:%Y-%m-%d %H:%M}" for r in found],
@@ -59,12 +65,12 @@ def history(results: list[Result], phase: str) -> None:
                 key="history",
                 alt="Tokens a second of each design, run by run",
             )
-        newest = [found[-1] for found in by_name.values()]
+        newest = [found[-1] for found in by_name.values()][::-1]
         bars = [
             charts.Bar(
                 result.name,
                 result.values["timings"][phase]["tokens_per_second"],
-                "accent",
+                "soft",
                 f"{result.values['timings'][phase]['tokens_per_second']:,.0f}",
             )
             for result in newest
@@ -76,7 +82,7 @@ def table(store: Store, results: list[Result], phase: str) -> None:
     """A line a result; each opens, renames and archives."""
     for result in results:
         timing = result.values["timings"][phase]
-        name, median, interval, environment, more = st.columns([4, 2, 3, 5, 1.2], vertical_alignment="center")
+        name, median, interval, environment, more = st.columns([4, 1.6, 3, 5, 1.5], vertical_alignment="center")
         if name.button(result.name, key=f"open-{result.id}", type="tertiary"):
             st.switch_page("pages/jobs.py", query_params={"job": result.job_id})
         with median:
@@ -86,7 +92,7 @@ def table(store: Store, results: list[Result], phase: str) -> None:
             chrome.html(f'<span class="pl-soft">{low} to {high}, {timing["repetitions"]} runs</span>')
         with environment:
             chrome.html(f'<span class="pl-soft">{chrome.escape(job_view.environment_line(result.environment))}</span>')
-        with more, st.popover("…"):
+        with more, st.popover("More"):
             text = st.text_input("Name", result.name, key=f"name-{result.id}")
             if st.button("Rename", key=f"rename-{result.id}"):
                 with chrome.guard():

@@ -10,7 +10,7 @@ import streamlit as st
 
 from db.engine import Store
 from db.records import Revision
-from pages.widgets import charts, chrome, comparison_tables, exports, figures, layer_strip, measured, theme
+from pages.widgets import charts, chrome, comparison_tables, exports, figures, layer_strip, measured, theme, words
 from pages.widgets.labels import distinct
 from planner import ArchitectureSpec, PlannerError, cache_bytes, parse_spec
 from planner.comparison import (
@@ -43,9 +43,9 @@ def main() -> None:
     if len(revisions) < 2:
         chrome.empty_state(
             "Nothing to compare yet" if not revisions else "One design is chosen",
-            "Choose at least two designs above. Save some in the studio first, or run `make example`.",
+            "Choose at least two designs above. Those that you save in the Studio are listed there.",
             page="pages/studio.py",
-            action="Open the studio",
+            action="Open the Studio",
         )
         return
     try:
@@ -158,6 +158,7 @@ def picker(store: Store, revisions: Sequence[Revision]) -> None:
         now = [revision.id for revision in revisions]
         chosen = st.multiselect(
             "Designs, two to eight", list(entries), default=now, format_func=entries.__getitem__, max_selections=MOST,
+            placeholder="Choose designs",
             key=f"compare-{'-'.join(map(str, now))}",
         )  # fmt: skip
         if chosen != now:
@@ -238,12 +239,13 @@ def components(rows: Sequence[ComparisonRow], names: Sequence[str]) -> None:
         for row in parts:
             value = row.values[index]
             if value:
-                label = f"{theme.VARIANTS[index].letter} · {row.quantity}"
-                token = theme.component_token(row.quantity.replace(" ", "_"))
+                kind = row.quantity.replace(" ", "_")
+                label = f"{theme.VARIANTS[index].letter} · {words.kind_label(kind)}"
+                token = theme.component_token(kind)
                 figure = figures.count(value)
                 entries.append(charts.Bar(label, value, token, str(figure), figure.exact))
     charts.show(
-        charts.bars(entries, x=charts.Axis("parameters"), row_height=19),
+        charts.bars(entries, x=charts.Axis("parameters"), row_height=21),
         key="component-bars",
         alt="Parameters by component",
     )
@@ -307,15 +309,19 @@ def prototypes(
         )
         for item in equal:
             mark = "pl-good" if item.equal else "pl-warn"
-            words = f"{item.what} {'held equal' if item.equal else 'not equal'}: {item.detail}"
-            chrome.html(f'<p class="pl-note"><span class="{mark}">{chrome.escape(words)}</span></p>')
-            parts.append((words, ""))
+            said = f"{item.what} {'held equal' if item.equal else 'not equal'}: {item.detail}"
+            chrome.html(f'<p class="pl-note"><span class="{mark}">{chrome.escape(said)}</span></p>')
+            parts.append((said, ""))
     with chrome.panel("Training curves", "the mean over seeds", key="training-curves"):
         left, right = st.columns(2)
         x_now = st.query_params.get("x", "step")
         x_now = x_now if x_now in X_AXES else "step"
         series = left.segmented_control(
-            "Series", ["loss", "bits_per_byte"], default="loss", key="series", format_func=lambda s: s.replace("_", " ")
+            "Series",
+            ["loss", "bits_per_byte"],
+            default="loss",
+            key="series",
+            format_func=lambda s: s.replace("_", " ").capitalize(),
         )
         chosen = right.segmented_control(
             "Over", list(X_AXES), default=x_now, key="x-axis", format_func=lambda name: X_AXES[name]
@@ -399,13 +405,13 @@ def export(
     plots: Sequence[tuple[str, Any]],
 ) -> None:
     """The comparison as CSV and as one HTML file."""
-    left, middle, _ = st.columns([1, 1.4, 5])
-    left.download_button(
+    row = st.container(horizontal=True, key="export")
+    row.download_button(
         "CSV", comparison_tables.as_csv(rows, names), "comparison.csv", "text/csv", key="export-csv", on_click="ignore"
     )
     title = f"Comparison: {', '.join(names)}"
     note = f"Baseline: {names[baseline]}."
-    middle.download_button(
+    row.download_button(
         "Page, self-contained",
         lambda: exports.comparison_html(title, [note], parts, plots),
         "comparison.html",

@@ -36,7 +36,7 @@ def main() -> None:
     )
     first_steps()
     store = chrome.get_store()
-    left, right = st.columns([1.6, 1], gap="small")
+    left, right = st.columns([1.25, 1], gap="small")
     with left, chrome.panel("Designs", "the last changed first", key="designs", height="stretch"):
         designs(store)
     with right:
@@ -110,7 +110,7 @@ def jobs(store: Any) -> None:
             return
         rows = "".join(
             f"<tr><td>{chrome.escape(job.name)}</td><td>{chrome.state_tag(job.state)}</td>"
-            f"<td>{figures.ago(job.created_at)}</td></tr>"
+            f'<td class="pl-once">{figures.ago(job.created_at)}</td></tr>'
             for job in known
         )
         chrome.html(f'<table class="pl-table">{rows}</table>')

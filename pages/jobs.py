@@ -12,6 +12,7 @@ from db.errors import StoreError
 from db.records import Job
 from pages.widgets import chrome, figures, job_view
 from pages.widgets.labels import distinct
+from pages.widgets.plan_form import label_of as plan_label
 from pages.widgets.plan_form import plan_fields
 from planner import PlannerError, parse_spec
 from runners.engines import client
@@ -57,9 +58,11 @@ def listing(store: Store) -> None:
     with chrome.panel("Send a job", "of a saved revision", key="send"):
         dispatch(store)
     left, middle, right = st.columns([3, 3, 2], vertical_alignment="bottom")
-    wanted_states = left.multiselect("State", STATES, default=_chosen("state", STATES), key="jobs-state")
+    wanted_states = left.multiselect(
+        "State", STATES, default=_chosen("state", STATES), key="jobs-state", placeholder="Any state"
+    )
     wanted_kinds = middle.multiselect(
-        "Kind", list(client.PLANS), default=_chosen("kind", client.PLANS), key="jobs-kind"
+        "Kind", list(client.PLANS), default=_chosen("kind", client.PLANS), key="jobs-kind", placeholder="Any kind"
     )
     with_archived = right.toggle("Archived too", value="archived" in st.query_params, key="jobs-archived")
     _keep("state", wanted_states)
@@ -131,7 +134,7 @@ def dispatch(store: Store) -> None:
     names = distinct({design.id: f"{design.name} · revision {design.latest.number}" for design in designs})
     chosen = left.selectbox("Design", list(names), format_func=names.__getitem__)
     design = next(design for design in designs if design.id == chosen)
-    kind = right.selectbox("Kind of job", list(client.PLANS), key="dispatch-kind")
+    kind = right.selectbox("Kind of job", list(client.PLANS), key="dispatch-kind", format_func=str.capitalize)
     with st.expander("Settings", expanded=False):
         plan = plan_fields(client.PLANS[kind], key=f"plan-{kind}")
     if plan is None:
@@ -144,8 +147,8 @@ def dispatch(store: Store) -> None:
 
         estimate = estimate_job(kind, parse_spec(dict(design.latest.spec)), plan, machine_profile())
         words = (
-            f"About {figures.duration(estimate.seconds)} and {figures.disk(estimate.disk_bytes)} of disk · "
-            f"{estimate.basis}"
+            f"About {figures.duration(estimate.seconds)}"
+            f"{f' and {figures.disk(estimate.disk_bytes)} of disk' if estimate.disk_bytes else ''} · {estimate.basis}"
         )
     except PlannerError as refused:
         chrome.error(refused)
@@ -162,7 +165,8 @@ def dispatch(store: Store) -> None:
 
 
 def detail(store: Store, job: Job) -> None:
-    where = f"{job.kind} · {job.state}" + (f" · started {job_view.moment(job.started_at)}" if job.started_at else "")
+    began = "imported" if job.worker_id == job_view.RECORDED else "started"
+    where = f"{job.kind} · {job.state}" + (f" · {began} {job_view.moment(job.started_at)}" if job.started_at else "")
     if job.attempt > 1:
         where += f" · attempt {job.attempt}"
     with chrome.header(job.name, where):
@@ -225,9 +229,11 @@ def body(store: Store, job: Job) -> None:
             job_view.progress(job)
     results = store.results.list(job_id=job.id, include_archived=True)
     values: Mapping[str, Any] = results[0].values if results else {}
-    left, right = st.columns([3, 2])
+    # Without curves, what was found has the wider place.
+    drawn = bool(store.jobs.metric_names(job.id))
+    left, right = st.columns([3, 2]) if drawn or not results else st.columns([3, 2])[::-1]
     with left:
-        if store.jobs.metric_names(job.id):
+        if drawn:
             with chrome.panel("Curves", "every step, as it was said", key="curves"):
                 job_view.curves(store, job, f"curve-{job.id}")
         for sample in values.get("samples", ())[:3]:
@@ -250,11 +256,20 @@ def body(store: Store, job: Job) -> None:
             with chrome.panel("How it was scaled down", key="rules"):
                 show_value(values["rules"])
         with chrome.panel("Plan", key="plan"):
-            show_value({key.replace("_", " "): value for key, value in job.plan.items()})
+            show_value({plan_label(key): plan_text(value) for key, value in job.plan.items()})
         if artifacts := store.jobs.artifacts(job.id):
             with chrome.panel("Files", "in the job's directory", key="files"):
                 for artifact in artifacts:
                     chrome.html(f'<code class="pl-figures">{chrome.escape(artifact.path)}</code>')
+
+
+def plan_text(value: Any) -> Any:
+    """A value of a plan for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
 
 
 def show_value(value: Any) -> None:
@@ -276,7 +291,8 @@ def show_value(value: Any) -> None:
 def timings_table(timings: Mapping[str, Mapping[str, Any]]) -> None:
     """A benchmark's phases: median, interval and speed."""
     body = "".join(
-        f'<tr><td>{chrome.escape(phase)}</td><td class="fig">{figures.duration(timing["median_seconds"])}</td>'
+        f"<tr><td>{chrome.escape(phase.capitalize())}</td>"
+        f'<td class="fig">{figures.duration(timing["median_seconds"])}</td>'
         f'<td class="fig">{figures.duration(timing["low_seconds"])} to {figures.duration(timing["high_seconds"])}</td>'
         f'<td class="fig">{timing["tokens_per_second"]:,.0f}</td></tr>'
         for phase, timing in timings.items()

@@ -25,8 +25,8 @@ def main() -> None:
     if not results:
         chrome.empty_state(
             "No report yet",
-            "Compile the kernels for sm_80, sm_90 and sm_100: registers, spills, shared memory and tensor-core "
-            "instructions are read from what the compiler made. No GPU is needed.",
+            "Compile the kernels for A100, H100 and B200 (sm_80, sm_90, sm_100): registers, spills, shared "
+            "memory and tensor-core instructions are read from what the compiler made. No GPU is needed.",
             key="no-report",
         )
         return
@@ -51,6 +51,18 @@ def dispatch(store: Store) -> None:
     st.switch_page("pages/jobs.py", query_params={"job": job.id})
 
 
+FLAGS = {"windowed"}
+"""Sizes of a report that are no sizes: 1 stands for yes, 0 for no."""
+
+
+def size_text(name: str, value: int) -> str:
+    """``head dim 128``; a flag as ``windowed: yes``."""
+    label = name.replace("_", " ")
+    if isinstance(value, bool) or name in FLAGS:
+        return f"{label}: {'yes' if value else 'no'}"
+    return f"{label} {value:,}"
+
+
 def table(entries: list[dict[str, Any]]) -> str:
     """A line a compilation."""
     head = "".join(
@@ -59,7 +71,7 @@ def table(entries: list[dict[str, Any]]) -> str:
     )
     body = []
     for entry in entries:
-        sizes = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in entry["sizes"].items())
+        sizes = ", ".join(size_text(name, value) for name, value in entry["sizes"].items())
         cores = ", ".join(f"{count} {name}" for name, count in entry["tensor_core_instructions"].items()) or "–"
         spills = entry["spills"]
         spilled = f'<span class="{"pl-bad" if spills else "pl-good"}">{spills}</span>'

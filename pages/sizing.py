@@ -22,6 +22,7 @@ from pages.widgets import (
     sizing_tables,
     studio_numbers,
     terms,
+    words,
 )
 from pages.widgets.address import View
 from pages.widgets.draft import Draft
@@ -163,7 +164,9 @@ def layers(view: View, spec: ArchitectureSpec, serving: ServingPlan, training: T
                 key=f"by-layer-{measure}",
                 alt=f"{MEASURES[measure]} by layer",
             )
-            chrome.html(layer_strip.static(spec, height=26))
+            chrome.html(
+                f'<div style="padding-left:{sizing_plots.BAR_INDENT}px">{layer_strip.static(spec, height=26)}</div>'
+            )
 
 
 # --- over the length ---
@@ -319,7 +322,8 @@ def fitting(view: View, spec: ArchitectureSpec, serving: ServingPlan, training: 
     with st.container(border=True, key="panel-fit", gap="small"):
         training_run = view["run"] == "training"
         said = (
-            f"one sequence of {figures.context(training.sequence_length)}, {training.precision}, {training.optimizer}"
+            f"one sequence of {figures.context(training.sequence_length)}, {words.setting(training.precision)}, "
+            f"{words.setting(training.optimizer)}"
             if training_run
             else f"{serving.weight_format} weights, {figures.context(serving.context_length)} context"
         )

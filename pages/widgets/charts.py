@@ -148,18 +148,24 @@ def bars(entries: Sequence[Bar], *, x: Axis, row_height: int = 26) -> dict[str, 
                 "x": [entry.value for entry in entries],
                 "text": [entry.text for entry in entries],
                 "textposition": "outside",
+                "constraintext": "none",
                 "cliponaxis": False,
                 "hovertext": [entry.exact or entry.text for entry in entries],
                 "hovertemplate": "%{y}: %{hovertext}<extra></extra>",
                 "marker": {"color": [palette[entry.colour] for entry in entries], "cornerradius": 3},
-                "textfont": {"color": palette["soft"], "size": 12},
+                "textfont": {"color": palette["soft"], "size": min(12, row_height - 9)},
             }
         ],
         "layout": {
             **_layout(palette, height, right=64, bottom=6, top=4),
             "bargap": 0.5,
             "xaxis": {**_axis(x, None, palette, grid=False), "visible": False},
-            "yaxis": {"autorange": "reversed", "automargin": True, "tickfont": {"size": 12.5, "color": palette["ink"]}},
+            "yaxis": {
+                "autorange": "reversed",
+                "automargin": True,
+                "ticklabelstandoff": 6,
+                "tickfont": {"size": 12.5, "color": palette["ink"]},
+            },
             "showlegend": False,
         },
     }
@@ -248,7 +254,7 @@ def _end_labels(
     scale = height / (limits[1] - limits[0])
     ends: list[tuple[float, float, Curve]] = []
     for curve in curves:
-        if len(curve.x) and math.isfinite(curve.y[-1]) and (curve.y[-1] > 0 or not y.log):
+        if curve.label and len(curve.x) and math.isfinite(curve.y[-1]) and (curve.y[-1] > 0 or not y.log):
             value = math.log10(curve.y[-1]) if y.log else curve.y[-1]
             ends.append((value, (value - limits[0]) * scale, curve))
     ends.sort(key=lambda end: end[1])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from pages.widgets import chrome, figures, job_view, theme
+from pages.widgets import chrome, figures, job_view, theme, words
 from planner import (
     ArchitectureSpec,
     PlannerError,
@@ -138,7 +138,8 @@ def shape_of(quantity: str, plan: VerifyPlan) -> str:
         case "cache":
             return f"{sequences} of {plan.context_length:,} tokens, bf16"
         case "training_memory":
-            return f"{sequences} of {plan.sequence_length:,} tokens, AdamW, {plan.precision}, without overhead"
+            precision = words.setting(plan.precision)
+            return f"{sequences} of {plan.sequence_length:,} tokens, AdamW, {precision}, without overhead"
     return f"{sequences} of {plan.sequence_length:,} tokens"
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from db.records import Job, MetricPoint
 
 MOST_POINTS = 1200
+RECORDED = "recorded"
+"""The worker of jobs that were run elsewhere and brought in: their times here are those of the import."""
 STATE_CLASSES = {"succeeded": "pl-good", "failed": "pl-bad", "running": "pl-warn"}
 SERIES = {
     "loss": ("Loss", "nats a token"),
@@ -40,8 +42,8 @@ def moment(when: datetime.datetime | None) -> str:
 
 
 def duration(job: Job) -> str:
-    """How long a job ran, or has been running."""
-    if job.started_at is None:
+    """How long a job ran, or has been running; of a recorded one it is not known."""
+    if job.started_at is None or job.worker_id == RECORDED:
         return ""
     end = job.finished_at or datetime.datetime.now(datetime.UTC)
     return str(figures.duration(max(1.0, round((end - job.started_at).total_seconds()))))
@@ -107,7 +109,7 @@ def log_lines(store: Store, job: Job, most: int = 400) -> None:
     shown = [line for line in lines if line.level != "debug"]
     if shown:
         text = "\n".join(f"{line.created_at:%H:%M:%S}  {line.message}" for line in shown[-most:])
-        st.code(text, language=None, height=min(320, 40 + 22 * len(shown)))
+        st.code(text, language=None, height=min(320, 40 + 22 * len(shown)), wrap_lines=True)
     technical = [line.message for line in lines if line.level == "debug"]
     if technical:
         with st.expander("Technical details"):
@@ -165,9 +167,20 @@ def environment_line(environment: Mapping[str, Any]) -> str:
     for name in ("device", "cpu", "cores", "threads", "torch", "triton", "python", "date", "measured_at"):
         value = environment.get(name)
         if value not in (None, "", [], {}):
+            if name in ("date", "measured_at"):
+                value = _day(str(value))
             label = {"cores": "cores", "threads": "threads"}.get(name)
             parts.append(f"{value} {label}" if label else f"{name} {value}" if name in _NAMED else str(value))
     return " · ".join(parts) or "environment not recorded"
+
+
+def _day(text: str) -> str:
+    """A moment in the form of ISO 8601 as ``24 Nov 2026 20:06 UTC``; other text as it is."""
+    try:
+        when = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{when:%d %b %Y %H:%M}{' UTC' if when.utcoffset() == datetime.timedelta(0) else ''}"
 
 
 _NAMED = {"torch", "triton", "python"}

@@ -15,6 +15,8 @@ from planner.distribution import LayerCost, TensorShare
 from planner.growth import Growth
 from planner.intensity import Bound
 
+BAR_INDENT = 64
+"""Pixels left of the bars, for the marks; a strip beneath them begins there too."""
 _FIGURES = {"parameters": figures.count, "flops": figures.flops, "cache_bytes": figures.memory}
 
 
@@ -79,7 +81,11 @@ def treemap(shares: Sequence[TensorShare], height: int = 360) -> dict[str, Any]:
                 "root": {"color": "rgba(0,0,0,0)"},
             }
         ],
-        "layout": {**_layout(palette, height), "margin": {"l": 0, "r": 0, "t": 0, "b": 0}},
+        "layout": {
+            **_layout(palette, height),
+            "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
+            "uniformtext": {"minsize": 10, "mode": "hide"},
+        },
     }
 
 
@@ -130,9 +136,9 @@ def layers(spec: ArchitectureSpec, costs: Sequence[LayerCost], measure: str, hei
             height,
             barmode="stack",
             bargap=0.12,
-            margin={"l": 44, "r": 12, "t": 8, "b": 36},
-            xaxis=_axis(palette, "layer", showgrid=False, range=[-0.6, len(costs) - 0.4]),
-            yaxis=_axis(palette, "", showgrid=True, **_marks(most, figure)),
+            margin={"l": BAR_INDENT, "r": 0, "t": 8, "b": 36},
+            xaxis=_axis(palette, "layer", showgrid=False, automargin=False, range=[-0.5, len(costs) - 0.5]),
+            yaxis=_axis(palette, "", showgrid=True, automargin=False, **_marks(most, figure)),
         ),
     }
 
@@ -185,8 +191,8 @@ def growth(found: Growth, height: int = 260) -> dict[str, Any]:
                 }
             )
         height_left += shares[-1]
-    marks = list(found.parameters)[:: max(1, len(found.parameters) // 4)]
     here = min(range(len(found.factors)), key=lambda index: abs(found.factors[index] - 1))
+    marks = [found.parameters[index] for index in (0, here, len(found.parameters) - 1)]
     return {
         "data": traces,
         "layout": _layout(

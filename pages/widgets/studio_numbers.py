@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from pages.widgets import checks, figures
+from pages.widgets import checks, figures, words
 from pages.widgets.draft import Origin, Settings
 from pages.widgets.key_numbers import KeyNumber
 from planner import ArchitectureSpec, PlannerError, cache_bytes, size
@@ -85,7 +85,13 @@ def key_numbers(
         ),
         _number(now, then, "cache", f"Cache at {context}", f"{serving.cache_dtype}, {sequences}"),
         _number(now, then, "inference_memory", "Inference memory", f"{serving.weight_format} weights, {context}"),
-        _number(now, then, "training_memory", "Training memory", f"{training.optimizer}, {training.precision}"),
+        _number(
+            now,
+            then,
+            "training_memory",
+            "Training memory",
+            f"{words.setting(training.optimizer)}, {words.setting(training.precision)}",
+        ),
         _number(now, then, "chinchilla_tokens", "Chinchilla tokens", "20 a parameter", exact=_tokens(chinchilla.value)),
     ]
     found = checks.of_design(spec, origin)

@@ -9,6 +9,7 @@ from planner.components import Component
 _KINDS = {
     "mlp": "MLP",
     "moe": "Mixture of experts",
+    "rg_lru": "RG-LRU",
     "mamba1": "Mamba-1",
     "mamba2": "Mamba-2",
     "rms_norm": "RMSNorm",
@@ -20,6 +21,21 @@ _KINDS = {
 def kind_label(kind: str) -> str:
     """A component's kind for people: ``latent_attention`` as ``Latent attention``."""
     return _KINDS.get(kind, kind.replace("_", " ").capitalize())
+
+
+_SETTINGS = {
+    "adamw": "AdamW",
+    "adamw_8bit": "8-bit AdamW",
+    "adafactor": "Adafactor",
+    "lion": "Lion",
+    "muon": "Muon",
+    "sgd": "SGD",
+}
+
+
+def setting(value: str) -> str:
+    """A setting of a plan for people: ``adamw`` as ``AdamW``, ``bf16_mixed`` as ``bf16 mixed``."""
+    return _SETTINGS.get(value, value.replace("_", " "))
 
 
 def title(part: Component) -> str:
