@@ -44,7 +44,7 @@ def cache_html(use: CacheUse) -> str:
     )
     return (
         f'<table class="pl-table">{rows}</table>'
-        f'<p class="pl-soft">Written in {chrome.escape(use.scheme)}. {chrome.escape(use.assumption)}</p>'
+        f'<p class="pl-note">Written in {chrome.escape(use.scheme)}. {chrome.escape(use.assumption)}</p>'
     )
 
 
