@@ -33,6 +33,9 @@ ACTIVE: dict[str, Counted] = {
     "deepseek-v2-lite": "head",
     # README_WEIGHTS.md of deepseek-ai/DeepSeek-V3: 36.6 B, including 0.9 B for the output head.
     "deepseek-v3": "head",
+    # Their model cards: 14 B of 142 B; 1.5 B of 8.3 B.
+    "dots.llm1": "all",
+    "lfm2-8b-a1b": "all",
     # Granite 4.0's model card: 32 B, 9 B active.
     "granite-4.0-h-small": "all",
     # arXiv:2508.06471, table 1, which counts neither word embeddings nor the output layer.
@@ -46,16 +49,20 @@ ACTIVE: dict[str, Counted] = {
     "kimi-k2": "head",
     # Llama 4's model card: 17 B activated of 109 B.
     "llama-4-scout": "all",
+    # arXiv:2501.08313, abstract: 45.9 B activated of 456 B, which is what the layers have.
+    "minimax-text-01": "layers",
     # mistral.ai/news/mixtral-of-experts: 12.9 B of 46.7 B; mistral.ai/news/mixtral-8x22b: 39 B of 141 B.
     "mixtral-8x7b": "all",
     "mixtral-8x22b": "all",
     # arXiv:2409.02060, abstract and table 1: 1.3 B of 6.9 B.
     "olmoe-1b-7b": "all",
-    # The model cards of the Qwen models: 2.7 B of 14.3 B; 14 B of 57.41 B; 3.3 B of 30.5 B; 22 B of 235 B.
+    # The model cards of the Qwen models: 2.7 B of 14.3 B; 14 B of 57.41 B; 3.3 B of 30.5 B; 22 B of 235 B. That of
+    # Qwen3-Next (3 B of 80 B) does not say what it counts; what rounds to 3 B is without embedding and head.
     "qwen1.5-moe-a2.7b": "all",
     "qwen2-57b-a14b": "all",
     "qwen3-30b-a3b": "all",
     "qwen3-235b-a22b": "all",
+    "qwen3-next-80b-a3b": "layers",
 }
 
 
@@ -90,6 +97,9 @@ WITHOUT_EMBEDDINGS = {
     "qwen3-8b": "6.95 B",
     "qwen3-30b-a3b": "29.9 B",
     "qwen3-235b-a22b": "234 B",
+    "qwen3-next-80b-a3b": "79 B",
+    # arXiv:2404.07839, table 1.
+    "recurrentgemma-2b": "2.0 B",
 }
 
 
@@ -141,6 +151,21 @@ def ssd(heads: int, head_dim: int, state: int, groups: int, kernel: int = 4) -> 
     return heads * head_dim * state + (heads * head_dim + 2 * groups * state) * kernel
 
 
+def delta(key_heads: int, value_heads: int, head_dim: int, kernel: int = 4) -> int:
+    """Elements of a matrix a value head and of the convolution window: Yang et al. 2024, arXiv:2412.06464."""
+    return value_heads * head_dim**2 + (2 * key_heads + value_heads) * head_dim * kernel
+
+
+def griffin(width: int, kernel: int = 4) -> int:
+    """Elements of state and convolution window: De et al. 2024, arXiv:2402.19427, section 2.4."""
+    return width + width * kernel
+
+
+def lightning(heads: int, head_dim: int) -> int:
+    """Elements of the sum of outer products of keys and values: Qin et al. 2024, arXiv:2401.04658."""
+    return heads * head_dim**2
+
+
 ELEMENTS = {
     "bamba-9b": 3 * kv(8, 128) + 29 * ssd(128, 64, 128, 1),
     "bloom-176b": 70 * kv(112, 128),
@@ -149,7 +174,9 @@ ELEMENTS = {
     "deepseek-v2": 60 * latent(512, 64),
     "deepseek-v2-lite": 27 * latent(512, 64),
     "deepseek-v3": 61 * latent(512, 64),
+    "dots.llm1": 62 * kv(32, 128),
     "falcon-7b": 32 * kv(1, 64),
+    "falcon-h1-7b": 44 * (kv(2, 128) + ssd(24, 128, 256, 1)),
     "falcon-mamba-7b": 64 * mamba(8192, 16),
     "gemma-2-2b": 13 * kv(4, 256) + 13 * kv(4, 256, 4096),
     "gemma-2-9b": 21 * kv(8, 256) + 21 * kv(8, 256, 4096),
@@ -168,6 +195,7 @@ ELEMENTS = {
     "jamba-v0.1": 4 * kv(8, 128) + 28 * mamba(8192, 16),
     "kimi-k2": 61 * latent(512, 64),
     "lfm2-1.2b": 6 * kv(8, 64) + 10 * 2048 * 3,  # the inputs of a convolution over three tokens
+    "lfm2-8b-a1b": 6 * kv(8, 64) + 18 * 2048 * 3,
     "llama-2-7b": 32 * kv(32, 128),
     "llama-3-8b": 32 * kv(8, 128),
     "llama-3.1-405b": 126 * kv(8, 128),
@@ -176,6 +204,7 @@ ELEMENTS = {
     "llama-4-scout": 12 * kv(8, 128) + 36 * kv(8, 128, 8192),  # three layers in chunks to one that sees everything
     "mamba-2.8b": 64 * mamba(5120, 16),
     "mamba2-2.7b": 64 * ssd(80, 64, 128, 1),
+    "minimax-text-01": 10 * kv(8, 128) + 70 * lightning(64, 128),
     "mistral-7b": 32 * kv(8, 128, 4096),
     "mistral-small-24b": 40 * kv(8, 128),
     "mixtral-8x22b": 56 * kv(8, 128),
@@ -183,6 +212,7 @@ ELEMENTS = {
     "mpt-7b": 32 * kv(32, 128),
     "nemotron-h-8b": 4 * kv(8, 128) + 24 * ssd(128, 64, 128, 8),
     "olmo-2-7b": 32 * kv(32, 128),
+    "olmo-3-7b": 8 * kv(32, 128) + 24 * kv(32, 128, 4096),
     "olmoe-1b-7b": 16 * kv(16, 128),
     "opt-6.7b": 32 * kv(32, 128),
     "phi-2": 32 * kv(32, 80),
@@ -195,6 +225,8 @@ ELEMENTS = {
     "qwen3-235b-a22b": 94 * kv(4, 128),
     "qwen3-30b-a3b": 48 * kv(4, 128),
     "qwen3-8b": 36 * kv(8, 128),
+    "qwen3-next-80b-a3b": 12 * kv(2, 256) + 36 * delta(16, 32, 128),
+    "recurrentgemma-2b": 8 * kv(1, 256, 2048) + 18 * griffin(2560),
     "smollm3-3b": 36 * kv(4, 128),
     "stablelm-2-1.6b": 24 * kv(32, 64),
     "starcoder2-3b": 30 * kv(2, 128, 4096),
