@@ -86,13 +86,13 @@ COUNTERS = (
     Counter(
         "llm-analysis",
         "`get_model_config_from_hf(folder)`, then `LLMAnalysis(…).get_num_params_total()`; it does not read the width "
-        "of the MLP from a configuration, and takes four times the stream's",
+        "of the MLP from a configuration, and takes four times the stream's where it is not told",
         _llm_analysis,
     ),
     Counter(
         "accelerate",
         "`accelerate estimate-memory`: `create_empty_model(folder)` and `calculate_maximum_sizes`, bytes of fp32 over "
-        "four; it builds `AutoModel`, which has no head of its own",
+        "four; it builds `AutoModel`, which has no head of its own, and counts buffers of rotary frequencies",
         _accelerate,
     ),
     Counter(
@@ -103,8 +103,8 @@ COUNTERS = (
 )
 
 NOT_COMPARED = (
-    "hf-mem and llm-mem read the sizes of the published weights' files, so they size nothing that has no weights yet; "
-    "DeepSpeed's `estimate_zero*_model_states_mem_needs_all_cold` and GenZ take a count that somebody else has made."
+    "hf-mem and llm-mem read the sizes of published weights' files, so they size nothing that has no weights yet; "
+    "DeepSpeed's `estimate_zero3_model_states_mem_needs_all_cold` takes a count that somebody else has made."
 )
 
 

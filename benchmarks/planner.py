@@ -86,7 +86,7 @@ def least(works: dict[str, tuple[Callable[[], object], int]], rounds: int) -> di
     return times
 
 
-def search(name: str) -> Callable[[], object]:
+def search(name: str) -> Callable[[], dict[str, np.ndarray]]:
     """Size and cache of all the candidates of a space."""
     preset, ranges = SPACES[name]
     drawn = np.random.default_rng(0)
