@@ -2,7 +2,8 @@
 
 ``current()`` gives this session's :class:`Draft`. Every edit goes through :meth:`Draft.change`; widgets that show
 fields carry :attr:`Draft.generation` in their keys, so that undo, import and selection give them fresh values.
-The whole unsaved draft stands in the address (``?draft=``), so that a view can be shared and a reload loses nothing.
+The whole unsaved draft stands in the address (``?draft=``), so that a view can be shared and a reload loses nothing;
+:mod:`pages.widgets.history` keeps the steps that led to it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal, get_args
 
 import streamlit as st
 
+from pages.widgets import history
 from planner import (
     ArchitectureSpec,
     InvalidSpec,
@@ -229,6 +231,7 @@ def current(default: ArchitectureSpec) -> Draft:
     if draft is None or (asked and asked != draft.address and not draft.lags(asked)):
         draft = from_address(asked, default)
         draft.address = asked
+        history.restore(draft, asked)
         st.session_state["draft"] = draft
     return draft
 
@@ -284,8 +287,9 @@ def _origin(asked: Mapping[str, str]) -> Origin:
 
 
 def write_address(draft: Draft) -> None:
-    """Put the draft into the address, if it is not there yet."""
+    """Put the draft into the address, if it is not there yet, and keep its steps for who comes back to it."""
     query = draft.query()
+    history.keep(draft, query)
     if query != draft.address or dict(st.query_params) != query:
         draft.move_to(query)
         st.query_params.from_dict(query)

@@ -204,3 +204,20 @@ def test_a_copied_address_opens_the_same_unsaved_design_in_a_fresh_tab(page: Any
     fresh.goto(address)
     fresh.wait_for_selector(".st-key-panel-strip .cell")
     wait_for_number(fresh, "cache", "512")
+
+
+def test_undo_goes_on_after_a_reload(page: Any, server: str) -> None:
+    opened(page, server)
+    page.locator(".lanes").focus()
+    page.keyboard.press("Control+a")
+    inspector(page, "layers 0–31")
+    page.locator(WINDOW).click()
+    wait_for_number(page, "cache", "512")
+    page.wait_for_function("location.search.includes('draft=')")
+    page.wait_for_timeout(500)
+    page.reload()
+    page.wait_for_selector(".st-key-panel-strip .cell")
+    wait_for_number(page, "cache", "512")
+    page.locator(".pl-head", has_text="1 change not saved").wait_for()
+    page.locator(".st-key-undo button").first.click()
+    wait_for_number(page, "cache", "4")
