@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from pydantic import BaseModel
 
+from planner.components.strict import LARGEST_SIZE
 from planner.diff import Quantities, SpecDiff
 from planner.errors import PlannerError
 from planner.plans import Plan, ServingPlan, TrainingPlan, parse_plan
@@ -147,6 +148,13 @@ def _positive(options: argparse.Namespace, *names: str) -> None:
                 path=f"--{name.replace('_', '-')}",
                 remedy="Choose a value above 0.",
                 code="not_positive",
+            )
+        if getattr(options, name) > LARGEST_SIZE:
+            raise PlannerError.of(
+                "That is more than any length or batch.",
+                path=f"--{name.replace('_', '-')}",
+                remedy=f"Choose a value up to {LARGEST_SIZE:,}.",
+                code="too_large",
             )
 
 

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import CoreSchema, PydanticKnownError
 
+from planner.components.strict import bound_whole_numbers
 from planner.errors import UnsupportedPlan
 from planner.spec import problems_of
 
 
 class Plan(BaseModel):
-    """Fields are validated; one that does not exist is refused."""
+    """Fields are validated; one that does not exist is refused.
+
+    Numbers may be text, as forms and command lines have them, but no flags; whole ones have the bound of every size.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        bound_whole_numbers(schema)
+        return schema
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_flag(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and info.field_name is not None:
+            annotation = cls.model_fields[info.field_name].annotation
+            accepted = {annotation, *get_args(annotation)}
+            if bool not in accepted and accepted & {int, float}:
+                raise PydanticKnownError("int_type" if int in accepted else "float_type")
+        return value
 
 
 PlanType = TypeVar("PlanType", bound=Plan)

@@ -16,6 +16,9 @@ from planner.spec import ArchitectureSpec
 TOKENS_PER_PARAMETER = 20
 """Hoffmann et al. 2022 (arXiv:2203.15556), table 3: 20.0 to 21.6 tokens a parameter at the optimum."""
 
+MOST = 10**18
+"""Tokens, devices or positions that a budget takes: beyond, its FLOPs would exceed what a float holds."""
+
 DEFAULT_UTILISATION = 0.4
 """Share of the dense peak that large training runs reach, as an assumption to change: 38% to 43% is reported for
 Llama 3 on H100 (arXiv:2407.21783, table 4), 46% for PaLM on TPU v4 (arXiv:2204.02311, table 3)."""
@@ -137,6 +140,13 @@ def training_budget(
                 path=path,
                 remedy="Choose a value above 0.",
                 code="not_positive",
+            )
+        if value is not None and value > MOST:
+            raise UnsupportedPlan.of(
+                f"More {path.replace('_', ' ')} than there will ever be.",
+                path=path,
+                remedy=f"Choose a value up to {MOST:,}.",
+                code="too_large",
             )
     parameters = size(spec).parameters
     counted = parameters.active

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
@@ -11,20 +12,32 @@ LARGEST_SIZE = 2**31 - 1
 """No published extent or count comes near; beyond it a slip of the keyboard is likelier than a model."""
 
 
-def _make_strict(schema: Any) -> None:
-    """Let the schema's numbers and flags accept nothing but such, sizes with a bound, and no infinity."""
+def numbers_in(schema: Any) -> Iterator[dict[str, Any]]:
+    """The parts of a pydantic schema that are numbers or flags, wherever they stand."""
     if isinstance(schema, dict):
         if schema.get("type") in ("int", "float", "bool"):
-            schema["strict"] = True
-            if schema["type"] == "int":
-                schema.setdefault("le", LARGEST_SIZE)
-            if schema["type"] == "float":
-                schema["allow_inf_nan"] = False
+            yield schema
         for inner in schema.values():
-            _make_strict(inner)
+            yield from numbers_in(inner)
     elif isinstance(schema, (list, tuple)):
         for inner in schema:
-            _make_strict(inner)
+            yield from numbers_in(inner)
+
+
+def bound_whole_numbers(schema: Any) -> None:
+    """Let the schema's whole numbers be no larger than a size, where they have no bound of their own."""
+    for part in numbers_in(schema):
+        if part["type"] == "int":
+            part.setdefault("le", LARGEST_SIZE)
+
+
+def _make_strict(schema: Any) -> None:
+    """Let the schema's numbers and flags accept nothing but such, sizes with a bound, and no infinity."""
+    bound_whole_numbers(schema)
+    for part in numbers_in(schema):
+        part["strict"] = True
+        if part["type"] == "float":
+            part["allow_inf_nan"] = False
 
 
 class Strict(BaseModel):

@@ -134,6 +134,9 @@ def test_export_gives_a_configuration(spec_file: str, capsys: pytest.CaptureFixt
     assert (config["model_type"], config["num_hidden_layers"]) == ("llama", 32)
 
 
+HUGE = "1" + 200 * "0"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -153,6 +156,19 @@ def test_export_gives_a_configuration(spec_file: str, capsys: pytest.CaptureFixt
         ["serve", "llama-2-7b", "--set", "hardware"],
         ["fit", "llama-2-7b", "--device", "abacus"],
         ["export", "tiny-hybrid"],
+        ["flops", "llama-2-7b", "--sequence-length", HUGE],
+        ["cache", "llama-2-7b", "--batch-size", HUGE],
+        ["cache", "llama-2-7b", "--block-size", HUGE],
+        ["compare", "llama-2-7b", "gpt2", "--context-length", HUGE],
+        ["serve", "llama-2-7b", "--set", f"context_length={HUGE}"],
+        ["serve", "llama-2-7b", "--set", "batch_size=true"],
+        ["train", "llama-2-7b", "--set", "dropout=true"],
+        ["train", "llama-2-7b", "--set", f"micro_batch_size={HUGE}"],
+        ["fit", "llama-2-7b", "--training", "--set", "sequence_length=true"],
+        ["explain", "llama-2-7b", "flops", "--set", f"sequence_length={HUGE}"],
+        ["explain", "llama-2-7b", "parameters", "--set", "sequence_length=8"],
+        ["budget", "llama-2-7b", "--tokens", "1e300", "--device", "h100"],
+        ["budget", "llama-2-7b", "--devices", HUGE, "--device", "h100"],
         ["budget", "llama-2-7b", "--utilisation", "2"],
         ["budget", "llama-2-7b", "--tokens", "nan"],
         ["budget", "llama-2-7b", "--tokens", "inf"],
