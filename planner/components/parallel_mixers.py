@@ -94,11 +94,14 @@ class ParallelMixers(Component):
     def saved_activations(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[SavedTensor]:
-        for slot, part in self.parts():
+        is_listed = False
+        for _, part in self.parts():
             for saved in part.saved_activations(hidden_size, sequence_length, batch_size):
-                # Both read one tensor, which is cast once for both.
-                if saved.name != "input" or slot == ".first":
-                    yield saved
+                # Both read one tensor, which is cast once for both; some mixers do not keep it.
+                if saved.name == "input" and is_listed:
+                    continue
+                is_listed = is_listed or saved.name == "input"
+                yield saved
 
     def backward_working_set(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
