@@ -23,7 +23,7 @@ from planner.diff import Quantities, SpecDiff
 from planner.errors import PlannerError
 from planner.plans import Plan, ServingPlan, TrainingPlan, parse_plan
 from planner.presets import Loaded, load, read, read_yaml
-from planner.spec import LEFT_OUT
+from planner.spec import LEFT_OUT, ArchitectureSpec, LearnedPositions
 from planner.units import bytes_text, count_text, flops_text, money_text, seconds_text
 
 Rows = list[tuple[str, ...]]
@@ -195,6 +195,13 @@ def _say_left_out(loaded: Loaded) -> dict[str, Any]:
     return {LEFT_OUT: list(loaded.left_out)} if loaded.left_out else {}
 
 
+def _say_too_long(spec: ArchitectureSpec, length: int) -> None:
+    """Say on stderr where a sequence is longer than the model's learned positions let it be."""
+    if isinstance(spec.positions, LearnedPositions) and length > spec.positions.num_positions:
+        most = spec.positions.num_positions
+        print(f"{spec.name}: its learned positions end at {most:,}, so no sequence has {length:,}.", file=sys.stderr)
+
+
 def _size(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.sizing import size
 
@@ -214,7 +221,9 @@ def _flops(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.compute import flops
 
     _positive(options, "sequence_length", "batch_size")
-    counted = flops(load(options.spec), options.sequence_length, options.batch_size, options.training)
+    spec = load(options.spec)
+    _say_too_long(spec, options.sequence_length)
+    counted = flops(spec, options.sequence_length, options.batch_size, options.training)
     rows: Rows = [("", "counted", "needed")]
     for name, count in counted.by_component.items():
         rows.append((name.replace("_", " "), flops_text(count), flops_text(counted.needed_by_component[name])))
@@ -227,7 +236,9 @@ def _cache(options: argparse.Namespace) -> tuple[Any, str]:
 
     _positive(options, "context_length", "batch_size", "block_size")
     length, batch, dtype = options.context_length, options.batch_size, options.dtype
-    use = cache_use(load(options.spec), length, batch, dtype, options.block_size, options.windowed_pages)
+    spec = load(options.spec)
+    _say_too_long(spec, length)
+    use = cache_use(spec, length, batch, dtype, options.block_size, options.windowed_pages)
     data = {
         "cache_bytes": use.ideal_bytes,
         **_plain(use),
@@ -252,20 +263,27 @@ def _parts(parts: dict[str, int]) -> Rows:
 
 def _train(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.training import estimate_training
+    from planner.uncertainty import of_training
 
     plan = _plan(TrainingPlan, options.settings)
-    estimate = estimate_training(load(options.spec), plan)
+    spec = load(options.spec)
+    _say_too_long(spec, plan.sequence_length)
+    estimate = estimate_training(spec, plan)
     rows = [*_parts(estimate.memory.parts), ("most is alive at", estimate.memory.peak.name, "")]
     data = {**_plain(estimate), "parts": estimate.memory.parts}
     data["memory"]["total_bytes"] = estimate.memory.total_bytes
-    return data, f"{table(rows)}\n{estimate.time_note}"
+    bounds = of_training(estimate.memory, plan)
+    return {**data, "uncertainty": _plain(bounds)}, f"{table(rows)}\n{bounds.text}\n{estimate.time_note}"
 
 
 def _serve(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.serving import estimate_inference
+    from planner.uncertainty import of_serving
 
     plan = _plan(ServingPlan, options.settings)
-    estimate = estimate_inference(load(options.spec), plan)
+    spec = load(options.spec)
+    _say_too_long(spec, plan.context_length)
+    estimate = estimate_inference(spec, plan)
     rows = _parts(estimate.memory.parts)
     ideal = estimate.memory.ideal_cache_bytes
     rows.append(("of the cache, filled", bytes_text(ideal), f"{ideal:,} bytes"))
@@ -275,7 +293,8 @@ def _serve(options: argparse.Namespace) -> tuple[Any, str]:
         rows.append(("largest batch", f"{estimate.max_batch_size:,}", f"at {plan.context_length:,} tokens"))
     data = _plain(estimate)
     data["memory"]["total_bytes"] = estimate.memory.total_bytes
-    return data, f"{table(rows)}\n{estimate.time_note}"
+    bounds = of_serving(spec, plan, estimate.memory)
+    return {**data, "uncertainty": _plain(bounds)}, f"{table(rows)}\n{bounds.text}\n{estimate.time_note}"
 
 
 def _fit(options: argparse.Namespace) -> tuple[Any, str]:
@@ -358,6 +377,8 @@ def _compare(options: argparse.Namespace) -> tuple[Any, str]:
 
     _positive(options, "sequence_length", "context_length")
     specs = [load(name) for name in options.spec]
+    for spec in specs:
+        _say_too_long(spec, max(options.sequence_length, options.context_length))
     settings = ComparisonSettings(context_length=options.context_length, sequence_length=options.sequence_length)
     compared = compare_specs(specs, settings)
     texts: dict[str, Callable[[float], str]] = {"bytes": bytes_text, "flops": flops_text, "seconds": seconds_text}

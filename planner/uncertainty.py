@@ -15,6 +15,7 @@ from planner.components.base import CacheEntry
 from planner.compute import flops
 from planner.plans import ServingPlan, TrainingPlan
 from planner.scaling import LAWS, TOKENS_PER_PARAMETER
+from planner.serving import ServingMemory, planned_cache
 from planner.sizing import size
 from planner.spec import ArchitectureSpec
 from planner.training import DEVICE_OVERHEAD_BYTES, TrainingMemory
@@ -83,12 +84,48 @@ def of_overhead() -> Uncertainty:
 def of_blocks(entry: CacheEntry, plan: ServingPlan, times: int) -> Uncertainty:
     """Of the blocks that a cached tensor takes up: from the tensor alone to blocks of the whole context."""
     whole = allocated_entry(entry, plan.cache_block_size, "context")
-    return Uncertainty(
-        times * entry_bytes(entry, plan.cache_dtype),
-        times * entry_bytes(whole, plan.cache_dtype),
+    low, high = (times * entry_bytes(each, plan.cache_dtype) for each in (entry, whole))
+    return Uncertainty(low, high, _blocks_ground(plan))
+
+
+def _blocks_ground(plan: ServingPlan) -> str:
+    return (
         f"cache: {assumption_text(plan.cache_block_size, plan.windowed_pages)} At least what its tensors fill, at "
-        "most blocks of the whole context in every layer; engines that reserve ahead take more",
+        "most blocks of the whole context in every layer; engines that reserve ahead take more"
     )
+
+
+def of_serving(spec: ArchitectureSpec, plan: ServingPlan, memory: ServingMemory) -> Uncertainty:
+    """Of all memory of serving under a plan; the weights are counted."""
+    whole = plan.model_copy(update={"windowed_pages": "context"})
+    use = planned_cache(spec, whole, plan.context_length, plan.batch_size)
+    cache = None
+    if use.state_bytes != use.ideal_bytes:  # something is paged
+        cache = Uncertainty(memory.ideal_cache_bytes, use.allocated_bytes, _blocks_ground(plan))
+    found = sum_of(
+        [
+            (memory.weights_bytes, None),
+            (memory.cache_bytes, cache),
+            (memory.activations_bytes, of_pass(memory.activations_bytes)),
+            (memory.overhead_bytes, of_overhead()),
+        ]
+    )
+    assert found is not None
+    return found
+
+
+def of_training(memory: TrainingMemory, plan: TrainingPlan) -> Uncertainty:
+    """Of all memory of a training step under a plan: the peak has been measured, the overhead has a range."""
+    held = memory.peak.activations_bytes
+    found = sum_of(
+        [
+            (memory.total_bytes - held - memory.overhead_bytes, None),
+            (held, of_training_activations(held, memory, plan)),
+            (memory.overhead_bytes, of_overhead()),
+        ]
+    )
+    assert found is not None
+    return found
 
 
 def of_pass(value: int) -> Uncertainty:

@@ -18,6 +18,7 @@ from planner import (
     UnsupportedPlan,
     cache_bytes,
     estimate_inference,
+    estimate_training,
     explain,
     explain_block,
     flops,
@@ -28,7 +29,7 @@ from planner.explain import PLAN_OF, QUANTITIES
 from planner.scaling import chinchilla_tokens
 from planner.serving import weights_bytes
 from planner.terms import plain_text
-from planner.uncertainty import STATUSES
+from planner.uncertainty import STATUSES, of_serving, of_training
 from tests.planner.published import DEEPSEEK_V3, GEMMA_2_2B, JAMBA, LLAMA_2_7B, MAMBA_2_130M
 from tests.planner.strategies import specs
 
@@ -128,6 +129,17 @@ def test_bounds_are_what_is_known_from_elsewhere() -> None:
     assert tokens.uncertainty is not None
     assert tokens.uncertainty.low == pytest.approx(min(20 * n, first, second))
     assert tokens.uncertainty.high == pytest.approx(max(21.6 * n, first, second))
+
+
+@pytest.mark.parametrize("spec", [GEMMA_2_2B, DEEPSEEK_V3, JAMBA, MAMBA_2_130M], ids=lambda spec: spec.name)
+def test_estimates_have_the_bounds_of_the_opened_number(spec: ArchitectureSpec) -> None:
+    served = estimate_inference(spec, SERVING).memory
+    assert of_serving(spec, SERVING, served) == explain(spec, "inference_memory", SERVING).uncertainty
+    trained = estimate_training(spec, TRAINING).memory
+    opened = explain(spec, "training_memory", TRAINING).uncertainty
+    own = of_training(trained, TRAINING)
+    assert opened is not None
+    assert (own.low, own.high) == (opened.low, opened.high)
 
 
 def test_the_blocks_of_a_cache_lie_between_its_tensors_and_the_whole_context() -> None:

@@ -58,6 +58,11 @@ def test_serve_and_fit(spec_file: str, capsys: pytest.CaptureFixture[str]) -> No
     served = data_of(capsys, "serve", spec_file, "--set", "weight_format=int8", "--set", "hardware=h100")
     assert served["memory"]["total_bytes"] > served["memory"]["weights_bytes"] > 6e9
     assert served["max_context_length"] > 100_000
+    assert served["uncertainty"]["low"] <= served["memory"]["total_bytes"] <= served["uncertainty"]["high"]
+    assert "overhead: 0.3 to 0.6 GiB" in output_of(capsys, "serve", spec_file)
+    trained = data_of(capsys, "train", spec_file)
+    assert trained["uncertainty"]["low"] < trained["memory"]["total_bytes"] < trained["uncertainty"]["high"]
+    assert "MemTracker" in output_of(capsys, "train", spec_file)
     fitted = data_of(capsys, "fit", spec_file)
     assert {row["device"]: row["fits"] for row in fitted}["h100"] is True
     assert {row["device"]: row["fits"] for row in fitted}["laptop_16gb"] is False
@@ -132,6 +137,27 @@ def data_of_kept(capsys: pytest.CaptureFixture[str], *arguments: str):  # type: 
 def test_export_gives_a_configuration(spec_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = json.loads(output_of(capsys, "export", spec_file))
     assert (config["model_type"], config["num_hidden_layers"]) == ("llama", 32)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["flops", "gpt2", "--sequence-length", "1025"],
+        ["cache", "gpt2", "--context-length", "1025"],
+        ["serve", "gpt2", "--set", "context_length=1025"],
+        ["train", "gpt2", "--set", "sequence_length=1025"],
+        ["compare", "gpt2", "llama-2-7b", "--context-length", "1025", "--sequence-length", "9"],
+    ],
+    ids=" ".join,
+)
+def test_a_sequence_beyond_the_learned_positions_is_said(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GPT-2 has 1,024 positions (Radford et al. 2019)."""
+    assert main(arguments) == 0
+    assert "learned positions end at 1,024" in capsys.readouterr().err
+    assert main([argument.replace("1025", "1024") for argument in arguments]) == 0
+    assert capsys.readouterr().err == ""
 
 
 HUGE = "1" + 200 * "0"
