@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from planner.errors import Problem, UnsupportedArchitecture
-from planner.interop.base import IGNORED_EVERYWHERE, Adapter, refusal, shown
+from planner.interop.base import IGNORED_EVERYWHERE, NEUTRAL_EVERYWHERE, Adapter, is_one_of, refusal, shown
 
 TEXT_KEYS = ("text_config", "llm_config", "language_config")
 DEEPEST = 3
@@ -111,9 +111,16 @@ _ABOUT_IMAGES = frozenset(
         "qk_layernorms_perceiver", "scale_factor", "seconds_per_chunk", "template", "use_image_newline_parameter",
         "use_image_newline", "use_thumbnail", "pad2square", "vocab_list", "window_size", "fuse_method", "perturb_steps",
         "system_message", "candidate_resolutions", "anyres_image_size", "use_cls_token", "use_pixel_shuffle",
+        "adapter_layer_norm_eps", "alignment_intermediate_size", "initializer_factor", "num_channels",
+        "num_query_tokens", "patch_size", "projection_dim", "projection_hidden_size", "projection_layer_norm_eps",
     }
 )  # fmt: skip
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {"use_backbone_lora": (0,), "use_llm_lora": (0,)}
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    **NEUTRAL_EVERYWHERE,
+    "use_backbone_lora": (0,),
+    "use_decoder_only_language_model": (True,),  # BLIP-2 with T5 has False
+    "use_llm_lora": (0,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +184,17 @@ def _inside(
     path = f"{prefix}{key}"
     whole = config.get("model_type")
     if isinstance(whole, str) and whole in NOT_SIZED:
-        raise refusal("model_type", NOT_SIZED[whole], "Size the language model by itself.", "unsupported_model_type")
+        raise refusal(
+            "model_type",
+            f"{shown(whole)}: {NOT_SIZED[whole]}",
+            "Size the language model by itself.",
+            "unsupported_model_type",
+        )
     if made.get("model_type") is None:
         if outer is None:
             raise refusal(
                 f"{path}.model_type",
-                "There is no model_type, so nothing says which language model this is.",
+                f"There is no model_type, so nothing says which language model of {shown(whole)} this is.",
                 "Write the language model's own type there.",
                 "no_model_type",
             )
@@ -230,7 +242,7 @@ def _judge(config: Mapping[str, Any], key: str, text: Mapping[str, Any], adapter
     for name, value in config.items():
         if name == key or name == "tie_word_embeddings" or name in IGNORED_EVERYWHERE or _is_beside(name):
             continue
-        if name in _NEUTRAL and value in _NEUTRAL[name]:
+        if is_one_of(value, _NEUTRAL.get(name, ())):
             continue
         if adapter.reads(name) or name in adapter.ignored:
             # A copy for the convenience of readers; transformers reads the inner one.
@@ -249,7 +261,8 @@ def _judge(config: Mapping[str, Any], key: str, text: Mapping[str, Any], adapter
         problems.append(
             Problem(
                 name,
-                "This field is not known beside a language model, and it might change its size.",
+                f"This field of {shown(config.get('model_type'))} is not known beside a language model, and it might "
+                "change its size.",
                 "Remove it if it does not change the language model.",
                 "unknown_field",
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.interop import decoders, layouts
-from planner.interop.base import LayoutRule, Reader, refusal, rules, shown
+from planner.interop.base import LayoutRule, Reader, positive, refusal, rules, shown
 
 AS_WIDE = ("block_dim", "conv_dim", "conv_dim_out")
 """Fields of published files that transformers leaves unread, having only models where they are ``hidden_size``."""
@@ -22,7 +22,8 @@ def _feed_forward_width(reader: Reader) -> int:
     width = int(2 * width / 3)
     if reader.value("block_ffn_dim_multiplier") is not None:
         multiple = reader.integer("block_multiple_of")
-        width = multiple * -(-int(reader.number("block_ffn_dim_multiplier") * width) // multiple)
+        widened = positive("block_ffn_dim_multiplier", reader.number("block_ffn_dim_multiplier") * width)
+        width = multiple * -(-int(widened) // multiple)
     if width < 1:
         raise refusal("intermediate_size", "Two thirds of it leave no channel.", "Write at least 2.", "too_small")
     return width
