@@ -54,9 +54,9 @@ def measure(spec: ArchitectureSpec, kernels: Any) -> dict[str, Any]:
     plan = BenchmarkPlan(
         batch_size=4,
         sequence_length=4096,
-        decode_tokens=16,
+        decode_tokens=2,
         parameter_budget=None,
-        max_repetitions=30,
+        max_repetitions=12,
         precision="bf16_autocast",
         kernels=kernels,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
 from typing import Any
 
 import streamlit as st
@@ -12,6 +14,7 @@ from planner.plans import KernelsPlan
 from runners.engines import client
 
 STARTER = "tiny-hybrid"
+TIMINGS = pathlib.Path(__file__).parent.parent / "assets" / "gpu-timings.json"
 
 
 def main() -> None:
@@ -29,12 +32,30 @@ def main() -> None:
             "memory and tensor-core instructions are read from what the compiler made. No GPU is needed.",
             key="no-report",
         )
+        timings()
         return
     entries = results[0].values["kernels"]
     chrome.note(f"{job_view.environment_line(results[0].environment)} · nothing here was run on a GPU")
     for kernel in dict.fromkeys(entry["kernel"] for entry in entries):
         with chrome.panel(kernel.replace("_", " "), key=f"kernel-{kernel}"):
             chrome.html(table([entry for entry in entries if entry["kernel"] == kernel]))
+    timings()
+
+
+def timings() -> None:
+    """What the kernels' benchmark wrote on a GPU, beside PyTorch's own kernels in the same run."""
+    measured = json.loads(TIMINGS.read_text(encoding="utf-8"))
+    made = measured["environment"]
+    with chrome.panel(f"Timed on one {made['device']}", key="kernel-timings"):
+        chrome.note(f"PyTorch {made['torch']}, Triton {made['triton']}, bf16, forward · {made['date'][:10]}")
+        head = "".join(f"<th>{name}</th>" for name in ("", "case", "PyTorch", "Triton", "times as fast"))
+        body = "".join(
+            f"<tr><td>{chrome.escape(row['kernel'].replace('_', ' '))}</td><td>{chrome.escape(row['case'])}</td>"
+            f'<td class="fig">{row["eager_milliseconds"]:.3f} ms</td>'
+            f'<td class="fig">{row["triton_milliseconds"]:.3f} ms</td><td class="fig">{row["ratio"]:.2f}</td></tr>'
+            for row in measured["kernels"]
+        )
+        chrome.html(f'<table class="pl-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
 
 
 def dispatch(store: Store) -> None:

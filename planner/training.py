@@ -11,7 +11,8 @@ one it lies inside the backward pass, where gradients appear, saved tensors go, 
 needs room of its own. Gradients that stay allocated (accumulation, or master weights) are there throughout; else
 PyTorch frees them between steps. The optimizer is taken to be fused: it needs no room of its own. On small models of
 every component the total less the overhead is within 7% of the peak that MemTracker reports, and equal to it where
-the loss decides.
+the loss decides. Against CUDA's allocator (an H200, models of 0.2 to 0.6 billion parameters) it is within 4%, but up to
+9% low where grouped queries meet a window or fp32: CUDA's fused attention then needs keys repeated for every head.
 """
 
 from __future__ import annotations

@@ -10,28 +10,37 @@ import functools
 import json
 import statistics
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
 from runners.kernels.registry import KERNELS
 
-WARMUPS, REPETITIONS = 20, 100
+WARMUPS, ROUNDS = 5, 20
+ROUND_MILLISECONDS = 10.0
 
 
-def _milliseconds(call: Any) -> float:
+def _elapsed(call: Callable[[], object]) -> float:
+    started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    started.record()
+    call()
+    ended.record()
+    torch.cuda.synchronize()
+    return started.elapsed_time(ended)
+
+
+@torch.no_grad()
+def milliseconds(call: Callable[[], object]) -> float:
+    """The GPU's own time of one call: recorded calls are replayed, since launching a short one takes Python longer."""
     for _ in range(WARMUPS):
         call()
-    times = []
-    for _ in range(REPETITIONS):
-        started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        started.record()
-        call()
-        ended.record()
-        torch.cuda.synchronize()
-        times.append(started.elapsed_time(ended))
-    return statistics.median(times)
+    calls = max(1, round(ROUND_MILLISECONDS / max(_elapsed(call), 1e-3)))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            call()
+    graph.replay()
+    return statistics.median(_elapsed(graph.replay) for _ in range(ROUNDS)) / calls
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         for case in kernel.benchmark_cases():
             inputs = case.make(device)
             calls = {name: functools.partial(case.call, name, inputs) for name in ("eager", "triton")}
-            times = {name: _milliseconds(call) for name, call in calls.items()}
+            times = {name: milliseconds(call) for name, call in calls.items()}
             rows.append(
                 {
                     "kernel": kernel.name,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runners.kernels.causal_attention import dot_product_attention
 from runners.models.context import Kernels
 
 
@@ -87,10 +88,7 @@ def attend(
         return attend(query, key, _widened(value, missing), mask, scores, kernels)[..., :-missing]
     if missing < 0:
         query, key = _widened(query, -missing), _widened(key, -missing)
-    grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scores.scale, enable_gqa=grouped
-    )
+    return dot_product_attention(query, key, value, scores.scale, mask)
 
 
 def _plain(
