@@ -189,8 +189,21 @@ def worker_banner(store: Store) -> None:
         if not status.alive:
             html(
                 '<div class="pl-banner" role="status"><b>No worker is running.</b> Jobs wait in the queue until one '
-                f"is started: <code>{escape(status.how_to_start)}</code></div>"
+                f"is started: {_commands(status.how_to_start)}</div>"
             )
+
+
+def _commands(text: str) -> str:
+    """HTML of ``make app starts one; alone: …``, the commands in it set as such."""
+    ways = []
+    for way in text.split("; "):
+        before, colon, command = way.rpartition(": ")
+        if not colon:
+            command, _, after = way.partition(" starts")
+            ways.append(f"<code>{escape(command)}</code>{escape(f' starts{after}' if after else '')}")
+        else:
+            ways.append(f"{escape(before)}{colon}<code>{escape(command)}</code>")
+    return "; ".join(ways)
 
 
 def page_exists(name: str) -> bool:

@@ -84,7 +84,7 @@ def treemap(shares: Sequence[TensorShare], height: int = 360) -> dict[str, Any]:
         "layout": {
             **_layout(palette, height),
             "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
-            "uniformtext": {"minsize": 10, "mode": "hide"},
+            "uniformtext": {"minsize": 11, "mode": "hide"},
         },
     }
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import streamlit as st
 from pydantic import BaseModel, ValidationError
 
-from pages.widgets import chrome
+from pages.widgets import chrome, words
 from pages.widgets.component import BrowserComponent
 from planner import Problem
 
@@ -227,7 +227,15 @@ def _input(view: FieldView, value: Any, form: Form, key: str) -> None:
     elif view.kind == "choice":
         options = (["none"] if view.optional else []) + list(view.choices)
         index = options.index("none" if value is None else value)
-        st.selectbox(view.label, options, index=index, on_change=_taken, args=(view, form, key), **common)
+        st.selectbox(
+            view.label,
+            options,
+            index=index,
+            format_func=words.setting,
+            on_change=_taken,
+            args=(view, form, key),
+            **common,
+        )
     else:
         if key not in st.session_state:
             st.session_state[key] = text_of(value)

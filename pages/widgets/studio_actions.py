@@ -166,10 +166,12 @@ def _job_menu(draft: Draft, kind: str) -> None:
     except PlannerError as error:
         chrome.error(error)
         return
+    size = figures.disk(estimate.disk_bytes)
+    disk = f'<tr><td>Disk</td><td class="fig">{size}</td></tr>' if estimate.disk_bytes else ""
     chrome.html(
         '<table class="pl-table">'
         f'<tr><td>Takes about</td><td class="fig">{figures.duration(estimate.seconds)}</td></tr>'
-        f'<tr><td>Disk</td><td class="fig">{figures.disk(estimate.disk_bytes)}</td></tr>'
+        f"{disk}"
         f'<tr><td>Memory</td><td class="fig">{figures.memory(estimate.memory_bytes)}</td></tr></table>'
     )
     chrome.note(f"Approximated: {estimate.basis}.")

@@ -6,6 +6,7 @@ there and nowhere else.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -24,7 +25,8 @@ _FIGURES = {"bytes": figures.memory, "FLOPs": figures.flops, "FLOPs a token": fi
 _ALSO = {"flops_forward": ("flops_forward", "flops_training")}
 _TITLES = {"flops_forward": "Forward", "flops_training": "Training"}
 DEEPEST = 2
-LONGEST_FORMULA = 420
+LONGEST_FORMULA = 96
+"""Characters of a formula as it is read, beyond which it would not stand on one line."""
 LONGEST_CELL = 150
 
 
@@ -76,7 +78,7 @@ def show(term: Any, measured: Sequence[Check] = ()) -> None:
         chrome.note(_uncertainty(term))
     checks.show(measured)
     latex = term.latex
-    if len(latex) <= LONGEST_FORMULA:
+    if _read(latex) <= LONGEST_FORMULA:
         with st.container(key=f"formula-{term.name.replace(' ', '-')}"):
             st.latex(latex)
     else:
@@ -131,6 +133,13 @@ def _mark(term: Any) -> str:
         return ""
     hover = chrome.escape("" if term.uncertainty is None else _uncertainty(term))
     return f'<span title="{hover}">{chrome.status_glyph(term.status)}</span> '
+
+
+def _read(latex: str) -> int:
+    """How many characters of a formula are seen: commands are one, braces and scripts' signs none."""
+    seen = re.sub(r"\\(left|right|,|;|operatorname)", "", latex)
+    seen = re.sub(r"\\[a-zA-Z]+", "x", seen)
+    return len(re.sub(r"[{}^_\\\s]", "", seen))
 
 
 def _formula(term: Any) -> str:
