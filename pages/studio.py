@@ -158,8 +158,12 @@ def paints() -> list[Paint]:
 
 def paint_label(kind: str) -> str:
     """A short name for a chip."""
-    short = {"moe": "MoE", "latent_attention": "Latent"}
-    return short[kind] if kind in short else words.kind_label(kind)
+    if kind == "moe":
+        return "MoE"
+    label = words.kind_label(kind)
+    for ending in (" attention", " net", " mixers"):
+        label = label.removesuffix(ending)
+    return label
 
 
 def paint(draft: Draft, name: str, layers: tuple[int, ...]) -> None:

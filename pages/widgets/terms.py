@@ -25,7 +25,7 @@ _FIGURES = {"bytes": figures.memory, "FLOPs": figures.flops, "FLOPs a token": fi
 _ALSO = {"flops_forward": ("flops_forward", "flops_training")}
 _TITLES = {"flops_forward": "Forward", "flops_training": "Training"}
 DEEPEST = 2
-LONGEST_FORMULA = 96
+LONGEST_FORMULA = 78
 """Characters of a formula as it is read, beyond which it would not stand on one line."""
 LONGEST_CELL = 150
 
