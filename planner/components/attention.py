@@ -107,6 +107,9 @@ class Attention(Component):
     """Factor on the values (MiMo-V2)."""
     output_gate: Literal["elementwise", "headwise"] | None = None
     """A sigmoid of a projection of the input multiplies the mixed values: one a channel, or one a head."""
+    output_gate_activation: Literal["sigmoid", "softplus"] = "sigmoid"
+    sub_norm: bool = False
+    """An RMSNorm over all heads' mixed values, before the output projection (SubLN; arXiv:2210.06423)."""
     output_bias: bool = False
     sinks: bool = False
     """A learned logit a query head stands in the softmax beside the scores, and leads to no value."""
@@ -146,6 +149,13 @@ class Attention(Component):
                 f"{self.rope_share} of {self.head_dim} channels is no even number of channels to rotate.",
                 f"Choose a multiple of {2 / self.head_dim:g}.",
                 "odd_rotation",
+            )
+        if self.output_gate_activation != "sigmoid" and self.output_gate is None:
+            refuse(
+                "output_gate_activation",
+                "There is no gate.",
+                "Set output_gate, or remove output_gate_activation.",
+                "no_output_gate",
             )
         self._check_query_key_norm()
         return self
@@ -277,6 +287,8 @@ class Attention(Component):
             yield from linear("gate_proj", self.component, self._gates(), hidden_size, bias)
         mixed = self.num_attention_heads * self._value_dim
         yield from linear("o_proj", self.component, hidden_size, mixed, self.output_bias)
+        if self.sub_norm:
+            yield Tensor("sub_norm.weight", (mixed,), self.component)
         if self.query_key_norm is not None and self.query_key_norm_weight:
             yield from self._norm_tensors("q_norm", self.num_attention_heads)
             if not self.shares_key_values:
@@ -334,7 +346,12 @@ class Attention(Component):
             yield SavedTensor("mask", square, "bool" if self.recomputes_scores else "compute")
         if self.output_gate is not None:
             yield SavedTensor("output gate", tokens * self._gates())
+            if self.output_gate_activation == "softplus":
+                yield SavedTensor("output gate before its activation", tokens * self._gates())
             yield SavedTensor("gated output", tokens * self.num_attention_heads * self._value_dim)
+        if self.sub_norm:
+            yield SavedTensor("inverse deviation of the mixed values", tokens, "float32")
+            yield SavedTensor("normalized mixed values", tokens * self.num_attention_heads * self._value_dim)
 
     def _saved_by_the_kernel(self, tokens: Quantity) -> Iterator[SavedTensor]:
         heads, key_heads, shares = self.num_attention_heads, self.num_key_value_heads, self.shares_key_values

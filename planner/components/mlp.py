@@ -105,6 +105,8 @@ class MLP(Component):
     """Factor on the gate before its activation (Falcon-H1)."""
     output_multiplier: float | None = Field(default=None, gt=0)
     """Factor on the output."""
+    sub_norm: bool = False
+    """An RMSNorm before the down projection (SubLN; arXiv:2210.06423)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -127,6 +129,8 @@ class MLP(Component):
         if self.activation == "xielu":
             yield Tensor("xielu.alpha_p", (1,), self.component)
             yield Tensor("xielu.alpha_n", (1,), self.component)
+        if self.sub_norm:
+            yield Tensor("sub_norm.weight", (self.intermediate_size,), self.component)
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
@@ -141,3 +145,6 @@ class MLP(Component):
         tokens = batch_size * sequence_length
         yield SavedTensor("input", tokens * hidden_size)
         yield from saved_inside(self.activation, self.gated, tokens, self.intermediate_size)
+        if self.sub_norm:
+            yield SavedTensor("inverse deviation of what was activated", tokens, "float32")
+            yield SavedTensor("normalized", tokens * self.intermediate_size)

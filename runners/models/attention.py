@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ import planner.components as components
 from runners.kernels.causal_attention import LARGEST_HEAD_DIM, triton_causal_attention
 from runners.kernels.choice import takes_triton
 from runners.models.context import BuildContext, in_compute_type
+from runners.models.norms import inner_norm
 from runners.models.query_key_norm import QueryKeyNorm
 from runners.models.rotary import Rotation, rotate_from
 from runners.models.scores import Scores, attend, linear_slopes, visible
@@ -55,6 +58,26 @@ def rotation_of(component: components.Attention | components.LatentAttention, co
     return Rotation(component.rotary_dim, theta, component.rope_scaling or context.rope_scaling)
 
 
+class _SoftplusFunction(torch.autograd.Function):
+    """Saves its input in its own type; autocast would widen it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.nn.functional.softplus(x if x.dtype == torch.float64 else x.float()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradients[0] * torch.sigmoid(x)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))``, computed in fp32 (or fp64) and returned in ``x``'s type."""
+    result: Tensor = _SoftplusFunction.apply(x)
+    return result
+
+
 class Attention(nn.Module):
     """Multi-head, grouped-query or multi-query attention over x (batch, positions, hidden_size)."""
 
@@ -74,6 +97,8 @@ class Attention(nn.Module):
             gates = heads * (self.value_dim if component.output_gate == "elementwise" else 1)
             self.gate_proj = nn.Linear(hidden, gates, bias=bias)
         self.o_proj = nn.Linear(heads * self.value_dim, hidden, bias=component.output_bias)
+        if component.sub_norm:
+            self.sub_norm = inner_norm(context, heads * self.value_dim)
         if component.query_key_norm is not None:
             self.q_norm = QueryKeyNorm(component, heads, context)
             if not component.shares_key_values:
@@ -119,9 +144,11 @@ class Attention(nn.Module):
             mask = visible(positions, key_positions, component.sliding_window, component.dilation, reach[1])
         mixed = self._mixed(query, key, value, mask).transpose(1, 2)
         if component.output_gate is not None:
-            gate = torch.sigmoid(self.gate_proj(x)).view(batch, length, component.num_attention_heads, -1)
-            mixed = mixed * gate
-        return self.o_proj(mixed.reshape(batch, length, -1).contiguous())
+            scores = self.gate_proj(x)
+            gate = torch.sigmoid(scores) if component.output_gate_activation == "sigmoid" else softplus(scores)
+            mixed = mixed * gate.view(batch, length, component.num_attention_heads, -1)
+        mixed = mixed.reshape(batch, length, -1).contiguous()
+        return self.o_proj(self.sub_norm(mixed) if component.sub_norm else mixed)
 
     def _placed(self, projected: Tensor, heads: int, norm: QueryKeyNorm | None, start: int) -> Tensor:
         """Queries or keys (batch, heads, positions, head_dim) from their projection: normalized, clamped, rotated."""

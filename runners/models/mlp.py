@@ -14,6 +14,7 @@ from planner.components.mlp import Activation, MLPActivation
 from runners.kernels.choice import takes_triton
 from runners.kernels.swiglu import triton_swiglu
 from runners.models.context import BuildContext, Kernels, in_compute_type
+from runners.models.norms import RMSNorm, inner_norm
 
 CLAMP, STEEPNESS = 7.0, 1.702
 """Of GPT-OSS's SwiGLU."""
@@ -186,6 +187,7 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(hidden_size, width, bias=bias) if gated else None
         self.up_proj = nn.Linear(hidden_size, width, bias=bias)
         self.down_proj = nn.Linear(width, hidden_size, bias=bias)
+        self.sub_norm: RMSNorm | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mixed(in_compute_type(x))
@@ -195,11 +197,12 @@ class FeedForward(nn.Module):
         if self.gate_proj is None:
             up = self.up_proj(x)
             up = activated(up, self.activation, self.kernels) if self.xielu is None else self.xielu(up)
-            mixed: Tensor = self.down_proj(up)
+            mixed: Tensor = self.down_proj(up if self.sub_norm is None else self.sub_norm(up))
             return mixed
         gate = self.gate_proj(x)
         gate = gate if gate_multiplier is None else gate * gate_multiplier
-        mixed = self.down_proj(gated(gate, self.up_proj(x), self.activation, self.kernels))
+        up = gated(gate, self.up_proj(x), self.activation, self.kernels)
+        mixed = self.down_proj(up if self.sub_norm is None else self.sub_norm(up))
         return mixed
 
 
@@ -216,6 +219,8 @@ class MLP(FeedForward):
             context.kernels,
         )
         self.gate_multiplier, self.output_multiplier = component.gate_multiplier, component.output_multiplier
+        if component.sub_norm:
+            self.sub_norm = inner_norm(context, component.intermediate_size)
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = self.mixed(in_compute_type(x), self.gate_multiplier)

@@ -23,6 +23,7 @@ def _attention() -> st.SearchStrategy[dict[str, Any]]:
             "query_key_value_clip": draw(st.sampled_from([None, 8.0])),
             "output_gate": draw(st.sampled_from([None, "elementwise", "headwise"])),
             "value_multiplier": draw(st.sampled_from([None, 0.7])),
+            "sub_norm": draw(st.booleans()),
             "output_bias": draw(st.booleans()),
             "sinks": draw(st.booleans()),
         }

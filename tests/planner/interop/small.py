@@ -82,6 +82,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "gptj": {"rotary_dim": 4},
     "opt": {"ffn_dim": 48},
+    "laguna": {"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"] * 2},
     "afmoe": {"sliding_window": 16, "global_attn_every_n_layers": 2},
     "cohere2_moe": {"sliding_window": 16, "sliding_window_pattern": 2, "num_shared_experts": 1},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2},

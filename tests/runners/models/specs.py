@@ -43,6 +43,13 @@ def query_key_norms(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+OUTPUT_GATES = [
+    {"output_gate": kind, "output_gate_activation": activation}
+    for kind in ("elementwise", "headwise")
+    for activation in ("sigmoid", "softplus")
+]
+
+
 @st.composite
 def attentions(draw: st.DrawFn) -> dict[str, Any]:
     heads = draw(st.sampled_from([1, 2, 4]))
@@ -52,7 +59,8 @@ def attentions(draw: st.DrawFn) -> dict[str, Any]:
         "value_head_dim": draw(st.sampled_from([None, None, 6, 12])),
         "attention_chunk_size": draw(st.sampled_from([None, 1, 4])) if window is None else None,
         "query_key_value_clip": draw(st.sampled_from([None, None, 0.02])),
-        "output_gate": draw(st.sampled_from([None, None, "elementwise", "headwise"])),
+        **draw(st.sampled_from([{}, *OUTPUT_GATES])),
+        "sub_norm": draw(st.booleans()),
         "value_multiplier": draw(st.sampled_from([None, None, 0.7])),
         "sinks": draw(st.sampled_from([False, False, True])),
         "kind": "attention",
@@ -195,6 +203,7 @@ def mlps(draw: st.DrawFn) -> dict[str, Any]:
         "activation": draw(activations(gated) if gated or draw(st.integers(0, 4)) else st.just("xielu")),
         "gate_multiplier": draw(st.sampled_from([None, None, 0.7])) if gated else None,
         "output_multiplier": draw(st.sampled_from([None, None, 0.4])),
+        "sub_norm": draw(st.booleans()),
     }
 
 

@@ -145,9 +145,14 @@ def reference(
             for j, share in odds.items():
                 mixed[i, head] += share / total * value[j, source]
     if component.output_gate is not None:
-        gate = 1 / (1 + np.exp(-project("gate_proj", heads)))
-        mixed = mixed * gate
-    output = mixed.reshape(length, -1) @ weights["o_proj.weight"].T + weights.get("o_proj.bias", 0.0)
+        scores = project("gate_proj", heads)
+        is_sigmoid = component.output_gate_activation == "sigmoid"
+        mixed = mixed * (1 / (1 + np.exp(-scores)) if is_sigmoid else np.log1p(np.exp(scores)))
+    flat = mixed.reshape(length, -1)
+    if component.sub_norm:
+        flat = flat / np.sqrt((flat**2).mean(-1, keepdims=True) + made.norm.epsilon)
+        flat = flat * (weights["sub_norm.weight"] + (1.0 if made.norm.zero_centered else 0.0))
+    output = flat @ weights["o_proj.weight"].T + weights.get("o_proj.bias", 0.0)
     return output, (key, value)
 
 

@@ -133,6 +133,8 @@ def test_an_mlp_is_its_formula(fields: dict[str, Any]) -> None:
     else:
         gate = project("gate_proj", x) * (fields["gate_multiplier"] or 1.0) if fields["gated"] else up
         mixed = between(fields["activation"], gate, up if fields["gated"] else None)
+    if fields["sub_norm"]:
+        mixed = mlp.sub_norm.weight * mixed / torch.sqrt((mixed**2).mean(-1, keepdim=True) + 1e-6)
     torch.testing.assert_close(mlp(x), project("down_proj", mixed) * (fields["output_multiplier"] or 1.0))
 
 

@@ -258,6 +258,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mimo_v2_flash": {**DECODER, **ROUTED, "num_hidden_layers": 3, "head_dim": 12, "v_head_dim": 6}
     | {"sliding_window": 6, "attention_bias": True}
     | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+    "bitnet": {**DECODER, "attention_bias": True},
+    "laguna": {**DECODER, "num_hidden_layers": 3, "head_dim": 8, "num_experts": 6, "num_experts_per_tok": 2}
+    | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"], "sliding_window": 6}
+    | {"num_attention_heads_per_layer": [4, 2, 6], "moe_intermediate_size": 16, "moe_routed_scaling_factor": 1.5}
+    | {"shared_expert_intermediate_size": 24, "gating": "per-element"},
     "nemotron": {**DECODER, "attention_bias": True, "mlp_bias": True},
     "mamba2": {
         **COMMON,
