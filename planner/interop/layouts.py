@@ -224,6 +224,15 @@ def model(
     }
 
 
+LATENT_EPSILON = 1e-6
+"""That of the latents' norms in DeepSeek's families, whatever the configuration says of the others."""
+
+
+def latent_epsilon(reader: Reader) -> float | None:
+    """Epsilon of the latents' norms, where it is not that of the others."""
+    return None if reader.number("rms_norm_eps") == LATENT_EPSILON else LATENT_EPSILON
+
+
 def latent_attention(reader: Reader, **extra: Any) -> dict[str, Any]:
     """Latent attention by DeepSeek's names of its fields, as plain data."""
     if "v_head_dim" not in extra:

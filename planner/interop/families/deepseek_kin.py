@@ -14,13 +14,10 @@ from planner.interop import decoders, layouts
 from planner.interop.base import Adapter, Reader, refusal, rules
 from planner.interop.families.glm import GLM4_MOE
 
-LATENT_EPSILON = 1e-6
-"""That of the latents' norms, whatever the configuration says of the others."""
-
 
 def _latent(reader: Reader, **extra: Any) -> dict[str, Any]:
     """Latent attention, whose latents' norms have an epsilon of their own."""
-    return layouts.latent_attention(reader, latent_norm_epsilon=LATENT_EPSILON, **extra)
+    return layouts.latent_attention(reader, latent_norm_epsilon=layouts.latent_epsilon(reader), **extra)
 
 
 def _dots1(reader: Reader) -> dict[str, Any]:

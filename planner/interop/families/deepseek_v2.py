@@ -43,7 +43,8 @@ def _build(reader: Reader) -> dict[str, Any]:
         **_groups(reader),
     }
     dense = decoders.gated_mlp(reader, bias=bias)
-    first, mixer = reader.integer("first_k_dense_replace", least=0), layouts.latent_attention(reader)
+    first = reader.integer("first_k_dense_replace", least=0)
+    mixer = layouts.latent_attention(reader, latent_norm_epsilon=layouts.latent_epsilon(reader))
     layers = [
         {"sequence_mixer": mixer, "channel_mixer": mixture if index >= first else dense}
         for index in range(reader.integer("num_hidden_layers"))

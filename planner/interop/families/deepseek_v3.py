@@ -13,6 +13,7 @@ def _build(reader: Reader) -> dict[str, Any]:
     mixer = {
         "kind": "latent_attention",
         "softmax_scale": decoders.latent_scale(reader),
+        "latent_norm_epsilon": layouts.latent_epsilon(reader),
         "num_attention_heads": heads,
         "q_lora_rank": reader.optional_integer("q_lora_rank"),
         "kv_lora_rank": reader.integer("kv_lora_rank"),

@@ -113,6 +113,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
     "deepseek_v3": {
         **DECODER,
+        "rms_norm_eps": 0.1,
         "num_key_value_heads": 4,
         "moe_intermediate_size": 16,
         "n_routed_experts": 8,
@@ -139,6 +140,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "starcoder2": {**DECODER, "sliding_window": 6},
     "deepseek_v2": {
         **DECODER,
+        "rms_norm_eps": 0.1,
         "num_key_value_heads": 4,
         "moe_intermediate_size": 16,
         "n_routed_experts": 8,
@@ -231,8 +233,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"shared_expert_intermediate_size": 24, "rope_parameters": {"rope_theta": 100.0, "mrope_section": [1, 1, 0]}},
     "dots1": {**DECODER, **ROUTED, "n_shared_experts": 2, "first_k_dense_replace": 1, "attention_bias": True}
     | {"sliding_window": 6, "max_window_layers": 1},
-    "glm4_moe_lite": {**DECODER, **ROUTED, **LATENT, "attention_bias": True},
-    "minicpm3": {**DECODER, **LATENT, "mlp_bias": True, "dim_model_base": 16},
+    "glm4_moe_lite": {**DECODER, **ROUTED, **LATENT, "attention_bias": True, "rms_norm_eps": 0.1},
+    "minicpm3": {**DECODER, **LATENT, "rms_norm_eps": 0.1, "mlp_bias": True, "dim_model_base": 16},
     "sarvam_mla": {**DECODER, **ROUTED, **LATENT, "q_lora_rank": None},
     "sarvam_moe": {**DECODER, **ROUTED, "head_dim": 8, "attention_bias": True, "pad_token_id": None},
     "solar_open": {**DECODER, **ROUTED, "head_dim": 8, "attention_bias": True},
