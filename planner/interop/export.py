@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from planner.components import Attention
+from planner.components import Component
 from planner.errors import PlannerError, UnsupportedArchitecture
 from planner.interop import ADAPTERS
 from planner.interop.base import ACTIVATIONS, Adapter
@@ -32,7 +32,9 @@ ROUNDS = 4
 KINDRED: Mapping[str, tuple[str, ...]] = {
     "activation_function": ("activation",),
     "attention_multiplier": ("softmax_scale",),
+    "attention_window_size": ("sliding_window",),
     "attn_logit_softcapping": ("logit_softcap",),
+    "conv1d_width": ("conv_kernel",),
     "conv_kernel": ("conv_kernel",),
     "d_model": ("hidden_size",),
     "embedding_multiplier": ("embedding_scale",),
@@ -41,6 +43,14 @@ KINDRED: Mapping[str, tuple[str, ...]] = {
     "hidden_activation": ("activation",),
     "layer_norm_eps": ("epsilon",),
     "layer_norm_epsilon": ("epsilon",),
+    "linear_allow_neg_eigval": ("negative_eigenvalues",),
+    "linear_conv_kernel_dim": ("conv_kernel",),
+    "linear_key_head_dim": ("key_head_dim",),
+    "linear_num_key_heads": ("num_key_heads",),
+    "linear_num_value_heads": ("num_value_heads",),
+    "linear_value_head_dim": ("value_head_dim",),
+    "logits_soft_cap": ("final_logit_softcap",),
+    "lru_width": ("rg_lru.width",),
     "mamba_act": ("activation",),
     "mamba_chunk_size": ("chunk_size",),
     "mamba_conv_bias": ("use_conv_bias",),
@@ -102,18 +112,13 @@ def to_huggingface(spec: ArchitectureSpec, model_type: str | None = None) -> dic
     for order, name in enumerate(names):
         # A class's own padding token may lie outside the vocabulary, and a specification knows no tokens.
         config = {"model_type": name, "pad_token_id": None, **target.seeds(ADAPTERS[name])}
-        distance = target.distance(config)
+        config, distance = _patterned(target, config)
         if distance == 0:
             return target.written(config)
         if distance == float("inf"):
             # Seeds may contradict each other: begin from the family's own values and take over what helps.
             config = {name: value for name, value in config.items() if name in BEGINNING}
-            distance = target.distance(config)
-        for field in ADAPTERS[name].defaults:
-            for value in target.by_layer(field):  # which layer is what comes first: it decides which fields count
-                patterned = target.distance({**config, field: value})
-                if patterned < distance:
-                    config, distance = {**config, field: value}, patterned
+            config, distance = _patterned(target, config)
         near.append((distance, order, config))
     for _, _, config in sorted(near, key=lambda entry: entry[:2])[:TRIED]:
         found = _search(target, config)
@@ -127,6 +132,17 @@ def to_huggingface(spec: ArchitectureSpec, model_type: str | None = None) -> dic
         remedy="Export it as YAML or JSON instead.",
         code="no_family",
     )
+
+
+def _patterned(target: _Target, config: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    """The configuration with each layer what it is: that comes first, since it decides which fields count."""
+    distance = target.distance(config)
+    for field in ADAPTERS[config["model_type"]].defaults if distance else ():
+        for value in target.by_layer(field):
+            patterned = target.distance({**config, field: value})
+            if patterned < distance:
+                config, distance = {**config, field: value}, patterned
+    return config, distance
 
 
 def _in_order(target: _Target) -> list[str]:
@@ -192,10 +208,13 @@ class _Target:
                         for name, value in part.model_dump(mode="json").items():
                             self._hold(name, value)
                             self._hold(f"{getattr(part, 'kind', '')}.{name}", value)
-                        if isinstance(part, Attention):
-                            self._hold("rotary_dim", part.rotary_dim)
+                        for name, value in _derived(part):
+                            self._hold(name, value)
+                            self._hold(f"{getattr(part, 'kind', '')}.{name}", value)
         values = [value for found in self.held.values() for value in found]
         self.wholes = sorted({v for v in values if isinstance(v, int) and not isinstance(v, bool)} | set(SMALL))
+        # Some families write an MLP's width twice as large as it is.
+        self.wholes += sorted({2 * v for v in self.wholes} - set(self.wholes))
         ratios = {a // b for a, b in itertools.product(self.wholes, repeat=2) if b and not a % b and a // b <= 64}
         self.wholes += sorted(ratios - set(self.wholes))
         reals = {float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)}
@@ -253,16 +272,17 @@ class _Target:
         windows = [getattr(mixer, "sliding_window", None) for mixer in sequence]
         chunks = [getattr(mixer, "attention_chunk_size", None) for mixer in sequence]
         rotated = [int(getattr(mixer, "rope_share", 1.0) > 0) for mixer in sequence]
-        if name in ("layer_types", "layers_block_type"):
+        if name in ("layer_types", "layers_block_type", "block_types"):
             words = [
                 "sliding_attention" if window else "chunked_attention" if chunk else "full_attention"
                 for window, chunk in zip(windows, chunks, strict=True)
             ]
-            lists = [words]
-            for attention in ("full_attention", "attention"):
-                for other in ("linear_attention", "mamba", "conv", "recurrent"):
-                    lists.append([attention if attend else other for attend in attends])
-            return lists
+            others = ("linear_attention", "mamba", "conv", "recurrent") if not all(attends) else ("",)
+            return [
+                [word if attend else other for word, attend in zip(kinds, attends, strict=True)]
+                for kinds in (words, ["attention"] * len(words))
+                for other in others
+            ]
         if name == "mlp_layer_types":
             return [["sparse" if one else "dense" for one in sparse]]
         if name == "hybrid_override_pattern":
@@ -321,6 +341,16 @@ class _Target:
             if says_nothing and default is not config and self.distance(fewer) == 0:
                 kept = fewer
         return kept
+
+
+def _derived(part: Component) -> Iterator[tuple[str, int]]:
+    """Whole numbers that a block derives from its fields: its rotated channels, for one."""
+    for kind in type(part).__mro__:
+        for name, attribute in vars(kind).items():
+            if isinstance(attribute, property) and kind.__module__.startswith("planner.components."):
+                value = getattr(part, name)
+                if type(value) is int:
+                    yield name, value
 
 
 def _as_written(name: str, value: Any, default: Any) -> list[Any]:
