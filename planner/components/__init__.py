@@ -7,6 +7,7 @@ from pydantic import Field
 from planner.components.attention import Attention
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor
 from planner.components.gated_delta_net import GatedDeltaNet
+from planner.components.kimi_delta_attention import KimiDeltaAttention
 from planner.components.latent_attention import LatentAttention
 from planner.components.lightning_attention import LightningAttention
 from planner.components.mamba1 import Mamba1
@@ -18,7 +19,17 @@ from planner.components.parallel_mixers import ParallelMixers
 from planner.components.rg_lru import RGLRU
 from planner.components.short_convolution import ShortConvolution
 
-_Single = Attention | GatedDeltaNet | LatentAttention | LightningAttention | Mamba1 | Mamba2 | RGLRU | ShortConvolution
+_Single = (
+    Attention
+    | GatedDeltaNet
+    | KimiDeltaAttention
+    | LatentAttention
+    | LightningAttention
+    | Mamba1
+    | Mamba2
+    | RGLRU
+    | ShortConvolution
+)
 SingleMixer = Annotated[_Single, Field(discriminator="kind")]
 SequenceMixer = Annotated[_Single | ParallelMixers, Field(discriminator="kind")]
 ParallelMixers.model_rebuild(_types_namespace={"SingleMixer": SingleMixer})
@@ -38,6 +49,7 @@ __all__ = [
     "ChannelMixer",
     "Component",
     "GatedDeltaNet",
+    "KimiDeltaAttention",
     "LatentAttention",
     "LayerNorm",
     "LightningAttention",

@@ -142,23 +142,23 @@ def attention(reader: Reader, **extra: Any) -> dict[str, Any]:
     }
 
 
-def expert_groups(reader: Reader) -> dict[str, Any]:
-    """The groups that experts are chosen by, first, as plain data."""
-    experts, count, chosen = (reader.integer(name) for name in ("n_routed_experts", "n_group", "topk_group"))
+def expert_groups(reader: Reader, of: str = "n_routed_experts") -> dict[str, Any]:
+    """The groups that experts, as many as the field ``of`` says, are chosen by first, as plain data."""
+    experts, count, chosen = (reader.integer(name) for name in (of, "n_group", "topk_group"))
     if experts % count:
-        raise refusal("n_group", f"It does not divide n_routed_experts ({experts}).", f"Choose a divisor of {experts}.")
+        raise refusal("n_group", f"It does not divide {of} ({experts}).", f"Choose a divisor of {experts}.")
     if chosen > count:
         raise refusal("topk_group", f"A token cannot choose {chosen} of {count} groups.", f"Choose at most {count}.")
     return {"num_expert_groups": count, "groups_per_tok": chosen}
 
 
-def sigmoid_mixture(reader: Reader, **extra: Any) -> dict[str, Any]:
-    """A mixture as DeepSeek-V3 has it, by its names of the fields, as plain data."""
+def sigmoid_mixture(reader: Reader, of: str = "n_routed_experts", **extra: Any) -> dict[str, Any]:
+    """A mixture as DeepSeek-V3 has it, by its names of the fields, of as many experts as ``of`` says, as plain data."""
     width = reader.integer("moe_intermediate_size")
     shared = (reader.optional_integer("n_shared_experts", least=0) or 0) * width
     return {
         "kind": "moe",
-        "num_experts": reader.integer("n_routed_experts"),
+        "num_experts": reader.integer(of),
         "num_experts_per_tok": reader.integer("num_experts_per_tok"),
         "intermediate_size": width,
         "shared_intermediate_size": shared or None,
@@ -167,7 +167,7 @@ def sigmoid_mixture(reader: Reader, **extra: Any) -> dict[str, Any]:
         "normalize_weights": truth(reader, "norm_topk_prob"),
         "routed_scaling_factor": reader.number("routed_scaling_factor"),
         "score_correction_bias": True,
-        **expert_groups(reader),
+        **expert_groups(reader, of),
         **extra,
     }
 

@@ -156,7 +156,7 @@ MINIMAX_M2 = decoders.like_llama(
         *decoders.mixture_rules("model.layers.{layer}.mlp", "gate", shared=None),
     ),
     aliases={"num_experts": "num_local_experts"},
-    ignored={"mlp_intermediate_size", "mtp_transformer_layers", "use_mtp"},
+    ignored={"mlp_intermediate_size", "mtp_transformer_layers", "num_mtp_modules", "use_mtp"},
     neutral={
         "qk_norm_type": ("per_layer",),
         "scoring_func": ("sigmoid",),

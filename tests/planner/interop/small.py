@@ -39,6 +39,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "gemma2": {"sliding_window": 16, "query_pre_attn_scalar": 8},
     "bamba": {"mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 16, "attn_layer_indices": [1]},
     "falcon_h1": {"mamba_d_ssm": 48, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 16},
+    "kimi_linear": {
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+        "n_group": 2,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
     "minimax": {"block_size": 16},
     "granitemoehybrid": {
         "mamba_n_heads": 4,

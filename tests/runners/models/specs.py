@@ -153,6 +153,20 @@ def gated_delta_nets(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def kimi_delta_attentions(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "kind": "kimi_delta_attention",
+        "num_heads": draw(st.sampled_from([1, 2])),
+        "head_dim": draw(st.sampled_from([1, 6])),
+        "gate_rank": draw(st.sampled_from([1, 5])),
+        "conv_kernel": draw(st.sampled_from([1, 4])),
+        "chunk_size": draw(st.sampled_from([1, 4, 8])),
+        "activation": draw(st.sampled_from(["silu", "relu"])),
+        "norm_epsilon": draw(st.sampled_from([None, 1e-3])),
+    }
+
+
+@st.composite
 def lightning_attentions(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "kind": "lightning_attention",
@@ -251,7 +265,7 @@ def parallel_mixers(draw: st.DrawFn, mixers: st.SearchStrategy[dict[str, Any]]) 
 @st.composite
 def layers(draw: st.DrawFn, positions: str) -> dict[str, Any]:
     mixers = [attentions(), mamba1s(), mamba2s(), short_convolutions(), gated_delta_nets(), rg_lrus()]
-    mixers += [lightning_attentions()]
+    mixers += [lightning_attentions(), kimi_delta_attentions()]
     mixers += [latent_attentions(positions == "rotary")] if positions != "alibi" else []
     sequence = draw(st.one_of(*mixers, parallel_mixers(st.one_of(mixers)), st.none()))
     channel = draw(st.one_of(mlps(), moes(), st.none()) if sequence is not None else st.one_of(mlps(), moes()))

@@ -213,6 +213,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"mlp_multipliers": [0.8, 0.5], "ssm_multipliers": [0.5, 0.9, 1.5, 0.7, 0.4], "ssm_in_multiplier": 1.25}
     | {"ssm_out_multiplier": 0.6, "attention_in_multiplier": 0.9, "attention_out_multiplier": 0.5}
     | {"key_multiplier": 3.0, "embedding_multiplier": 5.0, "lm_head_multiplier": 0.5},
+    "kimi_linear": {**DECODER, "layer_types": ["linear_attention", "full_attention"], "num_local_experts": 8}
+    | {"mlp_layer_types": ["sparse", "dense"], "moe_intermediate_size": 16, "num_experts_per_tok": 3}
+    | {"n_group": 4, "topk_group": 2, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4}
+    | {"v_head_dim": 10, "linear_head_dim": 6, "linear_num_heads": 3, "num_key_value_heads": 4, "pad_token_id": 0},
     "minimax": {**DECODER, "num_hidden_layers": 3, "head_dim": 8, "num_local_experts": 4, "block_size": 8}
     | {"sliding_window": 6, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}
     | {"linear_attn_alpha_factor": 3.5, "full_attn_alpha_factor": 2.0, "full_attn_beta_factor": 0.7}
