@@ -25,7 +25,7 @@ STATUSES: tuple[Status, ...] = ("exact", "measured", "modelled", "approximated",
 """From the surest to what is not known at all."""
 
 PEAK_ERROR = 0.07
-"""Largest difference to MemTracker's peak over small models of every component (``tests/planner/test_training.py``)."""
+"""Within this the peak is held to MemTracker's, on small models of every component (``tests/planner/test_training.py``)."""
 MEASURED_PRECISIONS = ("fp32", "bf16_autocast")
 OVERHEAD_RANGE = (3 * 2**30 // 10, 6 * 2**30 // 10)
 """Context and libraries' workspaces on current devices: 0.3 to 0.6 GiB."""

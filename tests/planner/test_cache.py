@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import pathlib
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner import ArchitectureSpec, ServingPlan, UnsupportedPlan, cache_bytes, estimate_inference, explain
-from planner.cache import CACHE_FORMATS, cache_use, model_cache
+from planner.cache import CACHE_FORMATS, WindowedPages, cache_use, model_cache
 from tests.planner.published import (
     DEEPSEEK_V3,
     GEMMA_2_2B,
@@ -102,6 +103,12 @@ def test_every_quantized_format_names_its_scheme_and_an_engine() -> None:
             continue
         assert "per tensor" in written.scheme or "per token and head" in written.scheme
         assert any(engine in written.scheme for engine in ("vLLM", "TensorRT-LLM", "LMDeploy"))
+
+
+def test_the_documentation_has_every_format_and_both_choices() -> None:
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "planner" / "memory-of-serving.md").read_text(encoding="utf-8")
+    for name in (*CACHE_FORMATS, *get_args(WindowedPages)):
+        assert f"`{name}`" in text
 
 
 def test_rows_of_four_bits_end_on_a_byte() -> None:
