@@ -22,7 +22,7 @@ from planner.components.base import CacheEntry, Component, Tensor
 from planner.compute import model_operations
 from planner.hardware import Device
 from planner.plans import ServingPlan
-from planner.quantities import Quantity, exact_divide
+from planner.quantities import Quantity, exact_divide, product
 from planner.serving import check_serving_plan, is_quantized, largest_true, tensor_bytes
 from planner.sizing import active_count, outer_tensors
 from planner.spec import ArchitectureSpec
@@ -109,7 +109,8 @@ def matrices(mixer: Component, hidden_size: Quantity) -> Iterator[Tensor]:
     """The tensors of a mixer that tokens are multiplied by."""
     for tensor in mixer.tensors(hidden_size):
         own = tensor.name.removesuffix(".weight")
-        if len(tensor.shape) >= 2 and tensor.dtype_class == "weight" and not any(word in own for word in _VECTORS):
+        is_matrix = len(tensor.shape) >= 2 and tensor.is_matrix and tensor.dtype_class == "weight"
+        if is_matrix and not any(word in own for word in _VECTORS):
             yield tensor
 
 
@@ -123,12 +124,13 @@ def matrix_flops(mixer: Component, hidden_size: Quantity, tokens: Quantity) -> Q
 
 def _by_matrix(tensor: Tensor, path: str, times: Quantity, tokens: Quantity, plan: ServingPlan) -> Operator:
     chosen, available = tensor.active_share
-    rows, read = tokens, tensor_bytes(tensor, plan.weight_format, is_quantized(tensor))
+    outputs, inputs = tensor.shape[-2:]
+    # Each block of a block-diagonal matrix reads and writes channels of its own.
+    rows, read = tokens * product(tensor.shape[:-2]), tensor_bytes(tensor, plan.weight_format, is_quantized(tensor))
     if not (isinstance(available, int) and available == 1):
         rows = tokens * chosen
         # Of E experts, E·(1 − (1 − k/E)ⁿ) are chosen by at least one of n tokens that choose k evenly.
         read = read * (1 - (1 - chosen / available) ** tokens)
-    *_, outputs, inputs = tensor.shape
     return Operator(
         tensor.name.removesuffix(".weight"),
         tensor.component,
@@ -200,7 +202,7 @@ def _between_matrices(mixer: Component, hidden_size: Quantity) -> Quantity:
         return heads * (2 * key + 2 * mixer.v_head_dim)
     elements: Quantity = 0
     for tensor in known[:-1]:
-        elements = elements + tensor.shape[-2]
+        elements = elements + product(tensor.shape[:-1])
     return elements + known[-1].shape[-1] if known else elements
 
 

@@ -100,6 +100,12 @@ def test_a_recurrent_state_is_read_and_written_and_is_approximated() -> None:
     assert found.cache_bytes == 3 * 2 * 2 * (8 * 32 * 16 + (8 * 32 + 2 * 16) * 4) * 2
 
 
+def test_every_block_of_a_block_diagonal_matrix_moves_channels_of_its_own() -> None:
+    found = by_name(model({"kind": "rg_lru", "num_heads": 4, "head_dim": 32}), "decode", batch_size=2)["input_gate"]
+    assert found.flops == 3 * 2 * 2 * (4 * 32 * 32)
+    assert found.moved_bytes == 3 * 2 * (4 * 32 * 32 + 2 * (128 + 128))
+
+
 def test_quantized_weights_move_fewer_bytes_and_the_head_stays() -> None:
     plain, small = by_name(model(), "decode"), by_name(model(), "decode", weight_format="int8")
     assert small["up_proj"].weight_bytes == 3 * (128 * 512 + 4 * 512)
