@@ -272,7 +272,7 @@ def _train(options: argparse.Namespace) -> tuple[Any, str]:
     rows = [*_parts(estimate.memory.parts), ("most is alive at", estimate.memory.peak.name, "")]
     data = {**_plain(estimate), "parts": estimate.memory.parts}
     data["memory"]["total_bytes"] = estimate.memory.total_bytes
-    bounds = of_training(estimate.memory, plan)
+    bounds = of_training(spec, plan, estimate.memory)
     return {**data, "uncertainty": _plain(bounds)}, f"{table(rows)}\n{bounds.text}\n{estimate.time_note}"
 
 

@@ -282,9 +282,8 @@ def _training_memory(reading: _Reading) -> _Node:
     at_start = moment is memory.moments[0]
     activations = _activations(reading, plan) if at_start else _Node("activations", moment.activations_bytes)
     if reading.in_numbers:
-        activations = replace(
-            activations, uncertainty=of_training_activations(moment.activations_bytes, known, plan), status="modelled"
-        )
+        own = of_training_activations(reading.numbers, moment.activations_bytes, known, plan)
+        activations = replace(activations, uncertainty=own, status="modelled")
     gradients = _Node("gradients", moment.gradients_bytes)
     if not at_start:
         alive = "what the backward pass has made by then; how far that is off stands with the activations"
