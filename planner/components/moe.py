@@ -70,10 +70,19 @@ class MoE(Component):
     group_score: Literal["sum_of_two", "max"] = "sum_of_two"
     """A group's score: the sum of its two best experts' (DeepSeek-V3), or its best one's (DeepSeek-V2)."""
     score_correction_bias: bool = False
-    """A persistent buffer that steers the choice of experts, but is no parameter."""
+    """A vector that steers the choice of experts: a persistent buffer, or a parameter that no gradient reaches."""
+    score_correction_is_parameter: bool = False
+    """Whether the correction counts among the parameters (ERNIE 4.5, Trinity)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.score_correction_is_parameter and not self.score_correction_bias:
+            refuse(
+                "score_correction_is_parameter",
+                "There is no correction of the scores.",
+                "Set score_correction_bias to true, or this to false.",
+                "no_correction",
+            )
         if self.num_experts_per_tok > self.num_experts:
             refuse(
                 "num_experts_per_tok",
@@ -188,9 +197,15 @@ class MoE(Component):
         if self.shared_expert_gate:
             yield from linear("shared_expert_gate", self.component, 1, hidden_size)
 
+        if self.score_correction_bias and self.score_correction_is_parameter:
+            yield self._score_correction()
+
     def buffers(self, hidden_size: Quantity) -> Iterator[Tensor]:
-        if self.score_correction_bias:
-            yield Tensor("router.score_correction_bias", (self.num_experts,), self.component, dtype_class="float32")
+        if self.score_correction_bias and not self.score_correction_is_parameter:
+            yield self._score_correction()
+
+    def _score_correction(self) -> Tensor:
+        return Tensor("router.score_correction_bias", (self.num_experts,), self.component, dtype_class="float32")
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length

@@ -406,6 +406,8 @@ class LayoutRule:
     GPT-NeoX's fused projection holds query, key and value of the first head, then of the second: it is interleaved by
     ``num_attention_heads``. Falcon's holds a KV head's queries, its key and its value.
     """
+    as_one_row: bool = False
+    """Whether their tensor has a dimension of one before ours (ERNIE's corrections of scores)."""
     halves_in_turn: bool = False
     """Whether each expert's rows are the first and the second half of ours in turn (GPT-OSS's gate and up)."""
     kind: str | None = None
@@ -579,6 +581,8 @@ def laid_out(adapter: Adapter, spec: ArchitectureSpec) -> Iterator[Placed]:
             shape = (sum(shapes[name][0] for name in ours), *shapes[ours[0]][1:])
             if rule.transposed:
                 shape = (*shape[:-2], shape[-1], shape[-2])
+            if rule.as_one_row:
+                shape = (1, *shape)
             if "{row}" in rule.theirs:
                 for row in range(shape[0]):
                     yield Placed(rule.theirs.format(layer=index, row=row), shape[1:], rule, ours, index, row)

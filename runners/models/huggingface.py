@@ -104,6 +104,7 @@ def _language_model(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _parts(theirs: Tensor, placed: Placed, targets: Sequence[Tensor], layer: Layer) -> list[Tensor]:
     """The parts of one of transformers' tensors that our ``targets`` are."""
     rows = theirs.transpose(-1, -2) if placed.rule.transposed else theirs
+    rows = rows[0] if placed.rule.as_one_row else rows
     if placed.rule.halves_in_turn:
         rows = torch.cat((rows[:, 0::2], rows[:, 1::2]), 1)
     sizes = [target.shape[0] for target in targets]

@@ -12,7 +12,7 @@ from runners.models.mlp import FeedForward, activated, gated
 
 
 class Router(nn.Module):
-    """Scores of the experts: weight (num_experts, hidden_size), bias, and the buffer that steers the choice."""
+    """Scores of the experts: weight (num_experts, hidden_size), bias, and the correction that steers the choice."""
 
     def __init__(self, component: components.MoE, hidden_size: int) -> None:
         super().__init__()
@@ -21,7 +21,11 @@ class Router(nn.Module):
         self.bias = nn.Parameter(torch.zeros(component.num_experts)) if component.router_bias else None
         if component.score_correction_bias:
             self.score_correction_bias: Tensor
-            self.register_buffer("score_correction_bias", torch.zeros(component.num_experts))
+            correction = torch.zeros(component.num_experts)
+            if component.score_correction_is_parameter:
+                self.register_parameter("score_correction_bias", nn.Parameter(correction, requires_grad=False))
+            else:
+                self.register_buffer("score_correction_bias", correction)
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Chosen experts and their weights, both (rows, num_experts_per_tok)."""

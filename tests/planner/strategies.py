@@ -176,6 +176,7 @@ def _moe() -> st.SearchStrategy[dict[str, Any]]:
         per_group = draw(st.integers(1, 4))
         chosen_groups = draw(st.integers(1, groups))
         shared, latent = draw(st.none() | st.integers(8, 64)), draw(st.none() | st.integers(8, 64))
+        corrected = draw(st.booleans())
         return {
             "kind": "moe",
             "num_experts": groups * per_group,
@@ -193,7 +194,8 @@ def _moe() -> st.SearchStrategy[dict[str, Any]]:
             "router_bias": draw(st.booleans()),
             "weights_on_input": draw(st.booleans()),
             "gated": draw(st.booleans()),
-            "score_correction_bias": draw(st.booleans()),
+            "score_correction_bias": corrected,
+            "score_correction_is_parameter": corrected and draw(st.booleans()),
         }
 
     return st.composite(build)()

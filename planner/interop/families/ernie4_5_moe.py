@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.interop import decoders, layouts
-from planner.interop.base import Reader, refusal
+from planner.interop.base import LayoutRule, Reader, refusal
 
 
 def _is_sparse(reader: Reader) -> list[bool]:
@@ -32,6 +32,7 @@ def _ernie(reader: Reader) -> dict[str, Any]:
         "shared_intermediate_size": shared or None,
         "shared_expert_bias": bias and shared > 0,
         "score_correction_bias": True,
+        "score_correction_is_parameter": True,
     }
     if reader.value("num_key_value_heads") is None:
         raise refusal("num_key_value_heads", "transformers makes no model without it.", "Write a number.")
@@ -65,7 +66,14 @@ ERNIE4_5_MOE = decoders.like_llama(
     },
     layouts.paired({"lm_head": "lm_head"})
     + decoders.LLAMA_LAYOUT
-    + decoders.mixture_rules("model.layers.{layer}.mlp", "gate"),
+    + decoders.mixture_rules("model.layers.{layer}.mlp", "gate")
+    + (
+        LayoutRule(
+            "model.layers.{layer}.mlp.gate.moe_statics.e_score_correction_bias",
+            ("layers.{layer}.channel_mixer.router.score_correction_bias",),
+            as_one_row=True,
+        ),
+    ),
     aliases={"num_experts": "moe_num_experts", "num_experts_per_tok": "moe_k"},
     # Capacities and losses are of training; the least divisor of the weights is never reached.
     ignored=(

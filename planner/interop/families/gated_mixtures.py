@@ -44,7 +44,10 @@ def _afmoe(reader: Reader) -> dict[str, Any]:
         for narrow in (True, False)
     }
     shared = reader.integer("num_shared_experts", least=0) * reader.integer("moe_intermediate_size")
-    mixture, dense = _sigmoid_mixture(reader, "num_experts", "route_scale", shared), decoders.gated_mlp(reader)
+    mixture, dense = (
+        _sigmoid_mixture(reader, "num_experts", "route_scale", shared, score_correction_is_parameter=True),
+        decoders.gated_mlp(reader),
+    )
     first = reader.integer("num_dense_layers", least=0)
     layers = [
         {
@@ -185,7 +188,12 @@ AFMOE = decoders.like_llama(
     + decoders.ATTENTION
     + rules("model.layers.{layer}.self_attn.", "layers.{layer}.sequence_mixer.", {"gate_proj": "gate_proj"})
     + decoders.MLP
-    + decoders.mixture_rules("model.layers.{layer}.mlp", "router.gate"),
+    + decoders.mixture_rules("model.layers.{layer}.mlp", "router.gate")
+    + (
+        LayoutRule(
+            "model.layers.{layer}.mlp.expert_bias", ("layers.{layer}.channel_mixer.router.score_correction_bias",)
+        ),
+    ),
     ignored=("load_balance_coeff", "use_grouped_mm"),
     # The gate has no bias where the other projections would have one.
     neutral=_ROUTER_NEUTRAL | {"attention_bias": (False,)},

@@ -133,11 +133,9 @@ PART = re.compile(r"^(model\.)?(language_model|text_model)\.(model\.)?")
 def language_parameters(model: torch.nn.Module) -> Shapes:
     """Names and shapes of the parameters of a model, of its language model alone where it has more.
 
-    A tensor without elements (no shared experts, written as a width of 0) is no parameter, nor is one that is never
-    trained (the correction of scores, which some families keep as a frozen parameter and others as a buffer).
+    A tensor without elements (no shared experts, written as a width of 0) is no parameter.
     """
-    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
-    named = {name: tuple(parameter.shape) for name, parameter in trained if parameter.numel()}
+    named = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if parameter.numel()}
     if not any(PART.match(name) for name in named):
         return named
     named = {name: shape for name, shape in named.items() if PART.match(name) or name.endswith("lm_head.weight")}

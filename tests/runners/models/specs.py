@@ -226,6 +226,7 @@ def moes(draw: st.DrawFn) -> dict[str, Any]:
     groups = draw(st.sampled_from([1, 2]))
     shared, latent = draw(st.sampled_from([None, 8])), draw(st.sampled_from([None, 8]))
     gated = draw(st.booleans())
+    corrected = draw(st.booleans())
     return {
         "kind": "moe",
         "num_experts": 4,
@@ -247,7 +248,8 @@ def moes(draw: st.DrawFn) -> dict[str, Any]:
         "normalize_weights": draw(st.booleans()),
         "num_expert_groups": groups,
         "groups_per_tok": draw(st.sampled_from([1, groups])),
-        "score_correction_bias": draw(st.booleans()),
+        "score_correction_bias": corrected,
+        "score_correction_is_parameter": corrected and draw(st.booleans()),
     }
 
 

@@ -158,7 +158,7 @@ def one_token(fields: dict[str, Any], named: dict[str, Tensor], buffers: dict[st
 
     logits = project("router", x)
     scores = logits.exp() / logits.exp().sum() if fields["router_scores"] == "softmax" else 1 / (1 + torch.exp(-logits))
-    steering = scores + buffers.get("router.score_correction_bias", 0.0)
+    steering = scores + (named | buffers).get("router.score_correction_bias", 0.0)
     groups = fields["num_expert_groups"]
     size = fields["num_experts"] // groups
     members = [steering[group * size : (group + 1) * size].sort(descending=True).values for group in range(groups)]
