@@ -15,6 +15,7 @@ from planner.serving import estimate_inference
 from planner.sizing import size
 from planner.spec import ArchitectureSpec
 from planner.training import estimate_training
+from planner.uncertainty import Uncertainty, of_chinchilla, of_serving, of_training
 
 Unit = Literal["count", "flops", "bytes"]
 
@@ -28,6 +29,8 @@ class OverviewNumber:
     value: float | None
     status: str
     problem: Problem | None = None
+    uncertainty: Uncertainty | None = None
+    """Of a value that is not exact: between which values the truth lies, and how that is known."""
 
 
 def overview(spec: ArchitectureSpec, serving: ServingPlan, training: TrainingPlan) -> dict[str, OverviewNumber]:
@@ -45,21 +48,36 @@ def overview(spec: ArchitectureSpec, serving: ServingPlan, training: TrainingPla
         OverviewNumber("flops_training", "flops", flops(spec, length, training=True).total / length, "exact"),
         _modelled(
             "cache",
-            lambda: cache_bytes(spec, serving.context_length, serving.batch_size, serving.cache_dtype),
+            lambda: (cache_bytes(spec, serving.context_length, serving.batch_size, serving.cache_dtype), None),
             status="exact",
         ),
-        _modelled("inference_memory", lambda: estimate_inference(spec, serving).memory.total_bytes),
-        _modelled("training_memory", lambda: estimate_training(spec, training).memory.total_bytes),
-        OverviewNumber("chinchilla_tokens", "count", chinchilla_tokens(spec), "approximated"),
+        _modelled("inference_memory", lambda: _serving(spec, serving)),
+        _modelled("training_memory", lambda: _training(spec, training)),
+        OverviewNumber(
+            "chinchilla_tokens", "count", chinchilla_tokens(spec), "approximated", uncertainty=of_chinchilla(spec)
+        ),
     ]
     return {number.quantity: number for number in numbers}
 
 
-def _modelled(quantity: str, estimate: Callable[[], int], status: str = "modelled") -> OverviewNumber:
+def _serving(spec: ArchitectureSpec, plan: ServingPlan) -> tuple[int, Uncertainty]:
+    memory = estimate_inference(spec, plan).memory
+    return memory.total_bytes, of_serving(spec, plan, memory)
+
+
+def _training(spec: ArchitectureSpec, plan: TrainingPlan) -> tuple[int, Uncertainty]:
+    memory = estimate_training(spec, plan).memory
+    return memory.total_bytes, of_training(spec, plan, memory)
+
+
+def _modelled(
+    quantity: str, estimate: Callable[[], tuple[int, Uncertainty | None]], status: str = "modelled"
+) -> OverviewNumber:
     try:
-        return OverviewNumber(quantity, "bytes", estimate(), status)
+        value, uncertainty = estimate()
     except PlannerError as error:
         return OverviewNumber(quantity, "bytes", None, "unsupported", error.problems[0])
+    return OverviewNumber(quantity, "bytes", value, status, uncertainty=uncertainty)
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,4 +130,8 @@ def _number(
         direction = "good" if number.value < reference.value else "bad"
         before = _FIGURES[number.unit](reference.value)
         note = f"from {before.value if before.unit == figure.unit else before}"
-    return KeyNumber(quantity, label, figure.value, unit, exact or figure.exact, number.status, change, direction, note)
+    hover = exact or figure.exact
+    own = number.uncertainty
+    if own is not None and own.low is not None and own.high is not None:
+        hover += f", between {_FIGURES[number.unit](own.low)} and {_FIGURES[number.unit](own.high)}"
+    return KeyNumber(quantity, label, figure.value, unit, hover, number.status, change, direction, note)

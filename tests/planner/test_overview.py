@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner import ServingPlan, TrainingPlan, estimate_inference, load, parse_spec
+from planner import ServingPlan, TrainingPlan, estimate_inference, explain, load, parse_spec
 from planner.overview import list_numbers, overview
 
 SPEC = parse_spec(
@@ -42,6 +42,19 @@ def test_numbers_are_those_of_a_hand_count() -> None:
     assert numbers["flops_forward"].value == forward
     assert numbers["flops_training"].value == 3 * forward
     assert numbers["inference_memory"].value == estimate_inference(SPEC, serving).memory.total_bytes
+
+
+def test_what_is_not_exact_has_the_bounds_of_the_opened_number() -> None:
+    serving, training = ServingPlan(context_length=100, batch_size=3), TrainingPlan(sequence_length=32)
+    numbers = overview(SPEC, serving, training)
+    for quantity, plan in (("inference_memory", serving), ("training_memory", training), ("chinchilla_tokens", None)):
+        opened = explain(SPEC, quantity, plan)
+        own = numbers[quantity].uncertainty
+        assert own is not None
+        assert opened.uncertainty is not None
+        assert (own.low, own.high) == (opened.uncertainty.low, opened.uncertainty.high)
+        assert numbers[quantity].status == opened.status
+    assert all((number.uncertainty is None) == (number.status == "exact") for number in numbers.values())
 
 
 def test_a_refusal_becomes_a_number_without_value_that_says_why() -> None:
