@@ -12,7 +12,7 @@ from db.engine import Store
 from db.records import Revision
 from pages.widgets import charts, chrome, comparison_tables, exports, figures, layer_strip, measured, theme, words
 from pages.widgets.labels import distinct
-from planner import ArchitectureSpec, PlannerError, cache_bytes, parse_spec
+from planner import ArchitectureSpec, PlannerError, SpecDiff, cache_bytes, diff, parse_spec
 from planner.comparison import (
     ComparisonRow,
     ComparisonSettings,
@@ -82,6 +82,7 @@ def main() -> None:
                 charts.show(cache_figure, key="cache-chart", alt="Cache of each design over the context length")
             with chrome.panel("Parameters by component", key="components"):
                 components(rows, names)
+        changed_fields(specs, settings, baseline)
         parts = [("Numbers", comparison_tables.numbers_html(rows, names, baseline, False))]
         plots: list[tuple[str, Any]] = [("Cache over context, GiB", cache_figure)]
         wanted = [int(part) for part in st.query_params.get("results", "").split(",") if part.isdigit()]
@@ -229,6 +230,32 @@ def cache_over_context(specs: Sequence[ArchitectureSpec]) -> dict[str, Any]:
             )
         )
     return charts.lines(drawn, x=charts.Axis("tokens", log=2), y=charts.Axis("GiB", log=2), height=270)
+
+
+def changed_fields(specs: Sequence[ArchitectureSpec], settings: ComparisonSettings, baseline: int) -> None:
+    """Of each design what its changed fields did to the baseline, alone and together."""
+    for index, spec in enumerate(specs):
+        if index == baseline:
+            continue
+        title = f"What changed in {theme.VARIANTS[index].letter}"
+        note = f"each field alone in the baseline; {figures.context(settings.context_length)} cached"
+        with chrome.panel(title, note, key=f"changed-{index}"):
+            found = differing(specs[baseline].to_json(), spec.to_json(), settings)
+            if found.identical:
+                chrome.note("Nothing but the name may differ.")
+            else:
+                table = comparison_tables.changes_html(found)
+                chrome.html(f'<div style="overflow-x:auto">{table}</div>')
+
+
+@st.cache_data(show_spinner=False, max_entries=64)
+def differing(before: str, after: str, settings: ComparisonSettings) -> SpecDiff:
+    """:func:`planner.diff`, computed once a pair."""
+    import json
+
+    first, second = (parse_spec(json.loads(text)) for text in (before, after))
+    lengths = {"sequence_length": settings.sequence_length, "context_length": settings.context_length}
+    return diff(first, second, **lengths)
 
 
 def components(rows: Sequence[ComparisonRow], names: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from pages.widgets import chrome, figures
 from planner.comparison import ComparisonRow, Difference, Spread
+from planner.diff import Quantities, SpecDiff
 from planner.units import digits_text
 
 
@@ -63,6 +64,52 @@ def numbers_html(rows: Sequence[ComparisonRow], names: Sequence[str], baseline: 
         label = f"{chrome.status_glyph(row.status)} {chrome.escape(row.quantity)}"
         body.append(f"<tr><td>{label}</td>{''.join(cells)}</tr>")
     return f'<table class="pl-table"><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+
+
+def changes_html(found: SpecDiff) -> str:
+    """What each changed field did alone and what fields did together; the last line is the sum of the others."""
+    lines = []
+    for change in found.changes:
+        place, _, field = change.path.rpartition(".")
+        hover = f"{change.path}: {_shown(change.before)} → {_shown(change.after)}"
+        where = f' <span class="pl-soft">{chrome.escape(place)}</span>' if place else ""
+        label = f'<td title="{chrome.escape(hover)}">{chrome.escape(field)}{where}</td>'
+        moved = f'<td class="fig">{chrome.escape(_shown(change.before))} → {chrome.escape(_shown(change.after))}</td>'
+        if change.effect is None:
+            reason = chrome.escape(change.reason)
+            lines.append(f'<tr>{label}{moved}<td colspan="3" class="pl-soft" title="{reason}">not alone</td></tr>')
+        else:
+            lines.append(f"<tr>{label}{moved}{_effect_cells(change.effect)}</tr>")
+    for each in found.interactions:
+        together = " × ".join(path.rpartition(".")[2] for path in each.paths)
+        label = f'<td title="{chrome.escape(", ".join(each.paths))}">{chrome.escape(together)}</td>'
+        lines.append(f'<tr>{label}<td class="pl-soft">together</td>{_effect_cells(each.effect)}</tr>')
+    lines.append(f"<tr><td><b>All</b></td><td></td>{_effect_cells(found.effect)}</tr>")
+    return (
+        '<table class="pl-table"><thead><tr><th>Field</th><th></th><th>Parameters</th><th>FLOPs</th><th>Cache</th></tr>'
+        f"</thead><tbody>{''.join(lines)}</tbody></table>"
+    )
+
+
+def _effect_cells(effect: Quantities) -> str:
+    cells = []
+    for value, figure in (
+        (effect.parameters, figures.count),
+        (effect.flops, figures.flops),
+        (effect.cache_bytes, figures.memory),
+    ):
+        text = f"{'−' if value < 0 else '+'}{figure(abs(value))}" if value else "–"
+        cells.append(f'<td class="fig" title="{value:+,}">{chrome.escape(text)}</td>')
+    return "".join(cells)
+
+
+def _shown(value: object) -> str:
+    """A field's value in a few words."""
+    if isinstance(value, dict):
+        return str(value.get("kind", "other fields"))
+    if isinstance(value, list):
+        return f"{len(value)} entries"
+    return "none" if value is None else f"{value:,}" if type(value) is int else str(value)
 
 
 def spread_text(spread: Spread | None, unit: str) -> str:
