@@ -17,6 +17,7 @@ from planner.components.moe import MoE
 from planner.components.norms import LayerNorm, Norm, RMSNorm
 from planner.components.parallel_mixers import ParallelMixers
 from planner.components.rg_lru import RGLRU
+from planner.components.rwkv import RWKVChannelMix, RWKVTimeMix
 from planner.components.short_convolution import ShortConvolution
 
 _Single = (
@@ -28,12 +29,13 @@ _Single = (
     | Mamba1
     | Mamba2
     | RGLRU
+    | RWKVTimeMix
     | ShortConvolution
 )
 SingleMixer = Annotated[_Single, Field(discriminator="kind")]
 SequenceMixer = Annotated[_Single | ParallelMixers, Field(discriminator="kind")]
 ParallelMixers.model_rebuild(_types_namespace={"SingleMixer": SingleMixer})
-ChannelMixer = Annotated[MLP | MoE, Field(discriminator="kind")]
+ChannelMixer = Annotated[MLP | MoE | RWKVChannelMix, Field(discriminator="kind")]
 
 
 def kinds_of(union: Any) -> dict[str, type[Component]]:
@@ -60,6 +62,8 @@ __all__ = [
     "Operation",
     "ParallelMixers",
     "RMSNorm",
+    "RWKVChannelMix",
+    "RWKVTimeMix",
     "SavedTensor",
     "SequenceMixer",
     "ShortConvolution",

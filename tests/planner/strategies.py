@@ -152,6 +152,14 @@ def _rg_lru() -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
+def _rwkv_time_mix() -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({"kind": st.just("rwkv_time_mix"), "attention_hidden_size": st.integers(8, 96)})
+
+
+def _rwkv_channel_mix() -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({"kind": st.just("rwkv_channel_mix"), "intermediate_size": st.integers(8, 200)})
+
+
 def _short_convolution() -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {"kind": st.just("short_convolution"), "conv_kernel": st.integers(1, 5), "use_bias": st.booleans()}
@@ -224,13 +232,13 @@ def specs(draw: Any, most_layers: int = 3) -> ArchitectureSpec:
     """One to ``most_layers`` groups of as many layers each, over all components."""
     positions = draw(st.sampled_from(["rotary", "learned", "alibi", "none"]))
     mixers = [_attention(), _mamba1(), _mamba2(), _short_convolution(), _gated_delta_net(), _rg_lru()]
-    mixers += [_lightning_attention(), _kimi_delta_attention()]
+    mixers += [_lightning_attention(), _kimi_delta_attention(), _rwkv_time_mix()]
     mixers += [_latent_attention()] if positions == "rotary" else []
     beside = {"kind": st.just("parallel_mixers"), "first": st.one_of(mixers), "second": st.one_of(mixers)}
     mixers += [st.fixed_dictionaries(beside)]
     layer = st.tuples(
         st.none() | st.one_of(mixers),
-        st.none() | st.one_of(_mlp(), _moe()),
+        st.none() | st.one_of(_mlp(), _moe(), _rwkv_channel_mix()),
         st.sampled_from(["pre", "post", "sandwich", "after_residual"]),
         st.sampled_from(["sequential", "parallel", "parallel_shared_norm"]),
     ).filter(lambda parts: parts[0] is not None or parts[1] is not None)

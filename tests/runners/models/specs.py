@@ -192,6 +192,14 @@ def rg_lrus(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+def rwkv_time_mixes() -> st.SearchStrategy[dict[str, Any]]:
+    return st.sampled_from([{"kind": "rwkv_time_mix", "attention_hidden_size": size} for size in (1, 12)])
+
+
+def rwkv_channel_mixes() -> st.SearchStrategy[dict[str, Any]]:
+    return st.just({"kind": "rwkv_channel_mix", "intermediate_size": 20})
+
+
 @st.composite
 def short_convolutions(draw: st.DrawFn) -> dict[str, Any]:
     return {
@@ -267,10 +275,11 @@ def parallel_mixers(draw: st.DrawFn, mixers: st.SearchStrategy[dict[str, Any]]) 
 @st.composite
 def layers(draw: st.DrawFn, positions: str) -> dict[str, Any]:
     mixers = [attentions(), mamba1s(), mamba2s(), short_convolutions(), gated_delta_nets(), rg_lrus()]
-    mixers += [lightning_attentions(), kimi_delta_attentions()]
+    mixers += [lightning_attentions(), kimi_delta_attentions(), rwkv_time_mixes()]
     mixers += [latent_attentions(positions == "rotary")] if positions != "alibi" else []
     sequence = draw(st.one_of(*mixers, parallel_mixers(st.one_of(mixers)), st.none()))
-    channel = draw(st.one_of(mlps(), moes(), st.none()) if sequence is not None else st.one_of(mlps(), moes()))
+    channels = [mlps(), moes(), rwkv_channel_mixes()]
+    channel = draw(st.one_of(*channels, st.none()) if sequence is not None else st.one_of(channels))
     placement = draw(st.sampled_from(["pre", "post", "sandwich", "after_residual"]))
     residuals = ["sequential"]
     if sequence is not None and channel is not None and placement != "after_residual":

@@ -197,6 +197,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {**DECODER, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
     | {"num_dense_layers": 1, "moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2}
     | {"routed_scaling_factor": 1.5},
+    "rwkv": {**COMMON, "attention_hidden_size": 40, "use_cache": False},
     "recurrent_gemma": {**DECODER, "num_hidden_layers": 3, "lru_width": 40, "attention_window_size": 6}
     | {"block_types": ["recurrent", "attention"], "attention_bias": True, "logits_soft_cap": 3.0},
     "olmo_hybrid": {**GATED_DELTA, "pad_token_id": None, "num_key_value_heads": 4, "attention_bias": True}
