@@ -194,6 +194,7 @@ ELEMENTS = {
     "granite-4.0-h-small": 4 * kv(8, 128) + 36 * ssd(128, 64, 128, 1),
     "jamba-v0.1": 4 * kv(8, 128) + 28 * mamba(8192, 16),
     "kimi-k2": 61 * latent(512, 64),
+    "kimi-linear-48b-a3b": 7 * latent(512, 64) + 20 * delta(32, 32, 128),
     "lfm2-1.2b": 6 * kv(8, 64) + 10 * 2048 * 3,  # the inputs of a convolution over three tokens
     "lfm2-8b-a1b": 6 * kv(8, 64) + 18 * 2048 * 3,
     "llama-2-7b": 32 * kv(32, 128),
