@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from planner.components import Component
+from planner.components import Component, MoE
 from planner.errors import PlannerError, UnsupportedArchitecture
 from planner.interop import ADAPTERS
 from planner.interop.base import ACTIVATIONS, Adapter
@@ -56,6 +56,7 @@ KINDRED: Mapping[str, tuple[str, ...]] = {
     "mamba_conv_bias": ("use_conv_bias",),
     "mamba_d_conv": ("conv_kernel",),
     "mamba_d_head": ("mamba2.head_dim",),
+    "mamba_d_ssm": ("mamba2.intermediate_size",),
     "mamba_d_state": ("state_size",),
     "mamba_dt_rank": ("time_step_rank",),
     "mamba_n_groups": ("n_groups",),
@@ -74,6 +75,7 @@ KINDRED: Mapping[str, tuple[str, ...]] = {
     "n_routed_experts": ("num_experts",),
     "norm_epsilon": ("epsilon",),
     "norm_topk_prob": ("normalize_weights",),
+    "num_heads": ("num_attention_heads",),
     "num_hidden_layers": ("num_layers",),
     "num_local_experts": ("num_experts",),
     "rms_norm_eps": ("epsilon",),
@@ -81,6 +83,7 @@ KINDRED: Mapping[str, tuple[str, ...]] = {
     "rope_theta": ("theta",),
     "shared_expert_intermediate_size": ("shared_intermediate_size",),
     "topk_group": ("groups_per_tok",),
+    "window_size": ("sliding_window",),
 }
 """A configuration's field and the specification's that says the same, where the names differ."""
 WORDS: Mapping[str, tuple[str, ...]] = {
@@ -208,6 +211,9 @@ class _Target:
                         for name, value in part.model_dump(mode="json").items():
                             self._hold(name, value)
                             self._hold(f"{getattr(part, 'kind', '')}.{name}", value)
+                        if isinstance(part, MoE):  # families write how many shared experts there are, not their width
+                            width = part.shared_intermediate_size or 0
+                            self._hold("n_shared_experts", width // part.intermediate_size)
                         for name, value in _derived(part):
                             self._hold(name, value)
                             self._hold(f"{getattr(part, 'kind', '')}.{name}", value)
@@ -253,6 +259,11 @@ class _Target:
             made["rope_scaling"] = {"rope_type": fields.pop("kind"), **fields}
             if scaling == "dynamic":
                 made["max_position_embeddings"] = fields["original_max_position_embeddings"]
+        in_layers = [getattr(layer.sequence_mixer, "rope_scaling", None) for layer in self.layers]
+        stretched = next((one for one in in_layers if one is not None), None)
+        if stretched is not None:  # the older field speaks of layers without a window alone (Gemma 3)
+            fields = {k: v for k, v in stretched.model_dump(mode="json").items() if v is not None}
+            made["rope_scaling"] = {"rope_type": fields.pop("kind"), **fields}
         return made
 
     def named(self, name: str, default: Any) -> list[Any]:
@@ -283,6 +294,8 @@ class _Target:
                 for kinds in (words, ["attention"] * len(words))
                 for other in others
             ]
+        if name == "attention_types":
+            return [[[["local" if window else "global" for window in windows], 1]]]
         if name == "mlp_layer_types":
             return [["sparse" if one else "dense" for one in sparse]]
         if name == "hybrid_override_pattern":
@@ -325,6 +338,8 @@ class _Target:
             tried += self.wholes
         elif default is None:
             tried += [None, *self.wholes, *self.reals]
+        if None in self.held.get(name, ()):  # a part that the target has not: DeepSeek-V2-Lite's latent of queries
+            tried.append(None)
         unique: dict[str, Any] = {}
         for value in tried:
             unique.setdefault(repr(value), value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.interop import decoders
-from planner.interop.base import Reader, is_one_of, refusal, rules
+from planner.interop.base import LayoutRule, Reader, is_one_of, refusal, rules
 
 
 def _heads_by_layer(reader: Reader, heads: int, key_value_heads: int) -> list[int]:
@@ -58,6 +58,7 @@ def _build(reader: Reader) -> dict[str, Any]:
         router_scores="sigmoid",
         routed_scaling_factor=reader.number("moe_routed_scaling_factor"),
         score_correction_bias=True,
+        score_correction_is_parameter=True,
     )
     dense = decoders.gated_mlp(reader)
     layers = [
@@ -104,7 +105,13 @@ LAGUNA = decoders.like_llama(
     },
     decoders.LLAMA_LAYOUT
     + rules("model.layers.{layer}.self_attn.", "layers.{layer}.sequence_mixer.", {"gate_proj": "g_proj"})
-    + decoders.mixture_rules("model.layers.{layer}.mlp", "gate"),
+    + decoders.mixture_rules("model.layers.{layer}.mlp", "gate")
+    + (
+        LayoutRule(
+            "model.layers.{layer}.mlp.gate.e_score_correction_bias",
+            ("layers.{layer}.channel_mixer.router.score_correction_bias",),
+        ),
+    ),
     absent=("rope_theta",),
     # The gate has no bias where the other projections would have one; rotary bases stand in rope_parameters alone.
     neutral={"attention_bias": (False,), "moe_apply_router_weight_on_input": (False,)},
