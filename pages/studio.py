@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import streamlit as st
@@ -40,8 +41,17 @@ DEVICES = ("here", "laptop_16gb", "rtx4090", "l40s", "h100", "h200", "mi300x")
 
 def main() -> None:
     """Draw the page from the session's draft."""
+    began = time.monotonic()
     draft = drafts.current(starting_spec())
     drafts.write_address(draft)
+    try:
+        draw(draft)
+    finally:  # also where the next edit ends this run
+        draft.answered(began)
+
+
+def draw(draft: Draft) -> None:
+    """Everything that the page shows."""
     with st.container(key="plumb-sticky", gap="small"):
         head(draft)
         baseline = draft.baseline or draft.spec
@@ -136,7 +146,8 @@ def strip(draft: Draft) -> None:
         paints=paints(),
         key="strip",
         on_select=select,
-        on_paint=lambda name, layers: paint(draft, name, tuple(layers)),
+        painted=draft.painted,
+        on_paint=lambda clicks: paint_all(draft, clicks),
     )
     if "paint" in draft.problems:
         chrome.field_error(draft.problems["paint"])
@@ -164,6 +175,14 @@ def paint_label(kind: str) -> str:
     for ending in (" attention", " net", " mixers"):
         label = label.removesuffix(ending)
     return label
+
+
+def paint_all(draft: Draft, clicks: list[dict[str, Any]]) -> None:
+    """Take the clicks on paints that were not taken yet, in their order."""
+    for click in clicks:
+        if click["number"] > draft.painted:
+            paint(draft, click["name"], tuple(index for index in click["layers"] if index < draft.spec.num_layers))
+            draft.painted = click["number"]
 
 
 def paint(draft: Draft, name: str, layers: tuple[int, ...]) -> None:

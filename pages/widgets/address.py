@@ -33,6 +33,10 @@ def asked(page: str) -> dict[str, str]:
     left: list[tuple[float, dict[str, str]]] = st.session_state.get(f"{page}-left", [])
     written: dict[str, str] | None = st.session_state.get(f"{page}-address")
     if written is not None and any(now == address for when, address in left if when >= since):
+        # What comes from there says that more may be on its way.
+        st.session_state[f"{page}-left"] = [
+            (time.monotonic() if address == now else when, address) for when, address in left
+        ]
         return written
     return now
 

@@ -81,6 +81,8 @@ class Draft:
     typed: dict[str, Any] = field(default_factory=dict)
     """By widget: values that could not be taken yet."""
     notice: str = ""
+    painted: int = 0
+    """The last click on a paint that was taken; kept here, as Streamlit may end a handler at its session's state."""
     address: dict[str, str] = field(default_factory=dict)
     """Query parameters as they were last written."""
     left: list[tuple[float, dict[str, str]]] = field(default_factory=list)
@@ -90,10 +92,18 @@ class Draft:
         """Whether the browser still stands at an address that this draft has just left.
 
         An edit that follows another closely is sent before the browser has taken the new address: that is no wish to
-        go back, and the draft must not be read from it.
+        go back, and the draft must not be read from it. What comes from there says that more may be on its way.
         """
-        since = time.monotonic() - LAG_SECONDS
-        return any(asked == address for when, address in self.left if when >= since)
+        now = time.monotonic()
+        if not any(asked == address for when, address in self.left if when >= now - LAG_SECONDS):
+            return False
+        self.left = [(now if address == asked else when, address) for when, address in self.left]
+        return True
+
+    def answered(self, began: float) -> None:
+        """Leave the time of a run, which began at ``began``, out of what the browser is given to catch up."""
+        busy = time.monotonic() - began
+        self.left = [(when + busy, address) for when, address in self.left]
 
     def move_to(self, address: dict[str, str]) -> None:
         """Note that the draft now stands at ``address``."""

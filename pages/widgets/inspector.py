@@ -83,7 +83,7 @@ def _model(draft: Draft) -> None:
         key=name_key,
         label_visibility="collapsed",
         on_change=_rename,
-        args=(draft, name_key),
+        args=(draft, name_key, st.session_state.get(name_key, draft.spec.name)),
     )
     if "name" in draft.problems:
         chrome.field_error(draft.problems["name"])
@@ -116,7 +116,9 @@ def _fold(draft: Draft) -> None:
     try_edit(draft, lambda spec: spec.with_layers(edits.unfolded(spec)), field="layers")
 
 
-def _rename(draft: Draft, key: str) -> None:
+def _rename(draft: Draft, key: str, shown: str) -> None:
+    if st.session_state[key] == shown:  # from a browser that has not taken the last answer yet
+        return
     draft.problems.pop("name", None)
     try:
         draft.change(edits.revalued(draft.spec, {"name": st.session_state[key].strip()}), refresh=False)
@@ -258,6 +260,12 @@ def _mixer(draft: Draft, mixer: Any) -> None:
 
 
 def _choice(label: str, options: list[str], value: str, key: str, switch: Any, problem: Problem | None) -> None:
+    shown = st.session_state.get(key, value)
+
+    def changed() -> None:
+        if st.session_state[key] != shown:  # else it comes from a browser that has not taken the last answer yet
+            switch()
+
     left, right = st.columns([1.3, 2.1], gap="small", vertical_alignment="center")
     left.markdown(label)
     right.selectbox(
@@ -267,7 +275,7 @@ def _choice(label: str, options: list[str], value: str, key: str, switch: Any, p
         format_func=words.kind_label,
         key=key,
         label_visibility="collapsed",
-        on_change=switch,
+        on_change=changed,
     )
     if problem is not None:
         chrome.field_error(problem)

@@ -3,7 +3,7 @@
 The live strip selects by drag (or arrow keys, with shift to extend) and paints what is selected::
 
     layer_strip.show(spec, selected=range(28, 32), paints=[Paint("window", "window", "window")], key="strip",
-                     on_select=lambda span: ..., on_paint=lambda name, layers: ...)
+                     painted=number_of_the_last_click_taken, on_select=lambda span: ..., on_paint=lambda clicks: ...)
 
 The static one is an image for lists and comparisons: ``chrome.html(layer_strip.static(spec))``.
 """
@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import streamlit as st
 
 from pages.widgets import chrome, theme, words
 from pages.widgets.component import BrowserComponent
@@ -62,25 +60,21 @@ def show(
     paints: Sequence[Paint],
     key: str,
     on_select: Callable[[list[int]], None],
-    on_paint: Callable[[str, list[int]], None],
+    painted: int = 0,
+    on_paint: Callable[[list[dict[str, Any]]], None],
 ) -> None:
-    """The live strip; ``on_select`` gets ``[first, last]``, ``on_paint`` the name of a paint and the layers for it."""
-    last = f"{key}-painted"
+    """The live strip; ``on_select`` gets ``[first, last]``, ``on_paint`` the clicks that were not answered yet.
 
-    def paint(clicks: list[dict[str, Any]]) -> None:
-        """Take the clicks that were not taken yet, in their order: the browser repeats those without an answer."""
-        for click in clicks:
-            if click["number"] > st.session_state.get(last, 0):
-                st.session_state[last] = click["number"]
-                on_paint(click["name"], [index for index in click["layers"] if index < spec.num_layers])
-
+    A click is a ``number`` that grows, the ``name`` of a paint and the ``layers`` for it. The browser repeats those
+    beyond ``painted``, the number of the last one that was taken.
+    """
     data = {
         "cells": cells(spec),
         "selected": sorted(selected),
         "paints": [asdict(paint) for paint in paints],
-        "painted": st.session_state.get(last, 0),
+        "painted": painted,
     }
-    _component.mount(data, key, {"select": on_select, "paint": paint})
+    _component.mount(data, key, {"select": on_select, "paint": on_paint})
 
 
 def static(spec: ArchitectureSpec, height: int = 42, label: str = "") -> str:

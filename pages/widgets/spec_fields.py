@@ -223,29 +223,38 @@ def _row(model: BaseModel, view: FieldView, form: Form) -> None:
 def _input(view: FieldView, value: Any, form: Form, key: str) -> None:
     common: dict[str, Any] = {"key": key, "label_visibility": "collapsed"}
     if view.kind == "flag":
-        st.toggle(view.label, value=value, on_change=_taken, args=(view, form, key), **common)
+        shown = st.session_state.get(key, value)
+        st.toggle(view.label, value=value, on_change=_taken, args=(view, form, key, shown), **common)
     elif view.kind == "choice":
         options = (["none"] if view.optional else []) + list(view.choices)
         index = options.index("none" if value is None else value)
+        shown = st.session_state.get(key, options[index])
         st.selectbox(
             view.label,
             options,
             index=index,
             format_func=words.setting,
             on_change=_taken,
-            args=(view, form, key),
+            args=(view, form, key, shown),
             **common,
         )
     else:
         if key not in st.session_state:
             st.session_state[key] = text_of(value)
         placeholder = "none" if view.optional else ""
-        st.text_input(view.label, on_change=_taken, args=(view, form, key), placeholder=placeholder, **common)
+        taken = (view, form, key, st.session_state[key])
+        st.text_input(view.label, on_change=_taken, args=taken, placeholder=placeholder, **common)
 
 
-def _taken(view: FieldView, form: Form, key: str) -> None:
-    """Take what stands in a widget, together with what could not be taken before."""
+def _taken(view: FieldView, form: Form, key: str, shown: Any) -> None:
+    """Take what stands in a widget, together with what could not be taken before.
+
+    What the widget ``shown`` already is no wish: a browser that has not taken the last answer yet sends the values of
+    fields that are gone, and Streamlit takes them for new.
+    """
     entered = st.session_state[key]
+    if entered == shown:
+        return
     if view.kind in ("integer", "number"):
         value = value_of(view, entered)
     elif view.kind == "choice":

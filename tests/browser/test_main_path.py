@@ -65,7 +65,7 @@ def send(page: Any, address: str, design: str, kind: str, **settings: int) -> No
         box.fill(str(value))
         box.press("Enter")
         page.wait_for_timeout(300)
-    page.get_by_text("of disk").wait_for()
+    page.get_by_text(re.compile("^About .* · ")).wait_for()
     page.get_by_role("button", name="Send", exact=True).click()
     page.wait_for_url("**/jobs?job=*")
     page.locator(".pl-head span", has_text=re.compile(f"{kind} · (succeeded|failed)")).wait_for(timeout=240_000)

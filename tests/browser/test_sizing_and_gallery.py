@@ -44,7 +44,7 @@ def test_a_card_is_sized_opened_in_the_studio_and_found_again(page: Any, server:
     box.press("Enter")
     page.locator(".st-key-panel-card-gpt2").wait_for(state="detached")
     page.wait_for_url("**/gallery?q=llama+2")
-    page.locator(".st-key-panel-card-llama-2-7b").get_by_role("link", name="Size it").click()
+    page.locator(".st-key-panel-card-llama-2-7b").get_by_role("link", name="Size it").first.click()
     page.wait_for_url("**/sizing?preset=llama-2-7b")
     wait_for_number(page, "parameters", "6.74")
     # Keys and values of 32 heads of 128 channels in 32 layers, two bytes each, for 32,768 tokens.

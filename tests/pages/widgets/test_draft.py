@@ -75,3 +75,43 @@ def test_an_address_holds_the_baseline_that_a_design_is_held_against() -> None:
 def test_an_untouched_design_needs_no_baseline_in_its_address() -> None:
     draft = drafts.opened(starting_spec())
     assert draft.query() == {"draft": drafts.pack(starting_spec(), Settings())}
+
+
+class Clock:
+    """A monotonic clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_an_address_that_was_left_lags_for_as_long_as_the_browser_may_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(drafts, "time", clock)
+    draft = drafts.opened(starting_spec())
+    draft.address = {"draft": "old"}
+    draft.move_to({"draft": "new"})
+    clock.now += 2.9
+    assert draft.lags({"draft": "old"})
+    assert not draft.lags({"draft": "another"})
+    clock.now += 2.9  # it was still heard of 2.9 seconds ago
+    assert draft.lags({"draft": "old"})
+    clock.now += 3.1
+    assert not draft.lags({"draft": "old"})
+
+
+def test_a_run_that_takes_long_takes_nothing_of_the_time_to_catch_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(drafts, "time", clock)
+    draft = drafts.opened(starting_spec())
+    draft.address = {"draft": "old"}
+    draft.move_to({"draft": "new"})
+    began = clock.now
+    clock.now += 8  # a busy machine
+    draft.answered(began)
+    clock.now += 2.9
+    assert draft.lags({"draft": "old"})
+    clock.now += 3.1
+    assert not draft.lags({"draft": "old"})
