@@ -66,7 +66,8 @@ RWKV = Adapter(
         *("time_decay", "time_first", "time_mix_key", "time_mix_value", "time_mix_receptance"),
     )
     + _mix("feed_forward", "channel_mixer", _CHANNEL_MIX, "time_mix_key", "time_mix_receptance"),
-    # The longest sequence of a kernel, and how often activations are halved, as are the weights before: for fp16.
+    # The longest sequence of a kernel, and after how many layers transformers halves the stream of a model that is not
+    # trained, and the weights that write to it: against overflow in fp16, and nothing but epsilons can tell.
     ignored=frozenset({"context_length", "max_position_embeddings", "rescale_every"}),
     unmodelled={"layer_norm_epsilon": (FINAL_EPSILON,)},
 )
