@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from planner.components import Component
 from planner.components.rotary import RotaryScaling
 from planner.errors import InvalidSpec, Problem, UnsupportedArchitecture
+from planner.interop.rotation import odd_rotations
 from planner.sizing import size
 from planner.spec import ArchitectureSpec, Layer, fold_layers, parse_spec
 
@@ -467,7 +468,7 @@ class Adapter:
             if not is_one_of(value, modelled):
                 found[name] = value
         found |= self._unmodelled_scalings(config)
-        return found
+        return found | odd_rotations(self, config)
 
     def _unmodelled_scalings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Rotary scalings that a specification does not know, or that this family's does not have."""

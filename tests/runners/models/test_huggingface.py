@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from planner.interop import left_out
 from runners.models import load_huggingface
 from tests.planner.interop.oracle import modelled, small_config, small_surroundings
 
@@ -355,6 +356,16 @@ def test_keys_and_values_of_every_head_are_read_from_the_fused_projection() -> N
     config = transformers.AutoConfig.for_model("gpt_bigcode", **GPT, multi_query=False, scale_attn_weights=False)
     config._attn_implementation = "eager"
     compare(transformers.AutoModelForCausalLM.from_config(config).eval(), config.to_dict())
+
+
+def test_an_odd_number_of_rotated_channels_is_sized_and_not_loaded() -> None:
+    """Five channels of ten: six are rotated, with frequencies of five."""
+    fields = {**CONFIGS["glm"], "head_dim": 10}
+    config = transformers.AutoConfig.for_model("glm", **fields)
+    state = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+    assert any("partial_rotary_factor is 0.5" in note for note in left_out({"model_type": "glm", **fields}))
+    with pytest.raises(ValueError, match="partial_rotary_factor"):
+        load_huggingface(state, config.to_dict())
 
 
 @pytest.mark.parametrize("kind", SCALINGS)
