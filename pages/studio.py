@@ -52,6 +52,7 @@ def main() -> None:
 
 def draw(draft: Draft) -> None:
     """Everything that the page shows."""
+    settled = studio_numbers.settle(draft)
     with st.container(key="plumb-sticky", gap="small"):
         head(draft)
         baseline = draft.baseline or draft.spec
@@ -60,8 +61,8 @@ def draw(draft: Draft) -> None:
             key="key-numbers",
             on_open=lambda quantity: terms.ask(quantity),
         )
-    if draft.notice:
-        chrome.error(draft.notice)
+    for said in filter(None, (draft.notice, settled)):
+        chrome.error(said)
     with st.container(border=True, key="panel-strip"):
         strip(draft)
     costs = studio_numbers.blocks_of(draft.spec, draft.settings.serving, draft.settings.training)

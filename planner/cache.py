@@ -85,6 +85,12 @@ def cache_format(dtype: str) -> CacheFormat:
     return CACHE_FORMATS[dtype]
 
 
+def formats_for(spec: ArchitectureSpec) -> tuple[str, ...]:
+    """Names of the formats that this design's cache can have: where latents are kept, none with a scale a head."""
+    has_latents = any(entry.grows and len(entry.shape) < 3 for _, _, entry in model_cache(spec, 1))
+    return tuple(name for name, each in CACHE_FORMATS.items() if not (has_latents and each.vector_scale_bytes))
+
+
 def entry_bytes(entry: CacheEntry, dtype: str) -> Quantity:
     """Bytes of a cached tensor of one sequence, its scales included."""
     written = cache_format(dtype)

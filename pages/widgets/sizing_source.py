@@ -13,7 +13,7 @@ from pages.widgets.draft import Draft, Settings
 from pages.widgets.labels import distinct
 from pages.widgets.starting import starting_spec
 from planner import PlannerError
-from planner.cache import CACHE_FORMATS
+from planner.cache import formats_for
 from planner.presets import preset, preset_ids
 from planner.serving import WEIGHT_FORMATS
 
@@ -54,7 +54,7 @@ def take_settings(view: View, draft: Draft) -> None:
     """Give the draft the settings that the view holds; a value that cannot be is brought back to its default."""
     serving, training = draft.settings.serving, draft.settings.training
     view.choice("weights", WEIGHT_FORMATS)
-    view.choice("cache", CACHE_FORMATS)
+    view.choice("cache", formats_for(draft.spec))
     view.choice("pages", PAGES)
     for name, known in (("context", CONTEXTS), ("length", CONTEXTS), ("batch", BATCHES), ("block", BLOCKS)):
         view.choice(name, _with(known, view.defaults[name]))
@@ -90,7 +90,7 @@ def form(view: View, draft: Draft) -> None:
             (1, "context", "Context", _with(CONTEXTS, view.defaults["context"]), _length, "slider"),
             (2, "batch", "Sequences", _with(BATCHES, view.defaults["batch"]), lambda text: f"{int(text):,}", "slider"),
             (3, "weights", "Weights in", list(WEIGHT_FORMATS), str, "box"),
-            (4, "cache", "Cache in", list(CACHE_FORMATS), str, "box"),
+            (4, "cache", "Cache in", list(formats_for(draft.spec)), str, "box"),
             (5, "length", "Training sequence", _with(CONTEXTS, view.defaults["length"]), _length, "slider"),
         ]
         for place, name, label, options, text, kind in fields:

@@ -6,10 +6,11 @@ from dataclasses import replace
 from functools import lru_cache
 
 from pages.widgets import checks, figures, words
-from pages.widgets.draft import Origin, Settings
+from pages.widgets.draft import Draft, Origin, Settings
 from pages.widgets.key_numbers import KeyNumber
 from planner import ArchitectureSpec, PlannerError, cache_bytes, size
 from planner.blocks import Block, blocks, multi_head_reference
+from planner.cache import formats_for
 from planner.overview import OverviewNumber, overview
 from planner.plans import ServingPlan, TrainingPlan
 from planner.sizing import ParameterCounts
@@ -46,6 +47,16 @@ def blocks_of(spec: ArchitectureSpec, serving: ServingPlan, training: TrainingPl
 def cache_curve(spec: ArchitectureSpec, contexts: tuple[int, ...], serving: ServingPlan) -> tuple[int, ...]:
     """Bytes of cache at each context length."""
     return tuple(cache_bytes(spec, length, serving.batch_size, serving.cache_dtype) for length in contexts)
+
+
+def settle(draft: Draft) -> str:
+    """Bring a type of cache that a shown design cannot have back to bf16; what there is to say of that."""
+    serving = draft.settings.serving
+    asked = serving.cache_dtype
+    if all(asked in formats_for(spec) for spec in (draft.spec, draft.baseline or draft.spec)):
+        return ""
+    draft.settings = replace(draft.settings, serving=serving.model_copy(update={"cache_dtype": "bf16"}))
+    return f"A cache in {asked} has a scale for each head, and latents have no heads: it is taken in bf16."
 
 
 @lru_cache(maxsize=_KEPT)

@@ -6,6 +6,9 @@ import re
 
 from streamlit.testing.v1 import AppTest
 
+from pages.widgets.draft import Settings, pack
+from planner import ServingPlan
+from planner.presets import preset
 from tests.pages.conftest import ROOT
 
 
@@ -46,3 +49,17 @@ def test_a_quantized_cache_names_its_scheme() -> None:
     assert bytes_of(app, "Cache, filled") == 4096 * 2 * 32 * 32 * (64 + 4)
     assert "int4 per token and head" in said(app)
     assert "Blocks of 128 tokens" in said(app)
+
+
+def test_a_type_that_latents_cannot_have_is_no_choice_and_breaks_no_page() -> None:
+    app = page(preset="deepseek-v3", cache="int8_per_token_head")
+    assert not app.exception, app.exception
+    offered = app.selectbox(key="sizing-cache")
+    assert "int8_per_token_head" not in offered.options
+    assert offered.value == "bf16"
+    settings = Settings(serving=ServingPlan(cache_dtype="int8_per_token_head", context_length=32_768))
+    studio = AppTest.from_file(str(ROOT / "pages" / "studio.py"), default_timeout=60)
+    studio.query_params["draft"] = pack(preset("deepseek-v3").spec, settings)
+    studio.run()
+    assert not studio.exception, studio.exception
+    assert "latents have no heads: it is taken in bf16" in said(studio)
