@@ -72,7 +72,7 @@ def treemap(shares: Sequence[TensorShare], height: int = 360) -> dict[str, Any]:
                 "marker": {
                     "colors": colours,
                     "line": {"width": 1.2, "color": palette["panel"]},
-                    "pad": {"t": 19, "l": 2, "r": 2, "b": 2},
+                    "pad": {"t": 25, "l": 2, "r": 2, "b": 2},
                     "cornerradius": 4,
                 },
                 "textfont": {"size": 12, "color": [_readable_on(colour) for colour in colours]},
