@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runners.models.recompute import recomputed
+
 SMALLEST_SQUARE = 1e-6
 """Added to the squared length of queries and keys before they are divided by it."""
 
@@ -47,6 +49,40 @@ def unit_lower_inverse(lower: Tensor) -> Tensor:
     """The inverse of the identity plus what stands strictly below the diagonal of ``lower``."""
     result: Tensor = _UnitLowerInverse.apply(lower)
     return result
+
+
+def from_chunk_to_chunk(
+    q: Tensor, k: Tensor, scores: Tensor, correction: Tensor, written: Tensor, decay: Tensor, initial: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Outputs (batch, chunks, heads, chunk, value_dim), and from an ``initial`` state also the state after the last.
+
+    q and k (batch, chunks, heads, chunk, key_dim); scores, and the correction of what the state before a chunk foresees
+    (batch, chunks, heads, chunk, chunk); written (batch, chunks, heads, chunk, value_dim), what each position writes of
+    its own value; decay (batch, chunks, heads, chunk, key_dim or 1), the logarithms from the start of the chunk.
+    Nothing comes before the first chunk of a sequence, and nothing is read of the last one's state unless it goes on.
+    """
+    chunks, wide, narrow = k.shape[1], decay.dtype, written.dtype
+    first, last = (1, chunks - 1) if initial is None else (0, chunks)
+    if chunks == first:
+        return scores @ written, initial
+    from_start = torch.exp(decay[:, first:]).to(narrow)
+    reading = correction[:, first:] @ (k[:, first:] * from_start)
+    to_end = torch.exp(decay[:, :last, :, -1:] - decay[:, :last]).to(narrow)
+    writing = (k[:, :last] * to_end).transpose(-1, -2)
+    across = torch.exp(decay[:, :last, :, -1])[..., None]
+    state, before, values = initial, [], []
+    for index in range(chunks):
+        value = written[:, index]
+        if state is not None:
+            before.append(state.to(narrow))
+            value = value - reading[:, index - first] @ before[-1]
+        values.append(value)
+        if index < last:
+            left = (writing[:, index] @ value).to(wide)
+            state = left if state is None else state * across[:, index] + left
+    y = scores @ torch.stack(values, 1)
+    later = (q[:, first:] * from_start) @ torch.stack(before, 1)
+    return torch.cat((y[:, :first], y[:, first:] + later), 1) if first else y + later, state
 
 
 def chunked_delta(
@@ -87,58 +123,14 @@ def chunked_delta(
     written = correction @ v
     scores = of_heads(q @ k.transpose(-1, -2)) * between.to(narrow)
 
-    first, last = (1, chunks - 1) if initial is None else (0, chunks)
-
-    def in_order(y: Tensor) -> Tensor:
-        """(batch, positions, heads, value_dim), without the padding and without holding on to it."""
-        y = y.transpose(2, 3).flatten(1, 2)
-        return y[:, :length].clone() if missing else y
-
-    if chunks == first:
-        return in_order(scores @ written), initial
-    keys = of_heads(k)
-    from_start = torch.exp(decay[:, first:])[..., None].to(narrow)
-    reading = correction[:, first:] @ (keys[:, first:] * from_start)
-    to_end = torch.exp(decay[:, :last, :, -1:] - decay[:, :last])[..., None].to(narrow)
-    writing = (keys[:, :last] * to_end).transpose(-1, -2)
-    across = torch.exp(decay[:, :last, :, -1])[..., None, None]
-    state, before, values = initial, [], []
-    for index in range(chunks):
-        value = written[:, index]
-        if state is not None:
-            before.append(state.to(narrow))
-            value = value - reading[:, index - first] @ before[-1]
-        values.append(value)
-        if index < last:
-            left = (writing[:, index] @ value).to(wide)
-            state = left if state is None else state * across[:, index] + left
-    y = scores @ torch.stack(values, 1)
-    later = (of_heads(q[:, first:]) * from_start) @ torch.stack(before, 1)
-    y = torch.cat((y[:, :first], y[:, first:] + later), 1) if first else y + later
-    return in_order(y), state
-
-
-class _ChunkedDelta(torch.autograd.Function):
-    """Saves the inputs and computes the chunks again in the backward pass, as fused kernels do."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, chunk: int) -> Tensor:
-        ctx.save_for_backward(q, k, v, decay, beta)
-        ctx.chunk = chunk
-        return chunked_delta(q, k, v, decay, beta, chunk)[0]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-        with torch.enable_grad():
-            y, _ = chunked_delta(leaves[0], leaves[1], leaves[2], leaves[3], leaves[4], ctx.chunk)
-        return *torch.autograd.grad(y, leaves, gradients[0]), None
+    y, state = from_chunk_to_chunk(of_heads(q), of_heads(k), scores, correction, written, decay[..., None], initial)
+    y = y.transpose(2, 3).flatten(1, 2)
+    return y[:, :length].clone() if missing else y, state
 
 
 def recomputed_delta(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, chunk: int) -> Tensor:
     """The outputs of :func:`chunked_delta`, with nothing kept for the backward pass but the arguments."""
-    result: Tensor = _ChunkedDelta.apply(q, k, v, decay, beta, chunk)
-    return result
+    return recomputed(lambda q, k, v, decay, beta: chunked_delta(q, k, v, decay, beta, chunk)[0], q, k, v, decay, beta)
 
 
 def delta_step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:

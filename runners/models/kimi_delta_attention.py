@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 import planner.components as components
 from runners.models.context import BuildContext, in_compute_type
-from runners.models.delta_rule import unit, unit_lower_inverse
+from runners.models.delta_rule import from_chunk_to_chunk, unit, unit_lower_inverse
 from runners.models.mamba1 import ConvolutionFilter, StateCache, initial_step_bias
 from runners.models.mlp import activated, gated
 from runners.models.norms import RMSNorm
+from runners.models.recompute import recomputed
 
 SLOWEST_DECAY, FASTEST_DECAY = 1.0, 16.0
 """Decay rates at initialization, uniform."""
@@ -127,57 +128,16 @@ def chunked_channel_delta(
     correction = (unit_lower_inverse(likeness.to(wide) * beta[..., None]) * beta[..., None, :]).to(narrow)
     written = correction @ v
 
-    first, last = (1, chunks - 1) if initial is None else (0, chunks)
-
-    def in_order(y: Tensor) -> Tensor:
-        """(batch, positions, heads, head_dim), without the padding and without holding on to it."""
-        y = y.transpose(2, 3).flatten(1, 2)
-        return y[:, :length].clone() if missing else y
-
-    if chunks == first:
-        return in_order(scores @ written), initial
-    from_start = torch.exp(decay[:, first:]).to(narrow)
-    reading = correction[:, first:] @ (k[:, first:] * from_start)
-    to_end = torch.exp(decay[:, :last, :, -1:] - decay[:, :last]).to(narrow)
-    writing = (k[:, :last] * to_end).transpose(-1, -2)
-    across = torch.exp(decay[:, :last, :, -1])[..., None]
-    state, before, values = initial, [], []
-    for index in range(chunks):
-        value = written[:, index]
-        if state is not None:
-            before.append(state.to(narrow))
-            value = value - reading[:, index - first] @ before[-1]
-        values.append(value)
-        if index < last:
-            left = (writing[:, index] @ value).to(wide)
-            state = left if state is None else state * across[:, index] + left
-    y = scores @ torch.stack(values, 1)
-    later = (q[:, first:] * from_start) @ torch.stack(before, 1)
-    y = torch.cat((y[:, :first], y[:, first:] + later), 1) if first else y + later
-    return in_order(y), state
-
-
-class _ChunkedChannelDelta(torch.autograd.Function):
-    """Saves the inputs and computes the chunks again in the backward pass, as fused kernels do."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, chunk: int) -> Tensor:
-        ctx.save_for_backward(q, k, v, decay, beta)
-        ctx.chunk = chunk
-        return chunked_channel_delta(q, k, v, decay, beta, chunk)[0]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-        with torch.enable_grad():
-            y, _ = chunked_channel_delta(leaves[0], leaves[1], leaves[2], leaves[3], leaves[4], ctx.chunk)
-        return *torch.autograd.grad(y, leaves, gradients[0]), None
+    y, state = from_chunk_to_chunk(q, k, scores, correction, written, decay, initial)
+    y = y.transpose(2, 3).flatten(1, 2)
+    return y[:, :length].clone() if missing else y, state
 
 
 def recomputed_channel_delta(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, chunk: int) -> Tensor:
     """The outputs of :func:`chunked_channel_delta`, with nothing kept for the backward pass but the arguments."""
-    result: Tensor = _ChunkedChannelDelta.apply(q, k, v, decay, beta, chunk)
-    return result
+    return recomputed(
+        lambda q, k, v, decay, beta: chunked_channel_delta(q, k, v, decay, beta, chunk)[0], q, k, v, decay, beta
+    )
 
 
 def channel_delta_step(

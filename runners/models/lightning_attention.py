@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +10,7 @@ import planner.components as components
 from runners.models.context import BuildContext, in_compute_type
 from runners.models.mlp import activated, gated
 from runners.models.norms import RMSNorm
+from runners.models.recompute import recomputed
 
 EPSILON = 1e-5
 """Keeps the rates of the last layer above zero, and those of a single layer finite."""
@@ -68,27 +67,9 @@ def chunked_decay(
     return (y[:, :length].clone() if missing else y), carried
 
 
-class _ChunkedDecay(torch.autograd.Function):
-    """Saves the inputs and computes the chunks again in the backward pass, as fused kernels do."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rates: Tensor, chunk: int) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        ctx.rates, ctx.chunk = rates, chunk
-        return chunked_decay(q, k, v, rates, chunk)[0]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-        with torch.enable_grad():
-            y, _ = chunked_decay(leaves[0], leaves[1], leaves[2], ctx.rates, ctx.chunk)
-        return *torch.autograd.grad(y, leaves, gradients[0]), None, None
-
-
 def recomputed_decay(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, chunk: int) -> Tensor:
     """The outputs of :func:`chunked_decay`, with nothing kept for the backward pass but the arguments."""
-    result: Tensor = _ChunkedDecay.apply(q, k, v, rates, chunk)
-    return result
+    return recomputed(lambda q, k, v: chunked_decay(q, k, v, rates, chunk)[0], q, k, v)
 
 
 def decay_step(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from runners.models.context import BuildContext, in_compute_type
 from runners.models.mamba1 import ConvolutionFilter, StateCache, initial_step_bias
 from runners.models.mlp import activated, gated
 from runners.models.norms import RMSNorm
+from runners.models.recompute import recomputed
 
 
 def chunked_dual(
@@ -69,24 +70,8 @@ def chunked_dual(
     return y.transpose(2, 3).reshape(batch, chunks * chunk, heads, width)[:, :length], carried
 
 
-class _ChunkedDual(torch.autograd.Function):
-    """Saves the inputs and computes the chunks again in the backward pass, as fused kernels do.
-
-    What autograd would keep of a chunk is quadratic in its length for every head.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
-        ctx.save_for_backward(x, dt, A, B, C)
-        ctx.chunk = chunk
-        return chunked_dual(x, dt, A, B, C, chunk)[0]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-        with torch.enable_grad():
-            y, _ = chunked_dual(leaves[0], leaves[1], leaves[2], leaves[3], leaves[4], ctx.chunk)
-        return *torch.autograd.grad(y, leaves, gradients[0]), None
+def _outputs(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
+    return chunked_dual(x, dt, A, B, C, chunk)[0]
 
 
 def recurrent_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,7 +138,7 @@ class Mamba2(nn.Module):
         if cache is None and self.kernels == "reference":
             y, _ = chunked_dual(inputs, dt, A, B, C, component.chunk_size)
         elif cache is None:
-            y = _ChunkedDual.apply(inputs, dt, A, B, C, component.chunk_size)
+            y = recomputed(functools.partial(_outputs, chunk=component.chunk_size), inputs, dt, A, B, C)
         else:
             held = cache.state.to(wide)
             parts = (inputs.to(wide), dt, A, B.to(wide), C.to(wide))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from runners.kernels.causal_attention import dot_product_attention
 from runners.models.context import Kernels
+from runners.models.recompute import recomputed
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,10 @@ def attend(
     if kernels == "reference":
         return _plain(query, key, value, mask, scores, sinks)
     if sinks is not None or not scores.are_plain:
-        result: Tensor = _RecomputedAttention.apply(query, key, value, mask, sinks, scores)
-        return result
+        own = () if sinks is None else (sinks,)
+        return recomputed(
+            lambda q, k, v, *sinks: _plain(q, k, v, mask, scores, sinks[0] if sinks else None), query, key, value, *own
+        )
     missing = query.shape[-1] - value.shape[-1]
     if missing > 0:
         # Fused attention wants one width; zeros in further channels of the values change nothing.
@@ -121,28 +123,3 @@ def _linear_biases(slopes: tuple[float, ...], products: Tensor) -> Tensor:
     rows = torch.arange(keys - queries, keys, device=products.device, dtype=wide)
     distance = rows[:, None] - torch.arange(keys, device=products.device, dtype=wide)[None, :]
     return -torch.tensor(slopes, device=products.device, dtype=wide)[:, None, None] * distance
-
-
-class _RecomputedAttention(torch.autograd.Function):
-    """Saves queries, keys and values and computes the scores again in the backward pass, as fused kernels do."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None, scores: Scores
-    ) -> Tensor:
-        ctx.save_for_backward(query, key, value, mask, sinks)
-        ctx.scores = scores
-        return _plain(query, key, value, mask, scores, sinks)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        query, key, value, mask, sinks = ctx.saved_tensors
-        query, key, value = (part.detach().requires_grad_() for part in (query, key, value))
-        leaves = [query, key, value]
-        if sinks is not None:
-            sinks = sinks.detach().requires_grad_()
-            leaves.append(sinks)
-        with torch.enable_grad():
-            mixed = _plain(query, key, value, mask, ctx.scores, sinks)
-        found = torch.autograd.grad(mixed, leaves, gradients[0])
-        return *found[:3], None, found[3] if sinks is not None else None, None

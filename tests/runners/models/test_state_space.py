@@ -93,7 +93,12 @@ def test_mamba2_is_its_recurrence(fields: dict[str, Any]) -> None:
     heads, width, size, groups = (fields[name] for name in ("num_heads", "head_dim", "state_size", "n_groups"))
     inner, shared = heads * width, groups * size
 
-    gate, mixed, dt = projected(named, "in_proj", x).split((inner, inner + 2 * shared, heads), -1)
+    rows = projected(named, "in_proj", x)
+    if fields["projection_multipliers"]:
+        parts = rows.split((inner, inner, shared, shared, heads), -1)
+        factors = fields["projection_multipliers"]
+        rows = torch.cat([part * factor for part, factor in zip(parts, factors, strict=True)], -1)
+    gate, mixed, dt = rows.split((inner, inner + 2 * shared, heads), -1)
     inputs, B, C = convolved(named, mixed, fields["activation"]).split((inner, shared, shared), -1)
     steps = softplus(dt + named["dt_bias"])
     if fields["shortest_time_step"]:
