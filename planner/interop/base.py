@@ -359,7 +359,7 @@ class Reader:
                 )
         if "rope_theta" in parameters:
             return positive("rope_parameters.rope_theta", parameters["rope_theta"])
-        if self._values.get(older) is not None or older in self._written:
+        if older in self._values and (self._values[older] is not None or older in self._written):
             return positive(older, self._values[older])
         return positive(older, default)
 

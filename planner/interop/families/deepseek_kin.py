@@ -136,7 +136,8 @@ DOTS1 = decoders.like_llama(
     },
     decoders.LLAMA_LAYOUT + _MIXTURE_LAYOUT,
     aliases={"num_local_experts": "n_routed_experts"},
-    neutral=_ROUTED_NEUTRAL | {"use_sliding_window": (False,)},
+    # The published files name the method for the scores, which are sigmoid all the same.
+    neutral=_ROUTED_NEUTRAL | {"scoring_func": ("sigmoid", "noaux_tc"), "use_sliding_window": (False,)},
     ignored=_NOT_READ,
 )
 SOLAR_OPEN = decoders.like_llama(

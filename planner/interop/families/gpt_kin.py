@@ -161,6 +161,8 @@ def _gpt_neox_japanese(reader: Reader) -> dict[str, Any]:
 
 def _persimmon(reader: Reader) -> dict[str, Any]:
     heads = _heads(reader, "num_attention_heads", "hidden_size")
+    if reader.value("num_key_value_heads") not in (None, heads["num_attention_heads"]):
+        raise refusal("num_key_value_heads", "This family has as many as query heads.", "Remove it.")
     norms = {"query_key_norm": "head", "query_key_norm_kind": "layer_norm", "query_key_norm_bias": True}
     layer = {
         "sequence_mixer": {
@@ -392,6 +394,7 @@ PERSIMMON = Adapter(
         "intermediate_size": 16384,
         "num_hidden_layers": 36,
         "num_attention_heads": 64,
+        "num_key_value_heads": None,
         "hidden_act": "relu2",
         "layer_norm_eps": 1e-5,
         "tie_word_embeddings": False,
@@ -411,5 +414,4 @@ PERSIMMON = Adapter(
     )
     + layouts.paired(layouts.FOUR_TIMES, "model.layers.{layer}.mlp.", _CHANNEL),
     ignored=frozenset({"hidden_dropout", "max_position_embeddings", "rope_scaling"}),
-    neutral={"num_key_value_heads": (None,)},
 )

@@ -87,5 +87,6 @@ APERTUS = decoders.like_llama(
         LayoutRule(f"model.layers.{{layer}}.mlp.act_fn.{name}", (f"layers.{{layer}}.channel_mixer.xielu.{name}",))
         for name in ("alpha_p", "alpha_n")
     ),
+    ignored=("hidden_dropout",),
     neutral={"mlp_bias": (False,), "post_norm": (False,), "qk_norm": (True,)},
 )
