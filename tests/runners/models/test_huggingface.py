@@ -22,7 +22,7 @@ GPT: dict[str, Any] = {
     "n_embd": 32,
     "n_layer": 2,
     "n_head": 4,
-    "n_positions": 64,
+    "n_positions": 96,
     "initializer_range": 0.3,
 }
 GATED_DELTA: dict[str, Any] = {
@@ -98,7 +98,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "ministral3": {**DECODER, "head_dim": 8, "sliding_window": 6, "pad_token_id": None}
     | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "llama_4_scaling_beta": 0.0}}
-    | {"max_position_embeddings": 64},
+    | {"max_position_embeddings": 96},
     "seed_oss": {**DECODER, "head_dim": 16, "attention_out_bias": True},
     "arcee": {**DECODER, "mlp_bias": True},
     "helium": {**DECODER, "head_dim": 8, "attention_bias": True},
@@ -115,7 +115,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "olmoe": {**DECODER, "num_experts": 4, "num_experts_per_tok": 2},
     "smollm3": {**DECODER, "num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "sliding_window": 6}
     | {"pad_token_id": None, "use_sliding_window": True, "mlp_bias": True},
-    "gpt2": {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3},
+    "gpt2": {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96, "initializer_range": 0.3},
     "mixtral": {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
     "deepseek_v3": {
         **DECODER,
@@ -202,7 +202,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt_neox": {**HEADS, "intermediate_size": 48, "rotary_pct": 0.5},
     "gptj": {**GPT, "rotary_dim": 4},
     "phi": {**DECODER, "qk_layernorm": True},
-    "opt": {**HEADS, "ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 24, "pad_token_id": 0},
+    "opt": {**HEADS, "ffn_dim": 48, "max_position_embeddings": 96, "word_embed_proj_dim": 24, "pad_token_id": 0},
     "falcon": {**HEADS, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
     "bloom": {**COMMON, "n_layer": 2, "n_head": 4},
     "mpt": {
@@ -264,11 +264,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "sarvam_moe": {**DECODER, **ROUTED, "head_dim": 8, "attention_bias": True, "pad_token_id": None},
     "solar_open": {**DECODER, **ROUTED, "head_dim": 8, "attention_bias": True},
     "youtu": {**DECODER, **LATENT},
-    "biogpt": {**HEADS, "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": None},
+    "biogpt": {**HEADS, "intermediate_size": 48, "max_position_embeddings": 96, "pad_token_id": None},
     "codegen": {**GPT, "rotary_dim": 4},
     "gpt_bigcode": {**GPT},
     "gpt_neo": {**COMMON, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
-    | {"window_size": 6, "max_position_embeddings": 64},
+    | {"window_size": 6, "max_position_embeddings": 96},
     "gpt_neox_japanese": {**HEADS, "intermediate_multiple_size": 2, "rotary_pct": 0.5},
     "openai-gpt": {**GPT},
     "persimmon": {**HEADS, "intermediate_size": 48},
