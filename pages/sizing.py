@@ -61,7 +61,7 @@ def main() -> None:
         sizing_source.take_settings(view, draft)
         with actions:
             chrome.link("studio", "Open in the Studio", **sizing_source.studio_query(draft))
-        numbers = studio_numbers.key_numbers(draft.spec, draft.baseline or draft.spec, draft.settings, draft.origin)
+        numbers = studio_numbers.key_numbers(draft.spec, draft.baseline or draft.spec, draft.settings)
         if draft.baseline in (None, draft.spec):  # nothing to be compared with
             numbers[0] = replace(numbers[0], note="counted")
         key_numbers.show(
@@ -391,7 +391,7 @@ def derivation(view: View, draft: Draft) -> None:
             return
         with chrome.guard():
             plan: Plan = settings.serving if quantity in SERVING_QUANTITIES else settings.training
-            terms.show(explained(spec, quantity, plan), checks.of_design(spec, draft.origin).get(quantity, ()))
+            terms.show(explained(spec, quantity, plan), checks.of_design(spec).get(quantity, ()))
 
 
 main()

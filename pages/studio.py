@@ -57,7 +57,7 @@ def draw(draft: Draft) -> None:
         head(draft)
         baseline = draft.baseline or draft.spec
         key_numbers.show(
-            studio_numbers.key_numbers(draft.spec, baseline, draft.settings, draft.origin),
+            studio_numbers.key_numbers(draft.spec, baseline, draft.settings),
             key="key-numbers",
             on_open=lambda quantity: terms.ask(quantity),
         )

@@ -2,7 +2,7 @@
 
 ::
 
-    found = checks.of_design(draft.spec, draft.origin)   # quantity of the key numbers → its measurements
+    found = checks.of_design(draft.spec)   # quantity of the key numbers → its measurements
     checks.show(found["cache"])                          # a table: predicted, measured, error, and where
 
 Results are found by the content of the specification, so a design that is not saved under this name has them too.
@@ -31,7 +31,6 @@ from planner import (
 if TYPE_CHECKING:
     from db.engine import Store
     from db.records import Result
-    from pages.widgets.draft import Origin
 
 QUANTITIES = {
     "Parameters": "parameters",
@@ -73,7 +72,7 @@ class Check:
         return f"measured: {said}{'' if error == 0 else 'high' if error > 0 else 'low'}, {self.shape}"
 
 
-def of_design(spec: ArchitectureSpec, origin: Origin | None = None) -> dict[str, list[Check]]:
+def of_design(spec: ArchitectureSpec) -> dict[str, list[Check]]:
     """The newest measurement of each quantity; empty where nothing was verified, or the store cannot be read."""
     from db.errors import StoreError
 
@@ -81,23 +80,10 @@ def of_design(spec: ArchitectureSpec, origin: Origin | None = None) -> dict[str,
     if store is None:
         return {}
     try:
-        found: dict[int, Result] = {}
-        for each in _hashes(store, spec, origin):
-            found |= {result.id: result for result in store.results.list(kind="verify", content_hash=each)}
-        return _newest(store, spec, [found[key] for key in sorted(found, reverse=True)])
+        found = store.results.list(kind="verify", content_hash=spec.content_hash())
+        return _newest(store, spec, sorted(found, key=lambda result: result.id, reverse=True))
     except StoreError:
         return {}
-
-
-def _hashes(store: Store, spec: ArchitectureSpec, origin: Origin | None) -> set[str]:
-    """Hashes under which this design may be stored: written short, in full, or as an earlier version wrote it."""
-    from db.repositories.designs import content_hash
-
-    whole = spec.content_hash()
-    hashes = {content_hash(spec.to_dict()), whole}
-    if origin is not None and origin.spec.content_hash() == whole:
-        hashes.add(store.designs.revision(origin.revision_id).content_hash)
-    return hashes
 
 
 def _newest(store: Store, spec: ArchitectureSpec, results: Sequence[Result]) -> dict[str, list[Check]]:

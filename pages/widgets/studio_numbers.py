@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from pages.widgets import checks, figures, words
-from pages.widgets.draft import Draft, Origin, Settings
+from pages.widgets.draft import Draft, Settings
 from pages.widgets.key_numbers import KeyNumber
 from planner import ArchitectureSpec, PlannerError, cache_bytes, size
 from planner.blocks import Block, blocks, multi_head_reference
@@ -68,9 +68,7 @@ def reference_of(spec: ArchitectureSpec) -> ArchitectureSpec | None:
         return None
 
 
-def key_numbers(
-    spec: ArchitectureSpec, baseline: ArchitectureSpec, settings: Settings, origin: Origin | None = None
-) -> list[KeyNumber]:
+def key_numbers(spec: ArchitectureSpec, baseline: ArchitectureSpec, settings: Settings) -> list[KeyNumber]:
     """The row: each number of ``spec`` with its change against ``baseline``, and whether it was measured."""
     serving, training = settings.serving, settings.training
     now = overview_of(spec, serving, training)
@@ -105,7 +103,7 @@ def key_numbers(
         ),
         _number(now, then, "chinchilla_tokens", "Chinchilla tokens", "20 a parameter", exact=_tokens(chinchilla.value)),
     ]
-    found = checks.of_design(spec, origin)
+    found = checks.of_design(spec)
     return [
         replace(number, measured=found[number.quantity][0].words) if number.quantity in found else number
         for number in numbers

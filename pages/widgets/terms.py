@@ -52,7 +52,7 @@ def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan) -> Any:
 @st.dialog("What it is the sum of", width="large")
 def _dialog(draft: Draft, quantity: str) -> None:
     several = _ALSO.get(quantity, (quantity,))
-    measured = checks.of_design(draft.spec, draft.origin)
+    measured = checks.of_design(draft.spec)
     places = st.tabs([_TITLES[name] for name in several]) if len(several) > 1 else [st.container()]
     for name, place in zip(several, places, strict=True):
         with place, st.container(key=f"terms-{name}", gap="small"):
