@@ -16,7 +16,7 @@ from planner.spec import ArchitectureSpec, Layer, RotaryPositions
 from runners.models.context import Kernels
 from runners.models.decoder import Decoder
 
-CORRECTIONS = ("gate.e_score_correction_bias", "expert_bias", "_correction_bias")
+CORRECTIONS = ("e_score_correction_bias", "expert_bias")
 """The buffer that steers the choice of experts (DeepSeek-V3, LFM2); it is no parameter, so no layout rule names it."""
 
 COMPUTED = (
