@@ -48,9 +48,9 @@ def timings() -> None:
     made = measured["environment"]
     with chrome.panel(f"Timed on one {made['device']}", key="kernel-timings"):
         chrome.note(f"PyTorch {made['torch']}, Triton {made['triton']}, bf16, forward · {made['date'][:10]}")
-        head = "".join(f"<th>{name}</th>" for name in ("", "case", "PyTorch", "Triton", "times as fast"))
+        head = "".join(f"<th>{name}</th>" for name in ("", "PyTorch", "Triton", "times as fast"))
         body = "".join(
-            f"<tr><td>{chrome.escape(row['kernel'].replace('_', ' '))}</td><td>{chrome.escape(row['case'])}</td>"
+            f"<tr><td>{chrome.escape(row['kernel'].replace('_', ' '))}, {chrome.escape(row['case'])}</td>"
             f'<td class="fig">{row["eager_milliseconds"]:.3f} ms</td>'
             f'<td class="fig">{row["triton_milliseconds"]:.3f} ms</td><td class="fig">{row["ratio"]:.2f}</td></tr>'
             for row in measured["kernels"]

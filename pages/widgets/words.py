@@ -7,20 +7,21 @@ from typing import Any
 from planner.components import Component
 
 _KINDS = {
-    "mlp": "MLP",
     "moe": "Mixture of experts",
     "rg_lru": "RG-LRU",
     "mamba1": "Mamba-1",
     "mamba2": "Mamba-2",
     "rms_norm": "RMSNorm",
     "layer_norm": "LayerNorm",
-    "lm_head": "LM head",
 }
+_ACRONYMS = {"mlp", "lm", "rwkv"}
 
 
 def kind_label(kind: str) -> str:
     """A component's kind for people: ``latent_attention`` as ``Latent attention``."""
-    return _KINDS.get(kind, kind.replace("_", " ").capitalize())
+    first, *rest = kind.split("_")
+    spelled = first.upper() if first in _ACRONYMS else first.capitalize()
+    return _KINDS.get(kind, " ".join((spelled, *rest)))
 
 
 _SETTINGS = {

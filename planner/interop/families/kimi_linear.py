@@ -50,7 +50,9 @@ def _build(reader: Reader) -> dict[str, Any]:
         "conv_kernel": _within(reader, inner, "linear_conv_kernel_dim", "short_conv_kernel_size"),
         "activation": reader.activation("hidden_act"),
     }
-    latent = layouts.latent_attention(reader, rotated=False, softmax_scale=None)
+    latent = layouts.latent_attention(
+        reader, rotated=False, softmax_scale=None, latent_norm_epsilon=layouts.latent_epsilon(reader)
+    )
     first = reader.integer("first_k_dense_replace", least=0)
     is_sparse = decoders.sparse_layers(reader, lambda index: index >= first)
     dense = decoders.gated_mlp(reader)
