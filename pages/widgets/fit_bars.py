@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pages.widgets import chrome, figures, theme
 from planner import Fit
 
+_WORDS = {"cache": "cache in an engine's blocks"}
+"""Where a part is not what the key number of the same name says."""
+
 
 def html_of(fits: Sequence[Fit]) -> str:
     """HTML of one bar a device, and what the colours are."""
     rows = "".join(_row(fit) for fit in fits)
     parts = fits[0].parts if fits else {}
     legend = "".join(
-        chrome.swatch(theme.MEMORY_TOKENS.get(name, "other"), f"{name} {figures.memory(value)}")
+        chrome.swatch(theme.MEMORY_TOKENS.get(name, "other"), f"{_WORDS.get(name, name)} {figures.memory(value)}")
         for name, value in parts.items()
         if value
     )
