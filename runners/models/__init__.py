@@ -9,8 +9,9 @@ from planner.spec import ArchitectureSpec
 from runners.models.context import Kernels
 from runners.models.decoder import Decoder, ModelOutput
 from runners.models.huggingface import load_huggingface
+from runners.models.huggingface_files import save_huggingface
 
-__all__ = ["Decoder", "Kernels", "ModelOutput", "build", "load_huggingface"]
+__all__ = ["Decoder", "Kernels", "ModelOutput", "build", "load_huggingface", "save_huggingface"]
 
 
 def _keep_in_float32(model: Decoder) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,17 +13,24 @@ from torch import Tensor
 
 from planner.components import Attention, LatentAttention
 from planner.interop import ADAPTERS, from_huggingface, resolved
-from planner.interop.base import Placed, laid_out
+from planner.interop.base import Adapter, Placed, laid_out
 from planner.spec import ArchitectureSpec, Layer, RotaryPositions
 from runners.models.context import Kernels
 from runners.models.decoder import Decoder
+
+CORRECTED = {
+    "hy_v3": "model.layers.{layer}.mlp.e_score_correction_bias",
+    "lfm2_moe": "model.layers.{layer}.feed_forward.expert_bias",
+    "minimax_m2": "model.layers.{layer}.mlp.e_score_correction_bias",
+}
+"""Its name where it does not stand beside the router's matrix as ``e_score_correction_bias``."""
 
 CORRECTIONS = ("e_score_correction_bias", "expert_bias")
 """The buffer that steers the choice of experts (DeepSeek-V3, LFM2); it is no parameter, so no layout rule names it."""
 
 COMPUTED = (
-    *("inv_freq", "attn.bias", "attn.masked_bias"),
-    *(f"self_attn.{name}" for name in ("slope_rate", "query_decay", "key_decay", "diagonal_decay")),
+    *(".inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"),
+    *(f".self_attn.{name}" for name in ("slope_rate", "query_decay", "key_decay", "diagonal_decay")),
 )
 """Ends of the names of buffers that follow from the configuration: rotary frequencies, masks, lightning attention's
 decays."""
@@ -43,7 +52,7 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
     """
     inner = resolved(config)
     if inner.config["model_type"] != config.get("model_type"):
-        state_dict = _language_model(state_dict)
+        state_dict = {alone: state_dict[name] for alone, name in language_names(state_dict).items()}
     config = inner.config
     adapter, spec = ADAPTERS[config["model_type"]], model.spec
     for field, value in adapter.unmodelled_in(config).items():
@@ -52,7 +61,7 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
         )
     own = dict(model.named_parameters())
     layers = [layer for _, layer in spec.iterate_layers()]
-    unread = {name for name, tensor in state_dict.items() if tensor.numel()}
+    unread = set(state_dict)
     for placed in laid_out(adapter, spec):
         if placed.name not in state_dict:
             raise ValueError(f"the state dict has no tensor {placed.name!r}, which {config['model_type']} needs")
@@ -79,26 +88,66 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
     if spec.tie_word_embeddings:  # the head, by the family's name of it
         rules = adapter.layout(spec) if callable(adapter.layout) else adapter.layout
         unread -= {rule.theirs for rule in rules if rule.ours == ("lm_head.weight",)} | {"lm_head.weight"}
-    unread = {name for name in unread if not name.endswith(COMPUTED)}
+    unread = {name for name in unread if not name.endswith(COMPUTED) and state_dict[name].numel()}
     if unread:
         raise ValueError(f"the model has no place for {', '.join(sorted(unread)[:5])}")
-    in_pairs = adapter.rotary_in_pairs
-    if in_pairs(config) if callable(in_pairs) else in_pairs:
-        _reorder(model, spec, lambda rope: torch.cat((torch.arange(0, rope, 2), torch.arange(1, rope, 2))))
-    if adapter.rotary_backwards:
-        _reorder(model, spec, lambda rope: torch.arange(rope).roll(rope // 2))
+    with torch.no_grad():
+        for name, orders in _orders(adapter, config, spec).items():
+            if name in own:
+                for order in orders:
+                    _reorder(name, own[name], order)
 
 
-def _language_model(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the language model inside a multimodal one, by the names that it has alone."""
-    found = {}
-    for name, tensor in state_dict.items():
+@torch.no_grad()
+def state_dict_of(model: Decoder, config: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """transformers' tensors of a model of this configuration, by the names of its modules, one after the other.
+
+    What :func:`load_into` reads back. A head that is the embedding's matrix comes once, as the embedding; tensors that
+    are the model's own, unchanged, share its memory.
+    """
+    adapter, spec = ADAPTERS[config["model_type"]], model.spec
+    own = dict(model.named_parameters())
+    orders = _orders(adapter, config, spec)
+    layers = [layer for _, layer in spec.iterate_layers()]
+
+    def read(name: str) -> Tensor:
+        tensor = own[name].detach()
+        if name in orders:
+            tensor = tensor.clone()
+            for place in reversed(orders[name]):
+                _reorder(name, tensor, replace(place, order=place.order.argsort()))
+        return tensor
+
+    for placed in laid_out(adapter, spec):
+        if placed.row is not None:
+            yield placed.name, read(placed.ours[0])[placed.row]
+        else:
+            yield placed.name, _joined([read(name) for name in placed.ours], placed, layers[placed.layer])
+    buffers = dict(model.named_buffers())
+    for placed in laid_out(adapter, spec):
+        ours, (stem, _, _) = placed.ours[0], placed.name.rpartition(".")
+        correction = buffers.get(f"{ours.removesuffix('weight')}score_correction_bias")
+        if ours.endswith("router.weight") and correction is not None:
+            name = CORRECTED.get(adapter.model_type, f"{stem}.e_score_correction_bias")
+            yield name.format(layer=placed.layer), correction
+        if ours.endswith("xielu.alpha_p"):
+            for end, constant in XIELU.items():
+                yield f"{stem.removesuffix('act_fn')}{end}", torch.tensor(constant, dtype=own[ours].dtype)
+
+
+def language_names(names: Iterable[str]) -> dict[str, str]:
+    """Names of the tensors of the language model inside a multimodal one: what they are alone, and what they are."""
+    found, flat = {}, {}
+    for name in names:
         part = PART.match(name)
         if part is not None:
-            found[f"model.{name[part.end() :]}"] = tensor
+            found[f"model.{name[part.end() :]}"] = name
         elif name.endswith("lm_head.weight"):
-            found["lm_head.weight"] = tensor
-    return found
+            found["lm_head.weight"] = name
+        elif name.startswith("model."):
+            flat[name] = name
+    # Qwen2-VL's files hold the language model as if it were alone, beside what reads images.
+    return found if any(name != "lm_head.weight" for name in found) else flat | found
 
 
 def _parts(theirs: Tensor, placed: Placed, targets: Sequence[Tensor], layer: Layer) -> list[Tensor]:
@@ -116,15 +165,46 @@ def _parts(theirs: Tensor, placed: Placed, targets: Sequence[Tensor], layer: Lay
     return [part.flatten(0, 1) for part in by_block.split([size // blocks for size in sizes], 1)]
 
 
-@torch.no_grad()
-def _reorder(model: Decoder, spec: ArchitectureSpec, order_of: Callable[[int], Tensor]) -> None:
-    """Order the rotated channels of a head, of which there are so many, as real parts, then imaginary parts.
+def _joined(parts: Sequence[Tensor], placed: Placed, layer: Layer) -> Tensor:
+    """One of transformers' tensors of the parts that are ours: the other way from :func:`_parts`."""
+    by = placed.rule.interleaved_by
+    if by is not None:
+        blocks = by if isinstance(by, int) else getattr(placed.rule.mixer(layer), by)
+        rows = torch.cat([part.unflatten(0, (blocks, part.shape[0] // blocks)) for part in parts], 1).flatten(0, 1)
+    else:
+        rows = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    if placed.rule.halves_in_turn:
+        rows = torch.stack(rows.chunk(2, 1), 2).flatten(1, 2)
+    rows = rows[None] if placed.rule.as_one_row else rows
+    return rows.transpose(-1, -2) if placed.rule.transposed else rows
 
-    Queries and keys are reordered alike, so their products stay what they were; the norms of both follow them.
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """The rotated channels of the heads whose projection or norm a parameter is, and the order they are brought in."""
+
+    before: int
+    """Channels of a head before the rotated ones."""
+    width: int
+    """Channels of a head."""
+    order: Tensor
+
+
+def _orders(adapter: Adapter, config: Mapping[str, Any], spec: ArchitectureSpec) -> dict[str, list[_Order]]:
+    """How the rows of transformers' tensors are ordered on the way to ours, by our names, where they are.
+
+    Rotated channels come to stand as real parts, then imaginary parts. Queries and keys are reordered alike, so their
+    products stay what they were; the norms of both follow them.
     """
-    if not isinstance(spec.positions, RotaryPositions):
-        return
-    own = dict(model.named_parameters())
+    kinds: list[Callable[[int], Tensor]] = []
+    in_pairs = adapter.rotary_in_pairs
+    if in_pairs(config) if callable(in_pairs) else in_pairs:
+        kinds.append(lambda rope: torch.cat((torch.arange(0, rope, 2), torch.arange(1, rope, 2))))
+    if adapter.rotary_backwards:
+        kinds.append(lambda rope: torch.arange(rope).roll(rope // 2))
+    found: dict[str, list[_Order]] = {}
+    if not kinds or not isinstance(spec.positions, RotaryPositions):
+        return found
     places = [
         (f"layers.{index}.sequence_mixer{end}", part)
         for index, layer in spec.iterate_layers()
@@ -142,29 +222,50 @@ def _reorder(model: Decoder, spec: ArchitectureSpec, order_of: Callable[[int], T
             parts = [(name, 0, mixer.head_dim) for name in ("q_proj", "k_proj", "q_norm", "k_norm")]
         else:
             continue
-        order = order_of(rope)
         for name, before, width in parts:
             for end in ("weight", "bias"):
-                parameter = own.get(f"{place}.{name}.{end}")
-                if parameter is None:
-                    continue
-                # Rows are channels of the heads one after the other; a norm may have a row a head instead.
-                channels = (
-                    parameter.view(-1, width) if "norm" in name else parameter.view(-1, width, *parameter.shape[1:])
-                )
-                channels[:, before : before + rope] = channels[:, before : before + rope][:, order]
+                found[f"{place}.{name}.{end}"] = [_Order(before, width, order_of(rope)) for order_of in kinds]
+    return found
+
+
+def _reorder(name: str, parameter: Tensor, by: _Order) -> None:
+    """Reorder the rows of a parameter in place."""
+    # Rows are channels of the heads one after the other; a norm may have a row a head instead.
+    rest = () if "norm" in name.split(".")[-2] else parameter.shape[1:]
+    channels = parameter.view(-1, by.width, *rest)
+    rotated = slice(by.before, by.before + len(by.order))
+    channels[:, rotated] = channels[:, rotated][:, by.order.to(parameter.device)]
 
 
 def load_huggingface(
-    state_dict: Mapping[str, Tensor],
-    config: dict[str, Any],
+    source: Mapping[str, Tensor] | str | os.PathLike[str],
+    config: dict[str, Any] | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     kernels: Kernels = "auto",
 ) -> Decoder:
-    """The model of a configuration (what ``json.load`` gives for a ``config.json``) with a transformers state dict."""
-    from runners.models import build
+    """The model of a configuration (what ``json.load`` gives for a ``config.json``) with transformers' weights.
 
-    model = build(from_huggingface(config), device, dtype, kernels)
-    load_into(model, state_dict, config)
+    ``source`` is a state dict, or a folder with safetensors, and with a ``config.json`` where no configuration is
+    given. Of a folder one tensor at a time is in memory beside the model.
+
+    Raises
+    ------
+    ValueError
+        naming a tensor that is missing, has another shape, or has no place in the model.
+    """
+    from runners.models import build
+    from runners.models.huggingface_files import FolderTensors, read_config
+
+    if isinstance(source, Mapping):
+        if config is None:
+            raise ValueError("a state dict does not say what it is of: give the configuration, too")
+        model = build(from_huggingface(config), device, dtype, kernels)
+        load_into(model, source, config)
+        return model
+    config = read_config(source) if config is None else config
+    spec = from_huggingface(config)
+    tensors = FolderTensors(source, config, spec)
+    model = build(spec, device, dtype, kernels)
+    load_into(model, tensors, resolved(config).config)
     return model

@@ -155,7 +155,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl_text": {**DECODER, **COORDINATES},
     "qwen2_5_omni_text": {**DECODER, **COORDINATES},
     "qwen3_vl_text": {**DECODER, **COORDINATES, "head_dim": 8, "attention_bias": True},
-    "qwen3_vl_moe_text": {**DECODER, **COORDINATES, **SPARSE, "head_dim": 8, "mlp_only_layers": [1]},
+    "qwen3_vl_moe_text": {**DECODER, **COORDINATES, **SPARSE, "moe_intermediate_size": 24, "head_dim": 8}
+    | {"mlp_only_layers": [1]},
     "qwen3_omni_moe_text": {**DECODER, **COORDINATES, **SPARSE, "head_dim": 8, "norm_topk_prob": True},
     "starcoder2": {**DECODER, "sliding_window": 6},
     "deepseek_v2": {
