@@ -20,7 +20,7 @@ from runners.environment import default_device, describe
 from runners.events import Artifact, Event, Log, Metric, Progress, Result
 from runners.jobs.base import JobContext, JobFailure
 from runners.jobs.verify import flops_rows, measured_rows, memory_rows, prediction
-from runners.models import Decoder, build
+from runners.models import Decoder, Sampling, build
 from runners.profile import bf16_pays, current
 from runners.telemetry import Telemetry
 from runners.training.data import NoData, Text, load_text
@@ -132,7 +132,7 @@ def _samples(model: Decoder, plan: PrototypePlan, device: str) -> Iterator[dict[
     for index, prompt in enumerate(PROMPTS):
         count = plan.sample_tokens if longest is None else min(plan.sample_tokens, longest - len(prompt))
         tokens = torch.tensor([list(prompt.encode())], device=device)
-        made = model.generate(tokens, count, temperature=TEMPERATURE, seed=plan.seed + index)
+        made = model.generate(tokens, count, Sampling(temperature=TEMPERATURE, seed=plan.seed + index))
         written = bytes(made[0, tokens.shape[1] :].tolist()).decode("utf-8", "replace")
         yield {"prompt": prompt, "text": written, "seed": plan.seed + index, "note": f"temperature {TEMPERATURE}"}
 

@@ -8,10 +8,21 @@ from planner.sizing import size
 from planner.spec import ArchitectureSpec
 from runners.models.context import Kernels
 from runners.models.decoder import Decoder, ModelOutput
+from runners.models.generation import GREEDY, GeneratedStep, Sampling
 from runners.models.huggingface import load_huggingface
 from runners.models.huggingface_files import save_huggingface
 
-__all__ = ["Decoder", "Kernels", "ModelOutput", "build", "load_huggingface", "save_huggingface"]
+__all__ = [
+    "GREEDY",
+    "Decoder",
+    "GeneratedStep",
+    "Kernels",
+    "ModelOutput",
+    "Sampling",
+    "build",
+    "load_huggingface",
+    "save_huggingface",
+]
 
 
 def _keep_in_float32(model: Decoder) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from planner.components import Component
 from planner.sizing import embedding_width
 from planner.spec import AlibiPositions, ArchitectureSpec, Layer, LearnedPositions, RotaryPositions
 from runners.models.context import BuildContext, Kernels, in_compute_type
+from runners.models.generation import GREEDY, GeneratedStep, Prompts, Sampling, generate, stream
 from runners.models.norms import stream_norm
 
 INITIAL_DEVIATION = 0.02
@@ -263,27 +264,26 @@ class Decoder(nn.Module):
         entries = [layer.new_cache(batch_size, context_length, weight.device, weight.dtype) for layer in layers]
         return ModelCache(entries, context_length)
 
-    @torch.no_grad()
     def stream(
-        self, input_ids: Tensor, max_new_tokens: int, temperature: float = 0.0, seed: int = 0, use_cache: bool = True
-    ) -> Iterator[Tensor]:
-        """Generated tokens (batch, 1), one after the other; temperature 0 takes the likeliest."""
-        generator = torch.Generator(device=input_ids.device).manual_seed(seed)
-        cache = self.new_cache(input_ids.shape[0], input_ids.shape[1] + max_new_tokens) if use_cache else None
-        known, unread = input_ids, input_ids
-        for _ in range(max_new_tokens):
-            logits = self(unread if use_cache else known, cache=cache).logits[:, -1]
-            if temperature == 0:
-                token = logits.argmax(-1, keepdim=True)
-            else:
-                odds = torch.softmax(logits.float() / temperature, -1)
-                token = torch.multinomial(odds, 1, generator=generator)
-            known, unread = torch.cat((known, token), 1), token
-            yield token
+        self,
+        prompts: Prompts,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        *,
+        alternatives: int = 0,
+        use_cache: bool = True,
+    ) -> Iterator[GeneratedStep]:
+        """Generated tokens as they come, with their probabilities: see :func:`runners.models.generation.stream`."""
+        return stream(self, prompts, max_new_tokens, sampling, alternatives=alternatives, use_cache=use_cache)
 
     def generate(
-        self, input_ids: Tensor, max_new_tokens: int, temperature: float = 0.0, seed: int = 0, use_cache: bool = True
+        self, input_ids: Tensor, max_new_tokens: int, sampling: Sampling = GREEDY, *, use_cache: bool = True
     ) -> Tensor:
         """``input_ids`` (batch, positions) with ``max_new_tokens`` more."""
-        tokens = list(self.stream(input_ids, max_new_tokens, temperature, seed, use_cache))
-        return torch.cat((input_ids, *tokens), 1)
+        return torch.stack(generate(self, input_ids, max_new_tokens, sampling, use_cache=use_cache))
+
+    def generate_each(
+        self, prompts: Sequence[Tensor], max_new_tokens: int, sampling: Sampling = GREEDY, *, use_cache: bool = True
+    ) -> list[Tensor]:
+        """Each prompt (positions,) of a batch, however long, with ``max_new_tokens`` more."""
+        return generate(self, prompts, max_new_tokens, sampling, use_cache=use_cache)

@@ -1,0 +1,217 @@
+"""Generation: how the next token is chosen, and prompts read with a cache of whatever kind the layers keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from planner.spec import LearnedPositions
+
+if TYPE_CHECKING:
+    from runners.models.decoder import Decoder
+
+Prompts = Tensor | Sequence[Tensor]
+"""Token ids (batch, positions), or a tensor (positions,) for each prompt where their lengths differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. Filters apply in the order of the fields, each to what the one before has left."""
+
+    temperature: float = 0.0
+    """Logits are divided by it; 0 takes the likeliest token, whatever the filters are."""
+    top_k: int | None = None
+    """Only so many of the likeliest tokens, of equals the lower ids (Fan et al. 2018, arXiv:1805.04833)."""
+    top_p: float | None = None
+    """Only the fewest likeliest tokens that have this probability together (Holtzman et al. 2019, arXiv:1904.09751)."""
+    min_p: float | None = None
+    """Only tokens with this share of the likeliest one's probability or more (Nguyen et al. 2024, arXiv:2407.01082)."""
+    seed: int = 0
+    """Row ``r`` of a batch is drawn with ``seed + r``, as a batch of that prompt alone would be."""
+
+    def __post_init__(self) -> None:
+        wrong = {
+            "temperature: a finite number of at least 0": not 0 <= self.temperature < math.inf,
+            "top_k: at least 1": self.top_k is not None and self.top_k < 1,
+            "top_p: more than 0 and at most 1": self.top_p is not None and not 0 < self.top_p <= 1,
+            "min_p: from 0 to 1": self.min_p is not None and not 0 <= self.min_p <= 1,
+            "seed: at least 0": self.seed < 0,
+        }
+        for rule, is_wrong in wrong.items():
+            if is_wrong:
+                raise ValueError(f"{rule}, not {getattr(self, rule.partition(':')[0])!r}")
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedStep:
+    """The tokens at one position, for each row of the batch, and how likely they were."""
+
+    tokens: Tensor
+    """(batch,)"""
+    is_new: Tensor
+    """(batch,) of bool: false in rows that are still reading their prompt, or have all their tokens."""
+    probabilities: Tensor
+    """(batch,) of float64: the token's probability under the model itself, at temperature 1 and without filters."""
+    sampling_probabilities: Tensor
+    """(batch,) of float64: its probability in the distribution that tokens are drawn from; 1 at temperature 0."""
+    alternatives: Tensor
+    """(batch, alternatives): the likeliest tokens under the model itself, likeliest first."""
+    alternative_probabilities: Tensor
+    """(batch, alternatives) of float64, as ``probabilities``."""
+
+
+def model_distribution(logits: Tensor) -> Tensor:
+    """Probabilities (..., vocab_size) in float64 under the model itself; ``ArithmeticError`` where there are none."""
+    probabilities = torch.softmax(logits.double(), -1)
+    if not bool(torch.isfinite(probabilities).all()):
+        raise ArithmeticError("the model's logits are not numbers: there is no next token to choose")
+    return probabilities
+
+
+def sampling_distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities (..., vocab_size) in float64 that tokens are drawn from; they sum to 1."""
+    probabilities = model_distribution(logits)
+    if sampling.temperature == 0:
+        chosen = probabilities.argmax(-1, keepdim=True)
+        return torch.zeros_like(probabilities).scatter_(-1, chosen, 1.0)
+    if sampling.temperature != 1:
+        wide = logits.double()
+        # Less the largest before the division: a very small temperature makes no infinity.
+        probabilities = torch.softmax((wide - wide.amax(-1, keepdim=True)) / sampling.temperature, -1)
+    if sampling.top_k is not None or sampling.top_p is not None:
+        ordered, order = probabilities.sort(stable=True, dim=-1, descending=True)
+        if sampling.top_k is not None:
+            ordered[..., sampling.top_k :] = 0
+        if sampling.top_p is not None and sampling.top_p < 1:
+            # A token stays while those before it have less than the share: the last one kept reaches it.
+            before = F.pad(ordered.cumsum(-1)[..., :-1], (1, 0))
+            ordered = ordered.masked_fill(before >= sampling.top_p * ordered.sum(-1, keepdim=True), 0)
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
+    if sampling.min_p is not None:
+        least = sampling.min_p * probabilities.amax(-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < least, 0)
+    return probabilities / probabilities.sum(-1, keepdim=True)
+
+
+def draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
+    """The token (batch,) at which the running sum of ``probabilities`` (batch, vocab_size) passes a number (batch,).
+
+    Numbers are uniform from 0 to less than 1. Tokens are taken in the order of their ids, so that rounding of the
+    probabilities moves the bounds between tokens by as little, and none of probability 0 is ever drawn.
+    """
+    cumulative = probabilities.cumsum(-1)
+    total = cumulative[:, -1:]
+    numbers = torch.minimum(numbers[:, None].to(total) * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, numbers, right=True)[:, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Prompts side by side from position 0 on. Behind the shorter ones stands nothing that is ever read."""
+
+    tokens: Tensor
+    """(batch, longest prompt + new tokens)"""
+    lengths: Tensor
+    """(batch,): tokens of each prompt."""
+    shortest: int
+    end: int
+    """Positions when the longest prompt has its last token."""
+
+
+def _side_by_side(prompts: Prompts, max_new_tokens: int, device: torch.device) -> _Batch:
+    rows = [row.to(device) for row in prompts]
+    lengths = [len(row) for row in rows]
+    if not rows or min(lengths) == 0:
+        raise ValueError("prompts: each needs at least one token")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens: at least 0, not {max_new_tokens}")
+    end = max(lengths) + max_new_tokens
+    tokens = torch.zeros(len(rows), end, dtype=torch.long, device=device)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = row
+    return _Batch(tokens, torch.tensor(lengths, device=device), min(lengths), end)
+
+
+def stream(
+    model: Decoder,
+    prompts: Prompts,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    *,
+    alternatives: int = 0,
+    use_cache: bool = True,
+) -> Iterator[GeneratedStep]:
+    """Position after position of a batch, as they come; each prompt gets ``max_new_tokens``.
+
+    Nothing is padded: a state that is carried from token to token could not leave padding out. Prompts of different
+    lengths are read together up to the end of the shortest. From there on all rows go token by token, each with its
+    own prompt's while it lasts, and with what it generates after that. So every row is what it would be alone, to
+    rounding, at the price of ``longest - shortest`` more positions one by one.
+
+    Without a cache the whole text is read anew for every token.
+
+    Raises
+    ------
+    ValueError
+        before anything is computed, where a prompt is empty, or the model has fewer positions than are asked for.
+    """
+    vocabulary, positions = model.spec.vocab_size, model.spec.positions
+    if not 0 <= alternatives <= vocabulary:
+        raise ValueError(f"alternatives: from 0 to the vocabulary's {vocabulary}, not {alternatives}")
+    batch = _side_by_side(prompts, max_new_tokens, model.embed_tokens.weight.device)
+    if isinstance(positions, LearnedPositions) and batch.end > positions.num_positions:
+        raise ValueError(f"max_new_tokens: the model reads {positions.num_positions} positions, not {batch.end}")
+    return _steps(model, batch, max_new_tokens, sampling, alternatives, use_cache)
+
+
+@torch.no_grad()
+def _steps(
+    model: Decoder, batch: _Batch, max_new_tokens: int, sampling: Sampling, alternatives: int, use_cache: bool
+) -> Iterator[GeneratedStep]:
+    tokens, rows = batch.tokens, len(batch.tokens)
+    # On the CPU, so that a seed draws the same numbers on every device.
+    generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(rows)]
+    cache = model.new_cache(rows, batch.end) if use_cache else None
+    read = 0
+    for position in range(batch.shortest, batch.end if max_new_tokens else 0):
+        logits = model(tokens[:, read:position], cache=cache).logits[:, -1]
+        read = position if use_cache else 0
+        is_new = (batch.lengths <= position) & (position < batch.lengths + max_new_tokens)
+        own, drawn_from = model_distribution(logits), sampling_distribution(logits, sampling)
+        # A number for each new token of a row, none for its prompt: the row draws what it would draw alone.
+        numbers = [
+            float(torch.rand((), generator=generator, dtype=torch.float64)) if new else 0.0
+            for generator, new in zip(generators, is_new.tolist(), strict=True)
+        ]
+        chosen = draw(drawn_from, torch.tensor(numbers, dtype=torch.float64))
+        chosen = torch.where(position < batch.lengths, tokens[:, position], chosen)
+        tokens[:, position] = chosen
+        likeliest = own.topk(alternatives, -1)
+        yield GeneratedStep(
+            chosen,
+            is_new,
+            own.gather(-1, chosen[:, None])[:, 0],
+            drawn_from.gather(-1, chosen[:, None])[:, 0],
+            likeliest.indices,
+            likeliest.values,
+        )
+
+
+def generate(
+    model: Decoder, prompts: Prompts, max_new_tokens: int, sampling: Sampling = GREEDY, *, use_cache: bool = True
+) -> list[Tensor]:
+    """Each prompt with ``max_new_tokens`` more, (positions,) a row."""
+    rows = [[row.to(model.embed_tokens.weight.device)] for row in prompts]
+    for step in stream(model, prompts, max_new_tokens, sampling, use_cache=use_cache):
+        for index in step.is_new.nonzero()[:, 0].tolist():
+            rows[index].append(step.tokens[index : index + 1])
+    return [torch.cat(row) for row in rows]
