@@ -349,7 +349,7 @@ class Reader:
         ``default`` is transformers' own where a file has neither.
         """
         parameters = self._rope_parameters(layer_type)
-        if layer_type is None and "partial_rotary_factor" not in self._values:
+        if layer_type is None and not {"partial_rotary_factor", "rotary_pct"} & self._values.keys():
             share = parameters.get("partial_rotary_factor", 1.0)
             if share != 1.0:
                 raise refusal(
@@ -370,9 +370,11 @@ class Reader:
     def rope_share(self, head_dim: int, layer_type: str | None = None) -> float:
         """Share of a head's ``head_dim`` channels that is rotated, from ``partial_rotary_factor`` here or there.
 
-        transformers cuts the product to a whole number of channels, and rotates pairs: an odd one more.
+        transformers cuts the product to a whole number of channels, and rotates pairs: an odd one more. GPT-NeoX and
+        its kin call the field ``rotary_pct``, and read no other outside ``rope_parameters``.
         """
-        share = self._rope_parameters(layer_type).get("partial_rotary_factor", self._values["partial_rotary_factor"])
+        name = "partial_rotary_factor" if "partial_rotary_factor" in self._values else "rotary_pct"
+        share = self._rope_parameters(layer_type).get("partial_rotary_factor", self._values[name])
         if share is None:
             return 1.0
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:

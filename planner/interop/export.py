@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from planner.components import Component, MoE
+from planner.components import Component, LatentAttention, MoE
 from planner.errors import PlannerError, UnsupportedArchitecture
 from planner.interop import ADAPTERS
 from planner.interop.base import ACTIVATIONS, Adapter
@@ -201,6 +201,9 @@ class _Target:
         self.layers = [layer for _, layer in spec.iterate_layers()]
         self.around = _around(spec)
         self.kinds = _kinds(spec)
+        mixers = [layer.sequence_mixer for layer in self.layers]
+        heads = {mixer.num_attention_heads for mixer in mixers if isinstance(mixer, LatentAttention)}
+        self.latent_heads = heads.pop() if len(heads) == 1 else None
         self.held: dict[str, list[Any]] = {"num_layers": [spec.num_layers]}
         for path, value in self.around.items():
             self._hold(path.rpartition(".")[2], value)
@@ -355,7 +358,27 @@ class _Target:
             says_nothing = kept[name] is None or (kept[name] == default and name not in KINDRED)
             if says_nothing and default is not config and self.distance(fewer) == 0:
                 kept = fewer
-        return kept
+        return self._computed(kept, adapter)
+
+    def _computed(self, config: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
+        """A configuration with the fields that no specification holds, where the family's own values mean another one.
+
+        Llama 4 tempers its queries unless a field says no; heads of latent attention are counted twice.
+        """
+        if self.latent_heads is not None and "num_key_value_heads" in adapter.ignored:
+            config = {**config, "num_key_value_heads": self.latent_heads}
+        for name in adapter.unmodelled_in(config):
+            field, _, entry = name.partition(".")
+            # Some classes of transformers compute with the field, so nothing at all is the last resort.
+            for value in sorted(adapter.unmodelled.get(name, ()), key=lambda value: value is None):
+                changed = {**config, field: value}
+                if entry:  # transformers reads the older field before the newer one, so one of them says it all
+                    older = changed.pop("rope_scaling", None) if field == "rope_parameters" else None
+                    changed[field] = {**(older or config.get(field) or adapter.defaults.get(field) or {}), entry: value}
+                if self.distance(changed) == 0 and name not in adapter.unmodelled_in(changed):
+                    config = changed
+                    break
+        return config
 
 
 def _derived(part: Component) -> Iterator[tuple[str, int]]:

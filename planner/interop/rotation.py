@@ -18,10 +18,11 @@ def odd_rotations(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, Any]
 
     transformers then rotates one more, by the frequencies of the odd number, which are those of no even one.
     """
-    if not adapter.reads(SHARE):
+    read = next((name for name in (SHARE, "rotary_pct") if adapter.reads(name)), None)  # the latter in GPT-NeoX
+    if read is None:
         return {}
-    shares = [config.get(alias) for alias, name in adapter.aliases.items() if name == SHARE]
-    shares.append(config.get(SHARE, adapter.defaults.get(SHARE)))
+    shares = [config.get(alias) for alias, name in adapter.aliases.items() if name == read]
+    shares.append(config.get(read, adapter.defaults.get(read)))
     for name in ("rope_scaling", "rope_parameters"):
         mapping = config.get(name, adapter.defaults.get(name))
         if isinstance(mapping, Mapping):

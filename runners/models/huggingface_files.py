@@ -67,6 +67,9 @@ class FolderTensors(Mapping[str, Tensor]):
         used = {piece.file_name for found in self._places.values() for _, piece in found}
         self._places |= {name: ((at, Piece(name)),) for name, at in names.items() if name not in used}
 
+    def __contains__(self, name: object) -> bool:  # a mapping's own would read the tensor
+        return name in self._places
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
@@ -107,14 +110,25 @@ class FolderTensors(Mapping[str, Tensor]):
         return tensor if piece.file_rows is None else tensor[slice(*piece.file_rows)]
 
 
+def _index(folder: Path) -> dict[str, str]:
+    """The tensors of a folder and the names of their files, by its index; nothing where it has none."""
+    if not (folder / INDEX).is_file():
+        return {}
+    found: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    return {name: Path(file).name for name, file in found.items()}
+
+
+def _files_of(folder: Path) -> set[Path]:
+    """The files of a folder's weights, and the index."""
+    named = {folder / file for file in _index(folder).values()}
+    return named | {path for path in (folder / WHOLE, folder / INDEX) if path.exists()}
+
+
 def _tensors_in(folder: Path) -> dict[str, Path]:
     """The tensors of a folder, and the file of each."""
-    if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        files = {folder / Path(file).name for file in index["weight_map"].values()}
-    elif (folder / WHOLE).is_file():
-        index, files = None, {folder / WHOLE}
-    else:
+    index = _index(folder)
+    files = {folder / file for file in index.values()} or {folder / WHOLE}
+    if not index and not (folder / WHOLE).is_file():
         raise ValueError(f"{folder} has neither {WHOLE} nor {INDEX}")
     found: dict[str, Path] = {}
     for path in sorted(files):
@@ -122,8 +136,8 @@ def _tensors_in(folder: Path) -> dict[str, Path]:
             raise ValueError(f"{path.name}, which the index names, is not in {folder}")
         with safe_open(path, framework="pt") as opened:
             found |= dict.fromkeys(opened.keys(), path)
-    if index is not None and set(index["weight_map"]) - set(found):
-        raise ValueError(f"no file in {folder} has {min(set(index['weight_map']) - set(found))!r}")
+    if index.keys() - found.keys():
+        raise ValueError(f"no file in {folder} has {min(index.keys() - found.keys())!r}")
     return found
 
 
@@ -155,34 +169,40 @@ def save_huggingface(
         raise ValueError(f"{field} is {value!r}, and the model does not compute what that means")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("dtype", "quantization_config"):  # of the weights that the configuration came with
+        config.pop(name, None)
     config["torch_dtype"] = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     places = pieces(adapter.model_type, huggingface_tensors(model.spec, adapter.model_type))
     files: list[dict[str, int]] = []
-    share: dict[str, Tensor] = {}
-
-    def write() -> None:
+    for share in _shares(_cut(state_dict_of(model, config), adapter.model_type, places), most_bytes):
         save_file(share, folder / f".part-{len(files)}.safetensors", metadata={"format": "pt"})
         files.append({name: tensor.nbytes for name, tensor in share.items()})
-        share.clear()
-
-    for name, tensor in _cut(state_dict_of(model, config), adapter.model_type, places):
-        if share and sum(one.nbytes for one in share.values()) + tensor.nbytes > most_bytes:
-            write()
-        share[name] = tensor.contiguous().cpu()
-    write()
     weight_map: dict[str, str] = {}
     for number, held in enumerate(files):
         file = WHOLE if len(files) == 1 else f"model-{number + 1:05}-of-{len(files):05}.safetensors"
-        (folder / f".part-{number}.safetensors").replace(folder / file)
         weight_map |= dict.fromkeys(held, file)
+    for path in _files_of(folder):  # of a model that was here before
+        path.unlink(missing_ok=True)
+    for number, file in enumerate(dict.fromkeys(weight_map.values())):
+        (folder / f".part-{number}.safetensors").replace(folder / file)
     if len(files) > 1:
-        (folder / WHOLE).unlink(missing_ok=True)  # that of an earlier model would be read first
         index = {"metadata": {"total_size": sum(sum(held.values()) for held in files)}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    else:
-        (folder / INDEX).unlink(missing_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return config
+
+
+def _shares(tensors: Iterator[tuple[str, Tensor]], most_bytes: int) -> Iterator[dict[str, Tensor]]:
+    """The tensors of one file after the other."""
+    share: dict[str, Tensor] = {}
+    held = 0
+    for name, tensor in tensors:
+        if share and held + tensor.nbytes > most_bytes:
+            yield share
+            share, held = {}, 0
+        share[name] = tensor.contiguous().cpu()
+        held += tensor.nbytes
+    yield share
 
 
 def _cut(

@@ -365,7 +365,7 @@ GPT_NEOX_JAPANESE = Adapter(
         "layer_norm_eps": 1e-5,
         "rope_parameters": None,
         "rotary_emb_base": None,
-        "partial_rotary_factor": 1.0,
+        "rotary_pct": 1.0,
         "tie_word_embeddings": True,
     },
     _gpt_neox_japanese,
@@ -383,7 +383,6 @@ GPT_NEOX_JAPANESE = Adapter(
         LayoutRule("gpt_neox_japanese.layers.{layer}.attention.dense_bias", (f"{_MIXER}o_proj.bias",)),
     )
     + layouts.paired(layouts.FOUR_TIMES, "gpt_neox_japanese.layers.{layer}.mlp.", _CHANNEL),
-    aliases={"rotary_pct": "partial_rotary_factor"},
     ignored=frozenset({"hidden_dropout", "max_position_embeddings", "rope_scaling", "rope_theta"}),
 )
 PERSIMMON = Adapter(

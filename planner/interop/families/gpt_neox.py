@@ -50,7 +50,7 @@ GPT_NEOX = Adapter(
         "use_parallel_residual": True,
         "rope_parameters": None,
         "rotary_emb_base": None,
-        "partial_rotary_factor": 0.25,
+        "rotary_pct": 0.25,
         "attention_bias": True,
     },
     _build,
@@ -61,7 +61,6 @@ GPT_NEOX = Adapter(
     + layouts.fused_heads("gpt_neox.layers.{layer}.attention.query_key_value")
     + layouts.paired({"o_proj": "dense"}, "gpt_neox.layers.{layer}.attention.", "layers.{layer}.sequence_mixer.")
     + layouts.paired(layouts.FOUR_TIMES, "gpt_neox.layers.{layer}.mlp.", "layers.{layer}.channel_mixer."),
-    aliases={"rotary_pct": "partial_rotary_factor"},
     # The base is rotary_emb_base here; transformers does not read rope_theta, which older files have beside it.
     ignored=frozenset(
         {

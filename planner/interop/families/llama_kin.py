@@ -165,5 +165,5 @@ MINISTRAL3 = decoders.like_llama(
         },
     },
     # Queries grow with the logarithm of the position, from the end of the original context on.
-    unmodelled={"rope_parameters.llama_4_scaling_beta": (None, 0, 0.0)},
+    unmodelled={f"{name}.llama_4_scaling_beta": (None, 0, 0.0) for name in ("rope_scaling", "rope_parameters")},
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
+import transformers
 
 from planner import (
     ArchitectureSpec,
@@ -63,6 +65,37 @@ def test_scaled_rotation_is_written() -> None:
     scaling |= {"original_max_position_embeddings": 8192}
     spec = from_huggingface({"model_type": "llama", "rope_theta": 5e5, "rope_scaling": scaling})
     assert to_huggingface(spec)["rope_scaling"] == scaling
+
+
+@pytest.mark.parametrize(
+    "config, field, value",
+    [
+        # transformers repeats keys and values by the quotient of the heads, and its own default here is 128.
+        ({"model_type": "deepseek_v3", "num_attention_heads": 64}, "num_key_value_heads", 64),
+        # Its own default tempers queries, which no specification says.
+        ({"model_type": "llama4_text", "attn_temperature_tuning": False}, "attn_temperature_tuning", False),
+        # And this one's class reads the share that is rotated under this name alone.
+        ({"model_type": "gpt_neox", "rotary_pct": 0.5}, "rotary_pct", 0.5),
+    ],
+)
+def test_what_a_specification_does_not_hold_is_written_as_it_computes(
+    config: dict[str, Any], field: str, value: Any
+) -> None:
+    spec = from_huggingface(config)
+    found = to_huggingface(spec, config["model_type"])
+    assert found[field] == value
+    made = transformers.AutoConfig.for_model(**found)
+    if field == "rotary_pct":
+        assert made.rope_parameters["partial_rotary_factor"] == value
+    else:
+        assert getattr(made, field) == value
+
+
+def test_a_share_that_transformers_does_not_read_is_refused() -> None:
+    made = transformers.AutoConfig.for_model("gpt_neox", partial_rotary_factor=0.5)
+    assert made.rope_parameters["partial_rotary_factor"] == 0.25
+    with pytest.raises(UnsupportedArchitecture, match="partial_rotary_factor"):
+        from_huggingface({"model_type": "gpt_neox", "partial_rotary_factor": 0.5})
 
 
 def test_a_changed_design_is_written_with_its_changes() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.auto import modeling_auto
 
-from runners.models import Decoder, load_huggingface, save_huggingface
+from planner import UnsupportedArchitecture, from_huggingface, to_huggingface
+from runners.models import Decoder, build, load_huggingface, save_huggingface
 from runners.models.huggingface import COMPUTED
+from runners.models.huggingface_files import INDEX, WHOLE, FolderTensors
 from tests.runners.models.test_huggingface import CONFIGS, transformers_model
 
 ALONE = [name for name in CONFIGS if name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
@@ -55,3 +59,119 @@ def test_a_folder_is_written_as_transformers_writes_it(model_type: str, tmp_path
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
+
+
+def exported(model_type: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration that is made of a model's specification alone, where a family of ours is found to say it."""
+    spec = from_huggingface(config)
+    for family in (model_type, None):
+        try:
+            return to_huggingface(spec, family)
+        except UnsupportedArchitecture:
+            continue
+    return config
+
+
+@pytest.mark.parametrize("model_type", ALONE)
+def test_a_folder_that_was_written_is_loaded_by_transformers(model_type: str, tmp_path: Path) -> None:
+    theirs = transformers_model(model_type, initializer_range=0.1)
+    config = theirs.config.to_dict()
+    ours = load_huggingface(theirs.state_dict(), config)
+    save_huggingface(ours, tmp_path, config=exported(model_type, config))
+    loaded, how = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, attn_implementation="eager", output_loading_info=True
+    )
+    how["missing_keys"] = [name for name in how["missing_keys"] if not name.endswith(COMPUTED)]
+    assert not any(how.values())  # nothing is missing, left over or of another shape
+    tokens = torch.randint(3, 96, (2, 21))
+    torch.testing.assert_close(logits(loaded, tokens), logits(ours, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_the_configuration_is_made_where_none_is_given(tmp_path: Path) -> None:
+    ours = build(from_huggingface({"model_type": "llama", **CONFIGS["llama"]}), dtype=torch.bfloat16)
+    config = save_huggingface(ours, tmp_path)
+    assert (config["model_type"], config["torch_dtype"]) == ("llama", "bfloat16")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.dtype == torch.bfloat16
+    assert torch.equal(loaded.model.embed_tokens.weight, ours.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mixtral", "sarvam_moe"])
+def test_large_models_are_cut_into_several_files(model_type: str, tmp_path: Path) -> None:
+    theirs = transformers_model(model_type)
+    ours = load_huggingface(theirs.state_dict(), theirs.config.to_dict())
+    save_huggingface(ours, tmp_path, model_type)
+    whole = written(tmp_path)
+    largest = max(tensor.nbytes for tensor in whole.values())
+    save_huggingface(ours, tmp_path, model_type, most_bytes=largest)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 1
+    assert not (tmp_path / WHOLE).exists()
+    assert [file.name for file in files] == [
+        f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))
+    ]
+    assert all(sum(tensor.nbytes for tensor in load_file(file).values()) <= largest for file in files)
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in whole.values())
+    assert index["weight_map"].keys() == whole.keys()
+    tokens = torch.randint(3, 96, (2, 21))
+    expected = logits(ours, tokens)
+    assert torch.equal(logits(load_huggingface(tmp_path), tokens), expected)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    torch.testing.assert_close(logits(loaded, tokens), expected, rtol=1e-4, atol=1e-4)
+    save_huggingface(ours, tmp_path, model_type)  # nothing of the files before is left to be read
+    assert [file.name for file in tmp_path.glob("*.safetensors*")] == [WHOLE]
+
+
+def test_each_tensor_of_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers_model("mixtral").save_pretrained(tmp_path)
+    read: list[str] = []
+    part = FolderTensors._part
+    monkeypatch.setattr(
+        FolderTensors, "_part", lambda self, name, piece: (read.append(name), part(self, name, piece))[1]
+    )
+    load_huggingface(tmp_path)
+    assert sorted(read) == sorted(written(tmp_path))
+
+
+def test_files_without_the_prefix_of_the_module_are_read(tmp_path: Path) -> None:
+    theirs = transformers_model("gpt2")  # whose published file was written from the model without its head
+    theirs.save_pretrained(tmp_path)
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in load_file(tmp_path / WHOLE).items()}
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 96, 96).tril() for layer in range(2)}
+    save_file(bare | masks, tmp_path / WHOLE)
+    tokens = torch.randint(3, 96, (2, 21))
+    torch.testing.assert_close(logits(load_huggingface(tmp_path), tokens), logits(theirs, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_no_folder_of_such_weights_is_refused(tmp_path: Path) -> None:
+    theirs = transformers_model("llama")
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    config = json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(ValueError, match="quantised"):
+        load_huggingface(tmp_path, config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    with pytest.raises(ValueError, match="give the configuration"):
+        load_huggingface(theirs.state_dict())
+    ours = load_huggingface(tmp_path)
+    with pytest.raises(ValueError, match="not that of this model"):
+        save_huggingface(ours, tmp_path, config=config | {"hidden_size": 64})
+    next(iter(tmp_path.glob("*-00001-of-*.safetensors"))).unlink()
+    with pytest.raises(ValueError, match="which the index names"):
+        load_huggingface(tmp_path)
+    (tmp_path / INDEX).unlink()
+    with pytest.raises(ValueError, match="neither"):
+        load_huggingface(tmp_path)
+
+
+def test_experts_that_may_be_turned_round_are_told_by_their_shape(tmp_path: Path) -> None:
+    theirs = transformers_model("qwen3_vl_moe_text")
+    theirs.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / WHOLE)
+    turned = {name: t.transpose(-1, -2).contiguous() if ".experts." in name else t for name, t in tensors.items()}
+    assert any(turned[name].shape != tensors[name].shape for name in tensors)
+    save_file(turned, tmp_path / WHOLE)
+    tokens = torch.randint(3, 96, (2, 21))
+    torch.testing.assert_close(logits(load_huggingface(tmp_path), tokens), logits(theirs, tokens), rtol=1e-4, atol=1e-4)
+    transformers_model("qwen3_vl_moe_text", moe_intermediate_size=32).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="square"):
+        load_huggingface(tmp_path)
