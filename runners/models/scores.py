@@ -80,10 +80,10 @@ def attend(
     if kernels == "reference":
         return _plain(query, key, value, mask, scores, sinks)
     if sinks is not None or not scores.are_plain:
-        own = () if sinks is None else (sinks,)
         return recomputed(
-            lambda q, k, v, *sinks: _plain(q, k, v, mask, scores, sinks[0] if sinks else None), query, key, value, *own
-        )
+            lambda query, key, value, mask, sinks: _plain(query, key, value, mask, scores, sinks),
+            query, key, value, mask, sinks,
+        )  # fmt: skip
     missing = query.shape[-1] - value.shape[-1]
     if missing > 0:
         # Fused attention wants one width; zeros in further channels of the values change nothing.

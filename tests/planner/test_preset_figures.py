@@ -166,6 +166,14 @@ def lightning(heads: int, head_dim: int) -> int:
     return heads * head_dim**2
 
 
+def rwkv(width: int) -> int:
+    """Elements of the last input of both mixes, and of numerator, denominator and largest exponent of the time mix.
+
+    Peng et al. 2023, arXiv:2305.13048, appendix on inference.
+    """
+    return 5 * width
+
+
 ELEMENTS = {
     "bamba-9b": 3 * kv(8, 128) + 29 * ssd(128, 64, 128, 1),
     "bloom-176b": 70 * kv(112, 128),
@@ -228,6 +236,7 @@ ELEMENTS = {
     "qwen3-8b": 36 * kv(8, 128),
     "qwen3-next-80b-a3b": 12 * kv(2, 256) + 36 * delta(16, 32, 128),
     "recurrentgemma-2b": 8 * kv(1, 256, 2048) + 18 * griffin(2560),
+    "rwkv-4-7b": 32 * rwkv(4096),
     "smollm3-3b": 36 * kv(4, 128),
     "stablelm-2-1.6b": 24 * kv(32, 64),
     "starcoder2-3b": 30 * kv(2, 128, 4096),
