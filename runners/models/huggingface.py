@@ -29,11 +29,16 @@ CORRECTIONS = ("e_score_correction_bias", "expert_bias")
 """The buffer that steers the choice of experts (DeepSeek-V3, LFM2); it is no parameter, so no layout rule names it."""
 
 COMPUTED = (
-    *(".inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"),
+    *(".inv_freq", ".attn.bias", ".attn.masked_bias", ".attn.causal_mask", ".attention.bias", ".attention.masked_bias"),
     *(f".self_attn.{name}" for name in ("slope_rate", "query_decay", "key_decay", "diagonal_decay")),
 )
 """Ends of the names of buffers that follow from the configuration: rotary frequencies, masks, lightning attention's
 decays."""
+
+PREDICTING = ("num_nextn_predict_layers", "num_mtp_layers")
+PREDICTION = re.compile(r"(^|\.)mtp[._]")
+"""Where files hold layers that predict further tokens, which are no part of the model that generates: as layers behind
+its own, as many as a configuration says, or under a name of theirs."""
 
 XIELU = {"act_fn.beta": 0.5, "act_fn.eps": -1e-6}
 """What Apertus' files hold beside the parameters of its activation."""
@@ -88,7 +93,15 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
     if spec.tie_word_embeddings:  # the head, by the family's name of it
         rules = adapter.layout(spec) if callable(adapter.layout) else adapter.layout
         unread -= {rule.theirs for rule in rules if rule.ours == ("lm_head.weight",)} | {"lm_head.weight"}
-    unread = {name for name in unread if not name.endswith(COMPUTED) and state_dict[name].numel()}
+    predicting = max((config.get(name) or 0 for name in PREDICTING), default=0)
+    unread = {
+        name
+        for name in unread
+        if not name.endswith(COMPUTED)
+        and not PREDICTION.search(name)
+        and not any(name.startswith(f"model.layers.{spec.num_layers + index}.") for index in range(predicting))
+        and state_dict[name].numel()
+    }
     if unread:
         raise ValueError(f"the model has no place for {', '.join(sorted(unread)[:5])}")
     with torch.no_grad():

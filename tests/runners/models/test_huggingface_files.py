@@ -17,6 +17,7 @@ from planner import UnsupportedArchitecture, from_huggingface, to_huggingface
 from runners.models import Decoder, build, load_huggingface, save_huggingface
 from runners.models.huggingface import COMPUTED
 from runners.models.huggingface_files import INDEX, WHOLE, FolderTensors
+from tests.planner.interop.oracle import modelled, small_config, small_surroundings
 from tests.runners.models.test_huggingface import CONFIGS, transformers_model
 
 ALONE = [name for name in CONFIGS if name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
@@ -142,6 +143,40 @@ def test_files_without_the_prefix_of_the_module_are_read(tmp_path: Path) -> None
     save_file(bare | masks, tmp_path / WHOLE)
     tokens = torch.randint(3, 96, (2, 21))
     torch.testing.assert_close(logits(load_huggingface(tmp_path), tokens), logits(theirs, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_predict_further_tokens_are_left_where_they_are(tmp_path: Path) -> None:
+    theirs = transformers_model("deepseek_v3")
+    theirs.save_pretrained(tmp_path)
+    tensors, own = load_file(tmp_path / WHOLE), theirs.config.num_hidden_layers
+    extra = {f"model.layers.{own}.eh_proj.weight": torch.ones(2, 2), "mtp.fc.weight": torch.ones(2, 2)}
+    save_file(tensors | extra, tmp_path / WHOLE)
+    config = theirs.config.to_dict()
+    load_huggingface(tmp_path, config | {"num_nextn_predict_layers": 1})
+    with pytest.raises(ValueError, match=rf"no place for model\.layers\.{own}\.eh_proj\.weight"):
+        load_huggingface(tmp_path, config | {"num_nextn_predict_layers": 0})
+
+
+@pytest.mark.parametrize(
+    "outer, text, prefix",
+    [("llava", "llama", "language_model.model."), ("gemma3", "gemma3_text", "language_model.model."),
+     ("qwen2_vl", "qwen2_vl_text", "model.")],
+)  # fmt: skip
+def test_the_language_model_is_read_from_the_files_of_a_multimodal_one(
+    outer: str, text: str, prefix: str, tmp_path: Path
+) -> None:
+    config = {**small_surroundings(outer), "model_type": outer, "tie_word_embeddings": False}
+    config["text_config"] = small_config(text) | {"initializer_range": 0.1}
+    if text in CONFIGS and "rope_parameters" in CONFIGS[text]:
+        config["text_config"]["rope_parameters"] = CONFIGS[text]["rope_parameters"]
+    torch.manual_seed(0)
+    theirs = modelled(config).eval()
+    theirs.save_pretrained(tmp_path)
+    assert f"{prefix}embed_tokens.weight" in written(tmp_path)  # as it is published
+    tokens = torch.randint(3, 60, (2, 21))
+    expected = logits(theirs, tokens)
+    assert expected.std() > 0.05
+    torch.testing.assert_close(logits(load_huggingface(tmp_path), tokens), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_no_folder_of_such_weights_is_refused(tmp_path: Path) -> None:
