@@ -27,6 +27,7 @@ MOST = 8
 X_AXES = {"step": "step", "tokens": "tokens", "flops": "training FLOPs"}
 MEASURED = (
     ("Validation", "bits_per_byte", "bits"),
+    ("Accuracy on the task", "accuracy", "ratio"),
     ("Training loss, last", "loss", "ratio"),
     ("Tokens a second", "tokens_per_second", "ratio"),
 )
@@ -321,6 +322,8 @@ def prototypes(
     lines = []
     for title, name, unit in MEASURED:
         spreads = [group.spread(name) if group else None for group in groups]
+        if not any(spreads):
+            continue  # text has no accuracy, a task no bits per byte
         lines.append((title, unit, spreads, [verdict(spreads[baseline], spread) for spread in spreads]))
     with chrome.panel("Prototypes", "mean ± deviation over seeds, against the baseline", key="prototypes"):
         content = comparison_tables.measured_html(lines, names, baseline)
@@ -345,7 +348,7 @@ def prototypes(
         x_now = x_now if x_now in X_AXES else "step"
         series = left.segmented_control(
             "Series",
-            ["loss", "bits_per_byte"],
+            ["loss", "bits_per_byte", "accuracy"],
             default="loss",
             key="series",
             format_func=lambda s: s.replace("_", " ").capitalize(),
@@ -397,7 +400,7 @@ def training_curves(
             xs = [step * factor for step, _ in whole]
             ys = [Spread(tuple(values)).mean for _, values in whole]
             drawn.append(charts.Curve(variant.letter, xs, ys, variant.token, variant.dash, 2.2))
-    unit = "bits per byte" if series == "bits_per_byte" else "nats a token"
+    unit = {"bits_per_byte": "bits per byte", "accuracy": "share of held-out answers"}.get(series, "nats a token")
     return charts.lines(drawn, x=charts.Axis(X_AXES[x_axis]), y=charts.Axis(unit), height=320)
 
 

@@ -82,7 +82,7 @@ def _rate(profile: MachineProfile | None, dtype: str) -> tuple[float, str]:
 
 
 def _prototype(spec: ArchitectureSpec, plan: PrototypePlan, profile: MachineProfile | None) -> JobEstimate:
-    scaled = scale_down(spec, plan.parameter_budget, sequence_length=plan.sequence_length)
+    scaled = scale_down(spec, plan.parameter_budget, vocab_size=plan.vocab_size, sequence_length=plan.sequence_length)
     step = flops(scaled.spec, plan.sequence_length, plan.batch_size, training=True).total
     rate, source = _rate(profile, "fp32")
     seconds = START_SECONDS + plan.steps * (step / rate + STEP_SECONDS)

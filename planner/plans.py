@@ -12,12 +12,15 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import CoreSchema, PydanticKnownError
 
+from planner.components.base import refuse
 from planner.components.strict import bound_whole_numbers
 from planner.errors import UnsupportedPlan
 from planner.spec import problems_of
+from planner.tasks import TASKS, TaskName
 
 
 class Plan(BaseModel):
@@ -114,8 +117,13 @@ class VerifyPlan(Plan):
     precision: Literal["fp32", "bf16_autocast"] = "bf16_autocast"
 
 
+BYTE_VOCABULARY = 256
+TEXT = "python-stdlib"
+"""What a prototype is trained on by default."""
+
+
 class PrototypePlan(Plan):
-    """A small model of the same structure, trained on real text."""
+    """A small model of the same structure, trained on real text or on a task with right answers."""
 
     parameter_budget: int = Field(default=2_000_000, ge=50_000, le=2_000_000_000)
     """Parameters that the scaled-down model may have, embeddings included."""
@@ -128,11 +136,53 @@ class PrototypePlan(Plan):
     weight_decay: float = Field(default=0.1, ge=0)
     gradient_clip: float = Field(default=1.0, gt=0)
     seed: int = Field(default=0, ge=0)
-    data: str = "python-stdlib"
+    data: str = TEXT
     """``python-stdlib``: the standard library's own sources as bytes; else the path of a text file or a folder."""
+    task: TaskName | None = None
+    """A task of :mod:`planner.tasks` in place of text."""
+    difficulty: int | None = Field(default=None, gt=0)
+    """How hard the task is, in what it counts; absent: its default."""
     evaluate_every: int = Field(default=50, gt=0)
     checkpoint_every: int = Field(default=50, gt=0)
     sample_tokens: int = Field(default=160, ge=0, le=4096)
+
+    @model_validator(mode="after")
+    def _check_task(self) -> PrototypePlan:
+        if self.task is None:
+            if self.difficulty is not None:
+                refuse("difficulty", "Text has no difficulty.", "Name a task, or leave it out.", "no_task")
+            return self
+        if self.data != TEXT:
+            refuse(
+                "data", f"The task {self.task} makes its own sequences.", "Leave it out, or the task.", "two_sources"
+            )
+        task, difficulty = TASKS[self.task], self.task_difficulty
+        if not task.least <= difficulty <= task.most:
+            refuse(
+                "difficulty",
+                f"{difficulty:,} {task.difficulty} are not possible in {self.task}.",
+                f"Choose from {task.least:,} to {task.most:,}.",
+                "difficulty_out_of_range",
+            )
+        shortest = task.shortest(difficulty)
+        if self.sequence_length < shortest:
+            refuse(
+                "sequence_length",
+                f"{self.task} of difficulty {difficulty:,} needs {shortest:,} positions, not {self.sequence_length:,}.",
+                f"Choose at least {shortest:,}, or a lower difficulty.",
+                "task_does_not_fit",
+            )
+        return self
+
+    @property
+    def task_difficulty(self) -> int:
+        """The difficulty as given, else the task's own default; 0 of text."""
+        return 0 if self.task is None else self.difficulty or TASKS[self.task].default
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that a model of this plan reads: bytes, or the task's symbols."""
+        return BYTE_VOCABULARY if self.task is None else TASKS[self.task].vocab_size(self.task_difficulty)
 
 
 class BenchmarkPlan(Plan):

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from planner.components import Component
 from planner.components.narrowing import Scale
 from planner.errors import UnsupportedPlan
+from planner.plans import BYTE_VOCABULARY
 from planner.sizing import count_parameters
 from planner.spec import ArchitectureSpec, Layer, LayerGroup, LearnedPositions, RotaryPositions, parse_spec
 
-BYTE_VOCABULARY = 256
 REFERENCE_CONTEXT = 8192
 """The context that windows are a share of, where positions do not name one: the length that models of the size for
 which windows are chosen are mostly trained on."""
@@ -205,7 +205,7 @@ def _layer(layer: Layer, scale: Scale) -> Layer:
 
 IN_PROPORTION = "the ratio to the hidden size is kept, in small steps"
 _WHY = {
-    "vocab_size": "bytes in place of a trained tokenizer",
+    "vocab_size": "bytes, or the symbols of a task, in place of a trained tokenizer",
     "hidden_size": "the width that the budget allows",
     "embedding_size": IN_PROPORTION,
     "repeats": "depth shrinks with width, at least one whole pattern stays",

@@ -23,6 +23,7 @@ STATE_CLASSES = {"succeeded": "pl-good", "failed": "pl-bad", "running": "pl-warn
 SERIES = {
     "loss": ("Loss", "nats a token"),
     "bits_per_byte": ("Validation", "bits per byte"),
+    "accuracy": ("Accuracy", "share of held-out answers"),
     "gradient_norm": ("Gradient norm", "before clipping"),
     "tokens_per_second": ("Speed", "tokens a second"),
     "learning_rate": ("Learning rate", ""),

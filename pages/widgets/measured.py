@@ -45,8 +45,12 @@ class Measured:
 
 
 def plan_key(plan: Mapping[str, Any]) -> str:
-    """What makes two prototypes comparable: everything of the plan but the seed and what changes no result."""
-    return json.dumps({name: value for name, value in plan.items() if name not in SEED_FIELDS}, sort_keys=True)
+    """What makes two prototypes comparable: everything of the plan but the seed and what changes no result.
+
+    A field that is absent is one that is empty: plans are stored with the fields that there were at the time.
+    """
+    said = {name: value for name, value in plan.items() if name not in SEED_FIELDS and value is not None}
+    return json.dumps(said, sort_keys=True)
 
 
 def of_revisions(

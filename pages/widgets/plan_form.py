@@ -54,7 +54,11 @@ def _field(name: str, field: FieldInfo, default: Any, key: str) -> Any:
         chosen = st.multiselect(label, choices, default=list(default), key=key)
         return chosen
     if choices:
-        return st.selectbox(label, choices, index=choices.index(default), key=key)
+        options = choices if default in choices else [None, *choices]
+        shown = {None: "none"}
+        return st.selectbox(
+            label, options, index=options.index(default), format_func=lambda choice: shown.get(choice, choice), key=key
+        )
     if plain is bool:
         return st.checkbox(label, value=bool(default), key=key)
     # Numbers are typed as text: what was typed stays, and the plan itself says what is wrong with it.

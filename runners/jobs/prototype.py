@@ -1,4 +1,4 @@
-"""A prototype: the design scaled down by stated rules, trained on real text, with samples of what it then writes."""
+"""A prototype: the design scaled down by stated rules, trained on real text or a task, with what it then writes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from planner.plans import PrototypePlan
 from planner.prototype import ScaledSpec, scale_down
 from planner.sizing import size
 from planner.spec import ArchitectureSpec, LearnedPositions
+from planner.tasks import TASKS
 from runners.environment import default_device, describe
 from runners.events import Artifact, Event, Log, Metric, Progress, Result
 from runners.jobs.base import JobContext, JobFailure
@@ -26,10 +27,13 @@ from runners.telemetry import Telemetry
 from runners.training.data import NoData, Text, load_text
 from runners.training.loop import Diverged, Trainer, TrainingSettings
 from runners.training.schedule import RULE, peak_rate
+from runners.training.tasks import TaskData
 
 PROMPTS = ("def ", "import ", "class ")
 TEMPERATURE = 0.8
 LEAST_FREE_BYTES = 200 * 2**20
+HELD_OUT_BATCHES = 16
+"""Batches of 64 held-out sequences of a task that the result's accuracy is taken over."""
 
 
 @dataclass
@@ -43,17 +47,14 @@ class _Record:
 
 def run(spec: ArchitectureSpec, plan: PrototypePlan, context: JobContext) -> Iterator[Event]:
     """Train the scaled-down design; a later attempt goes on from the last checkpoint with the same batches."""
-    scaled = scale_down(spec, plan.parameter_budget, sequence_length=plan.sequence_length)
+    scaled = scale_down(spec, plan.parameter_budget, vocab_size=plan.vocab_size, sequence_length=plan.sequence_length)
     free = shutil.disk_usage(context.directory).free
     if free < 3 * 12 * scaled.parameters + LEAST_FREE_BYTES:
         raise JobFailure(f"the disk is too full for checkpoints: {free / 1e9:.1f} GB are free")
     device = default_device()
     environment = describe(device)
     profile = current()
-    try:
-        text = load_text(plan.data)
-    except NoData as error:
-        raise JobFailure(str(error)) from error
+    data = _data(plan)
     settings = TrainingSettings(
         steps=plan.steps,
         batch_size=plan.batch_size,
@@ -70,22 +71,35 @@ def run(spec: ArchitectureSpec, plan: PrototypePlan, context: JobContext) -> Ite
     )
     rows = _predictions(scaled, plan, settings)
     model = build(scaled.spec, device=device, seed=plan.seed)
-    trainer = Trainer(model, text, settings, context.directory, context.holds_directory)
+    trainer = Trainer(model, data, settings, context.directory, context.holds_directory)
     first = trainer.resume()
     settings = trainer.settings
     if first:
         yield Log(f"resumed at step {first}")
     precision = "bf16 autocast" if settings.bf16 else "fp32"
-    yield Log(f"{scaled.parameters:,} parameters, {precision} on {environment['device']}; {text.description}")
+    yield Log(f"{scaled.parameters:,} parameters, {precision} on {environment['device']}; {data.description}")
     telemetry = Telemetry()
     if telemetry.note:
         yield Log(telemetry.note)
     record = _Record()
     yield from _train(trainer, plan, telemetry, first, record)
     yield Artifact("weights", "checkpoint/model.safetensors", "application/octet-stream")
-    yield Log("writing samples")
-    samples = list(_samples(model, plan, device))
-    yield Result("prototype", _values(scaled, plan, settings, trainer, text, samples, record, rows), environment)
+    if isinstance(data, Text):
+        yield Log("writing samples")
+        measured = _measured_text(trainer, data, record, list(_samples(model, plan, device)))
+    else:
+        yield Log("answering held-out sequences")
+        measured = _measured_task(trainer, data)
+    yield Result("prototype", measured | _values(scaled, plan, settings, trainer, record, rows), environment)
+
+
+def _data(plan: PrototypePlan) -> Text | TaskData:
+    if plan.task is not None:
+        return TaskData(plan.task, plan.task_difficulty, plan.sequence_length)
+    try:
+        return load_text(plan.data)
+    except NoData as error:
+        raise JobFailure(str(error)) from error
 
 
 def _predictions(scaled: ScaledSpec, plan: PrototypePlan, settings: TrainingSettings) -> list[dict[str, Any]]:
@@ -114,6 +128,8 @@ def _train(trainer: Trainer, plan: PrototypePlan, telemetry: Telemetry, first: i
             if step.bits_per_byte is not None:
                 yield Metric("bits_per_byte", step.step, step.bits_per_byte)
                 record.bits_per_byte = step.bits_per_byte
+            if step.accuracy is not None:
+                yield Metric("accuracy", step.step, step.accuracy)
             record.loss = step.loss
             done = step.step + 1
             elapsed = time.perf_counter() - started
@@ -137,13 +153,44 @@ def _samples(model: Decoder, plan: PrototypePlan, device: str) -> Iterator[dict[
         yield {"prompt": prompt, "text": written, "seed": plan.seed + index, "note": f"temperature {TEMPERATURE}"}
 
 
+def _measured_text(trainer: Trainer, text: Text, record: _Record, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """How well text is predicted, and what is written."""
+    return {
+        "bits_per_byte": record.bits_per_byte if record.bits_per_byte is not None else trainer.bits_per_byte(),
+        "samples": samples,
+        "data": {"description": text.description, "files": text.files, "sha256": text.digest},
+    }
+
+
+def _measured_task(trainer: Trainer, data: TaskData) -> dict[str, Any]:
+    """How often held-out sequences are answered right. There are no bits per byte, and no text to show."""
+    found = trainer.held_out(HELD_OUT_BATCHES)
+    task = TASKS[data.name]
+    return {
+        "bits_per_byte": None,
+        "accuracy": found.accuracy,
+        "task": {
+            "name": data.name,
+            "what": task.what,
+            "difficulty": data.difficulty,
+            "difficulty_counts": task.difficulty,
+            "source": task.source,
+            "sequences": found.sequences,
+            "answers": found.answers,
+            "whole_sequences": found.whole_sequences,
+            "guessing": 1 / task.answers(data.difficulty),
+            "accuracy_by_depth": found.by_depth,
+        },
+        "samples": [],
+        "data": {"description": data.description, "files": 0, "sha256": data.digest},
+    }
+
+
 def _values(
     scaled: ScaledSpec,
     plan: PrototypePlan,
     settings: TrainingSettings,
     trainer: Trainer,
-    text: Text,
-    samples: list[dict[str, Any]],
     record: _Record,
     rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
@@ -151,7 +198,6 @@ def _values(
     counted = sum(parameter.numel() for parameter in trainer.model.parameters())
     step_flops = flops(scaled.spec, plan.sequence_length, plan.batch_size, training=True).total
     return {
-        "bits_per_byte": record.bits_per_byte if record.bits_per_byte is not None else trainer.bits_per_byte(),
         "loss": record.loss,
         "tokens": tokens,
         "training_flops": step_flops * plan.steps,
@@ -165,8 +211,6 @@ def _values(
         "kernels": "triton" if settings.device == "cuda" else "eager",
         "rules": scaled.rules,
         "spec": scaled.spec.to_dict(),
-        "samples": samples,
-        "data": {"description": text.description, "files": text.files, "sha256": text.digest},
         "rows": [
             prediction("Parameters", scaled.parameters, counted, "parameters", "counted over the trained module"),
             *rows,

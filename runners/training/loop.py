@@ -16,9 +16,11 @@ from runners.models import Decoder
 from runners.training import checkpoint
 from runners.training.data import Text, batch
 from runners.training.schedule import learning_rate
+from runners.training.tasks import VALIDATION_SEED, HeldOut, TaskBatch, TaskData, answer_loss, measure
 
 VALIDATION_BATCHES = 8
-VALIDATION_SEED = 987_654_321
+WHILE_TRAINING = 2
+"""Batches of a task's held-out sequences that are answered at each evaluation."""
 
 
 class Diverged(ArithmeticError):
@@ -45,7 +47,8 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step gave. ``bits_per_byte`` only where the validation text was read."""
+    """What one step gave. ``bits_per_byte`` only where the validation text was read, ``accuracy`` where held-out
+    sequences of a task were answered."""
 
     step: int
     loss: float
@@ -53,6 +56,7 @@ class Step:
     learning_rate: float
     seconds: float
     bits_per_byte: float | None
+    accuracy: float | None = None
 
 
 class Trainer:
@@ -61,12 +65,12 @@ class Trainer:
     def __init__(
         self,
         model: Decoder,
-        text: Text,
+        data: Text | TaskData,
         settings: TrainingSettings,
         directory: pathlib.Path,
         may_write: Callable[[], bool] = lambda: True,
     ) -> None:
-        self.model, self.text, self.settings, self.directory = model, text, settings, directory
+        self.model, self.data, self.settings, self.directory = model, data, settings, directory
         self.may_write = may_write
         decayed = [p for p in model.parameters() if p.dim() >= 2]
         rest = [p for p in model.parameters() if p.dim() < 2]
@@ -94,10 +98,8 @@ class Trainer:
             rate = learning_rate(step, settings.steps, settings.warmup_steps, settings.peak_rate)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            tokens = self._batch(self.text.training, settings.seed, step)
             with self._precision():
-                loss = self.model(tokens, labels=tokens).loss
-            assert loss is not None
+                loss = self._loss(step)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
@@ -107,18 +109,41 @@ class Trainer:
                 raise Diverged(f"the loss is {value} at step {step}")
             seconds = time.perf_counter() - started
             last = step == settings.steps - 1
-            bits = self.bits_per_byte() if last or (step + 1) % settings.evaluate_every == 0 else None
-            yield Step(step, value, norm.item(), rate, seconds, bits)
+            bits = accuracy = None
+            if last or (step + 1) % settings.evaluate_every == 0:
+                if isinstance(self.data, TaskData):
+                    accuracy = self.held_out(WHILE_TRAINING).accuracy
+                else:
+                    bits = self.bits_per_byte()
+            yield Step(step, value, norm.item(), rate, seconds, bits, accuracy)
             if last or (step + 1) % settings.checkpoint_every == 0:
                 state = {"next_step": step + 1, "bf16": settings.bf16}
                 checkpoint.save(self.directory, self.model, self.optimizer, state, self.may_write)
 
+    def _loss(self, step: int) -> Tensor:
+        """The training loss of one step's batch."""
+        settings = self.settings
+        if isinstance(self.data, TaskData):
+            made = self.data.batch("training", settings.seed, step, settings.batch_size)
+            return answer_loss(self.model, TaskBatch(*(part.to(settings.device) for part in made)))
+        tokens = self._batch(self.data.training, settings.seed, step)
+        loss = self.model(tokens, labels=tokens).loss
+        assert loss is not None
+        return loss
+
+    def held_out(self, batches: int) -> HeldOut:
+        """How a task's held-out sequences are answered; the same sequences at every call and for every design."""
+        assert isinstance(self.data, TaskData)
+        with self._precision():
+            return measure(self.model, self.data, batches, self.settings.batch_size, self.settings.device)
+
     @torch.no_grad()
     def bits_per_byte(self) -> float:
         """Mean loss on validation text in bits; the same sequences at every call and for every design."""
+        assert isinstance(self.data, Text)
         total = 0.0
         for index in range(VALIDATION_BATCHES):
-            tokens = self._batch(self.text.validation, VALIDATION_SEED, index)
+            tokens = self._batch(self.data.validation, VALIDATION_SEED, index)
             with self._precision():
                 loss = self.model(tokens, labels=tokens).loss
             assert loss is not None
