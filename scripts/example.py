@@ -19,7 +19,7 @@ from db.errors import StoreError
 from db.example import record
 from db.records import JobState, Revision
 from planner import ArchitectureSpec, BenchmarkPlan, PrototypePlan, VerifyPlan, parse_spec
-from planner.plans import Plan
+from planner.plans import Plan, parse_plan
 from runners.engines.local import revision_for, run_local
 
 HIDDEN, LAYERS, HEADS = 512, 8, 8
@@ -56,9 +56,9 @@ def variants() -> list[ArchitectureSpec]:
 
 def done(store: Store, revision: Revision, kind: str, plan: Plan) -> str | None:
     """The job of this plan that has succeeded on this revision, if there is one."""
-    wanted = plan.model_dump(mode="json")
     jobs = store.jobs.list([JobState.SUCCEEDED], kind=kind, revision_id=revision.id)
-    return next((job.id for job in jobs if dict(job.plan) == wanted), None)
+    # Read back, since an older version wrote a plan without the fields that have come since.
+    return next((job.id for job in jobs if parse_plan(type(plan), dict(job.plan)) == plan), None)
 
 
 def main(argv: Sequence[str]) -> int:

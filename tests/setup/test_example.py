@@ -7,6 +7,8 @@ import pathlib
 import pytest
 
 from db.engine import open_store
+from db.records import JobState
+from planner import PrototypePlan
 from scripts import example
 
 
@@ -27,6 +29,19 @@ def test_a_second_run_finds_everything_there(
         assert sorted(result.kind for result in store.results.list()) == ["benchmark", "prototype", "verify"]
     assert example.main(settings) == 0
     assert capsys.readouterr().out == first.splitlines()[-1] + "\n"
+
+
+def test_a_plan_that_an_older_version_wrote_is_known_again(tmp_path: pathlib.Path) -> None:
+    """Fields that have come since stand at their defaults in it."""
+    plan = PrototypePlan(steps=5)
+    written = {name: value for name, value in plan.model_dump(mode="json").items() if name in ("steps", "seed")}
+    with open_store(f"sqlite:///{tmp_path}/store.sqlite") as store:
+        revision = store.designs.create("tiny", example.variants()[0].to_dict()).latest
+        job = store.jobs.begin("prototype", revision.id, written, "test")
+        assert example.done(store, revision, "prototype", plan) is None
+        store.jobs.finish(job.id, job.attempt, JobState.SUCCEEDED)
+        assert example.done(store, revision, "prototype", plan) == job.id
+        assert example.done(store, revision, "prototype", PrototypePlan(steps=6)) is None
 
 
 def test_the_variants_differ_in_one_part_each() -> None:
