@@ -31,9 +31,11 @@ ROUNDS = 4
 
 KINDRED: Mapping[str, tuple[str, ...]] = {
     "activation_function": ("activation",),
+    "attention_bias": ("query_key_value_bias",),
     "attention_multiplier": ("softmax_scale",),
     "attention_window_size": ("sliding_window",),
     "attn_logit_softcapping": ("logit_softcap",),
+    "block_size": ("lightning_attention.chunk_size",),
     "conv1d_width": ("conv_kernel",),
     "conv_kernel": ("conv_kernel",),
     "d_model": ("hidden_size",),
@@ -87,6 +89,8 @@ KINDRED: Mapping[str, tuple[str, ...]] = {
 }
 """A configuration's field and the specification's that says the same, where the names differ."""
 WORDS: Mapping[str, tuple[str, ...]] = {
+    "expert_selection_fn": ("softmax", "sigmoid"),
+    "position_embedding_type": ("nope", "rope"),
     "scoring_func": ("softmax", "sigmoid"),
     "topk_method": ("greedy", "group_limited_greedy", "noaux_tc"),
 }
@@ -262,6 +266,9 @@ class _Target:
             made["rope_scaling"] = {"rope_type": fields.pop("kind"), **fields}
             if scaling == "dynamic":
                 made["max_position_embeddings"] = fields["original_max_position_embeddings"]
+        stretched_by_default = (adapter.defaults.get("rope_parameters") or {}).get("rope_type", "default") != "default"
+        if scaling is None and stretched_by_default and "positions.theta" in self.around:  # GPT-OSS
+            made["rope_parameters"] = {"rope_type": "default", "rope_theta": self.around["positions.theta"]}
         in_layers = [getattr(layer.sequence_mixer, "rope_scaling", None) for layer in self.layers]
         stretched = next((one for one in in_layers if one is not None), None)
         if stretched is not None:  # the older field speaks of layers without a window alone (Gemma 3)
@@ -294,9 +301,32 @@ class _Target:
             others = ("linear_attention", "mamba", "conv", "recurrent") if not all(attends) else ("",)
             return [
                 [word if attend else other for word, attend in zip(kinds, attends, strict=True)]
-                for kinds in (words, ["attention"] * len(words))
+                for kinds in (words, *([word] * len(words) for word in ("attention", "full_attention")))
                 for other in others
             ]
+        if name == "time_step_limit":
+            shortest, longest = (self.held.get(f"{end}_time_step", [None])[0] for end in ("shortest", "longest"))
+            return [[shortest or 0.0, float("inf") if longest is None else longest]]
+        if name.endswith(("_alpha_factor", "_beta_factor")):  # MiniMax-01's, of the stream and of what is added
+            which, place = name.split("_", 1)[0], 0 if "alpha" in name else 1
+            kind = {"full": "attention", "linear": "lightning_attention"}.get(which)
+            pairs = [
+                layer.channel_multipliers if which == "mlp" else layer.sequence_multipliers
+                for layer in self.layers
+                if which == "mlp" or getattr(layer.sequence_mixer, "kind", None) == kind
+            ]
+            return [pair[place] for pair in dict.fromkeys(pairs) if pair is not None]
+        if name == "num_attention_heads_per_layer":
+            return [[getattr(mixer, "num_attention_heads", 0) for mixer in sequence]]
+        if name == "layer_rope_theta":  # 0 where nothing is rotated
+            theta = self.around.get("positions.theta") or 0.0
+            return [
+                [(getattr(m, "rope_theta", None) or theta) * turn for m, turn in zip(sequence, rotated, strict=True)]
+            ]
+        if name == "moe_topk":
+            return [[getattr(layer.channel_mixer, "num_experts_per_tok", 1) for layer in self.layers]]
+        if name == "max_window_layers" and any(windows):
+            return [next(index for index, window in enumerate(windows) if window)]
         if name == "attention_types":
             return [[[["local" if window else "global" for window in windows], 1]]]
         if name == "mlp_layer_types":
@@ -340,7 +370,7 @@ class _Target:
         elif isinstance(default, int):
             tried += self.wholes
         elif default is None:
-            tried += [None, *self.wholes, *self.reals]
+            tried += [None, *WORDS.get(name, ()), *self.wholes, *self.reals]
         if None in self.held.get(name, ()):  # a part that the target has not: DeepSeek-V2-Lite's latent of queries
             tried.append(None)
         unique: dict[str, Any] = {}
