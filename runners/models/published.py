@@ -137,7 +137,7 @@ def _pieces(model_type: str, name: str, shapes: Mapping[str, tuple[int, ...]]) -
             start += rows
     elif fused is not None and model_type in FUSED:
         stem, part, end = fused.groups()
-        start = sum(shapes[f"{stem}{before}_proj{end}"][0] for before in "qkv"["qkv".index(part) :: -1][1:])
+        start = sum(shapes[f"{stem}{before}_proj{end}"][0] for before in "qkv"[: "qkv".index(part)])
         whole = file_name(model_type, f"{stem}query_key_value{end}")
         yield Piece(whole, (start, start + shapes[name][0]))
     else:
