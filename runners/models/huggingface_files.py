@@ -107,6 +107,10 @@ class FolderTensors(Mapping[str, Tensor]):
         if path not in self._open:
             self._open[path] = safe_open(path, framework="pt")
         tensor: Tensor = self._open[path].get_tensor(name)
+        if not tensor.is_floating_point() or tensor.itemsize < 2:
+            raise ValueError(
+                f"{name} is of {str(tensor.dtype).removeprefix('torch.')}: its numbers are no weights alone"
+            )
         return tensor if piece.file_rows is None else tensor[slice(*piece.file_rows)]
 
 

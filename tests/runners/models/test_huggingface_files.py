@@ -150,6 +150,15 @@ def test_layers_that_predict_further_tokens_are_left_where_they_are(tmp_path: Pa
         load_huggingface(tmp_path, config | {"num_nextn_predict_layers": 0})
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_numbers_that_need_a_scale_are_no_weights(dtype: torch.dtype, tmp_path: Path) -> None:
+    transformers_model("llama").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / WHOLE)
+    save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"].to(dtype)}, tmp_path / WHOLE)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight is of (int8|float8_e4m3fn)"):
+        load_huggingface(tmp_path)
+
+
 @pytest.mark.parametrize(
     "outer, text, prefix",
     [("llava", "llama", "language_model.model."), ("gemma3", "gemma3_text", "language_model.model."),
