@@ -60,15 +60,44 @@ def save(
     shutil.rmtree(old, ignore_errors=True)
 
 
+def last_whole(directory: pathlib.Path) -> pathlib.Path | None:
+    """The folder of the last whole checkpoint, if there is one."""
+    folders = (directory / LATEST, directory / f"{LATEST}.old")
+    return next((folder for folder in folders if (folder / "state.json").exists()), None)
+
+
+def load_weights(directory: pathlib.Path, model: nn.Module) -> None:
+    """Put the weights of the last whole checkpoint into a model of the same specification.
+
+    Raises
+    ------
+    ValueError
+        where there is no checkpoint, or it is that of another model.
+    """
+    found = last_whole(directory)
+    if found is None:
+        raise ValueError(f"there is no checkpoint in {directory}")
+    _read_weights(found, model)
+
+
+def _read_weights(folder: pathlib.Path, model: nn.Module) -> None:
+    parameters, weights = dict(model.named_parameters()), load_file(folder / "model.safetensors")
+    for name in sorted(parameters.keys() | weights.keys()):
+        ours, theirs = (held[name].shape if name in held else None for held in (parameters, weights))
+        if ours != theirs:
+            raise ValueError(f"the checkpoint in {folder} is that of another model: {name} differs")
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+
+
 def load(directory: pathlib.Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Put the last whole checkpoint into the model and the optimizer; its state, or ``None`` where there is none."""
-    found = next((p for p in (directory / LATEST, directory / f"{LATEST}.old") if (p / "state.json").exists()), None)
+    found = last_whole(directory)
     if found is None:
         return None
+    _read_weights(found, model)
     parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in load_file(found / "model.safetensors").items():
-            parameters[name].copy_(value)
     for key, value in load_file(found / "optimizer.safetensors").items():
         name, _, field = key.rpartition("|")
         optimizer.state[parameters[name]][field] = value

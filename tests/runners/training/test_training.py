@@ -11,7 +11,7 @@ import torch
 from planner import load
 from runners.jobs.base import JobContext
 from runners.models import build
-from runners.training.checkpoint import Superseded
+from runners.training.checkpoint import Superseded, load_weights
 from runners.training.data import NoData, Text, batch, load_text
 from runners.training.loop import Diverged, Step, Trainer, TrainingSettings
 from runners.training.schedule import learning_rate, peak_rate
@@ -99,6 +99,20 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: pathlib.Path, text: Te
     assert again.resume() == 3
     after = list(again.run())
     assert seen(before[:3]) + seen(after) == whole
+
+
+def test_the_weights_of_a_checkpoint_are_read_alone_and_into_no_other_model(tmp_path: pathlib.Path, text: Text) -> None:
+    trained = trainer(tmp_path, text, 3)
+    list(trained.run())
+    fresh = build(trained.model.spec, seed=7)
+    load_weights(tmp_path, fresh)
+    expected = dict(trained.model.named_parameters())
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in fresh.named_parameters())
+    other = trained.model.spec.model_copy(update={"vocab_size": 300})
+    with pytest.raises(ValueError, match=r"embed_tokens\.weight differs"):
+        load_weights(tmp_path, build(other))
+    with pytest.raises(ValueError, match="no checkpoint"):
+        load_weights(tmp_path / "elsewhere", fresh)
 
 
 def test_an_attempt_that_was_thought_dead_leaves_its_successors_checkpoint_alone(
