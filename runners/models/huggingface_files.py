@@ -18,7 +18,7 @@ from planner.interop.export import to_huggingface
 from planner.spec import ArchitectureSpec
 from runners.models.decoder import Decoder
 from runners.models.huggingface import language_names, state_dict_of
-from runners.models.published import Piece, file_name, pieces
+from runners.models.published import WITHIN, Piece, file_name, pieces
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TURNED = frozenset({"qwen3_vl_moe_text"})
@@ -169,6 +169,8 @@ def save_huggingface(
     adapter = ADAPTERS.get(config.get("model_type", ""))
     if adapter is None or from_huggingface(config).content_hash() != model.spec.content_hash():
         raise ValueError("the configuration is not that of this model")
+    if adapter.model_type in WITHIN:
+        raise ValueError(f"transformers has {adapter.model_type} only within a multimodal model: name another family")
     for field, value in adapter.unmodelled_in(config).items():
         raise ValueError(f"{field} is {value!r}, and the model does not compute what that means")
     folder = Path(folder)

@@ -97,6 +97,14 @@ RENAMED: Mapping[str, tuple[tuple[str, str], ...]] = {
 }
 """Parts of modules' names and what stands for them in the files, one after the other."""
 
+WITHIN = frozenset(
+    {
+        *("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"),
+        *("qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_omni_moe_text"),
+    }
+)
+"""Language models that transformers has only within multimodal ones."""
+
 CONVOLUTIONS = frozenset({"kimi_linear", "olmo_hybrid"})
 """Families whose files hold the convolutions of queries, keys and values alone."""
 FUSED = frozenset({"sarvam_moe"})

@@ -81,6 +81,15 @@ def test_a_folder_that_was_written_is_loaded_by_transformers(model_type: str, tm
     torch.testing.assert_close(logits(loaded, tokens), logits(ours, tokens), rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_is_written_unless_transformers_has_it_only_within_another(tmp_path: Path) -> None:
+    within = {name for name in CONFIGS if name not in ALONE}
+    assert within
+    for model_type in within:
+        ours = build(from_huggingface({"model_type": model_type, **CONFIGS[model_type]}))
+        with pytest.raises(ValueError, match="only within a multimodal model"):
+            save_huggingface(ours, tmp_path, model_type)
+
+
 def test_the_configuration_is_made_where_none_is_given(tmp_path: Path) -> None:
     ours = build(from_huggingface({"model_type": "llama", **CONFIGS["llama"]}), dtype=torch.bfloat16)
     config = save_huggingface(ours, tmp_path)
