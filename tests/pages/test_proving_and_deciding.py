@@ -9,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from db.engine import Store, open_store
 from db.records import JobState, NewResult, Revision
+from pages.widgets.measured import plan_key
 from planner import BenchmarkPlan, PrototypePlan, load
 from tests.pages.conftest import ROOT
 
@@ -79,6 +80,32 @@ def test_a_wrong_setting_leaves_its_message_at_its_field_and_nothing_is_sent() -
     with open_store() as store:
         (job,) = store.jobs.list()
     assert (job.kind, job.plan["batch_size"]) == ("verify", 2)
+
+
+def test_a_prototype_is_sent_on_text_or_on_a_task() -> None:
+    """A choice that may be left empty begins so; the task's own rules are said at the field that breaks them."""
+    with open_store() as store:
+        two_designs(store)
+    test = opened("jobs")
+    test.selectbox(key="dispatch-kind").set_value("prototype").run()
+    assert not test.exception
+    assert test.selectbox(key="plan-prototype-task").value is None
+    test.selectbox(key="plan-prototype-task").set_value("sorting").run()
+    test.text_input(key="plan-prototype-difficulty").set_value("128").run()
+    assert "needs 257 positions, not 256" in text_of(test)
+    test.text_input(key="plan-prototype-difficulty").set_value("4").run()
+    test.button(key="send-job").click().run()
+    with open_store() as store:
+        (job,) = store.jobs.list()
+    assert (job.plan["task"], job.plan["difficulty"]) == ("sorting", 4)
+
+
+def test_plans_from_before_a_field_existed_are_comparable_with_those_that_leave_it_empty() -> None:
+    plan = PrototypePlan().model_dump(mode="json")
+    before = {name: value for name, value in plan.items() if name not in ("task", "difficulty")}
+    assert plan_key(before) == plan_key(plan)
+    on_task = PrototypePlan(task="sorting").model_dump(mode="json")
+    assert plan_key(on_task) != plan_key(plan)
 
 
 def test_a_queued_job_is_cancelled_from_its_page() -> None:
