@@ -24,9 +24,11 @@ DATABASE = "export PLUMBLINE_DATABASE_URL="
 
 
 def shell_lines(page: pathlib.Path) -> list[str]:
-    """The lines of fenced blocks that name no language."""
-    blocks = FENCE.findall(page.read_text(encoding="utf-8"))
-    return [line.strip() for language, block in blocks if not language for line in block.splitlines()]
+    """The lines of fenced blocks that name no language, and commands within a sentence."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [block for language, block in FENCE.findall(text) if not language]
+    within = re.findall(rf"`({re.escape(PYTHON)} [^`]+)`", FENCE.sub("", text))
+    return [line.strip() for block in blocks for line in block.splitlines()] + within
 
 
 def commands() -> Iterator[tuple[str, bool]]:
