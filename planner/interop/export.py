@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from planner.components import Component, LatentAttention, MoE
+from planner.components import Attention, Component, LatentAttention, MoE
 from planner.errors import PlannerError, UnsupportedArchitecture
 from planner.interop import ADAPTERS
 from planner.interop.base import ACTIVATIONS, Adapter
@@ -325,6 +325,8 @@ class _Target:
             ]
         if name == "moe_topk":
             return [[getattr(layer.channel_mixer, "num_experts_per_tok", 1) for layer in self.layers]]
+        if name == "use_sliding_window":
+            return [any(windows)]
         if name == "max_window_layers" and any(windows):
             return [next(index for index, window in enumerate(windows) if window)]
         if name == "attention_types":
@@ -356,11 +358,27 @@ class _Target:
                 return [period if name.endswith("period") else places[0]]
         return []
 
+    def _rotations(self) -> dict[str, Any]:
+        """``rope_parameters`` of each type of layer, as families have them whose windows have a base of their own."""
+        found: dict[str, Any] = {}
+        for layer in self.layers:
+            if isinstance(layer.sequence_mixer, Attention):
+                mixer = layer.sequence_mixer.model_dump(mode="json")
+                scaling = {key: value for key, value in (mixer["rope_scaling"] or {}).items() if value is not None}
+                found["sliding_attention" if mixer["sliding_window"] else "full_attention"] = {
+                    "rope_type": scaling.pop("kind", "default"),
+                    "rope_theta": mixer["rope_theta"] or self.around.get("positions.theta"),
+                    **scaling,
+                }
+        return found
+
     def candidates(self, name: str, default: Any) -> list[Any]:
         """Values to try for a field, likely ones first."""
         tried = self.named(name, default)
         if name in ("rope_parameters", "rope_scaling"):
-            return []
+            return [self._rotations()] if name == "rope_parameters" else []
+        if name == "attn_config":  # MPT's
+            return [{"clip_qkv": clip} for clip in self.held.get("query_key_value_clip", []) if clip is not None]
         if isinstance(default, bool):
             tried += [True, False]
         elif isinstance(default, str):
