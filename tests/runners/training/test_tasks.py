@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
 import pytest
@@ -16,6 +16,7 @@ from runners.events import Metric, Result
 from runners.jobs import prototype
 from runners.jobs.base import JobContext
 from runners.models import build
+from runners.training.loop import Trainer, TrainingSettings
 from runners.training.tasks import TaskBatch, TaskData, facts, measure
 
 Answers = dict[int, int]
@@ -291,3 +292,60 @@ def test_a_prototype_says_how_well_it_does_its_task(tmp_path: pathlib.Path) -> N
     metrics = {event.step: event.value for event in events if isinstance(event, Metric) and event.name == "accuracy"}
     assert set(metrics) == {1, 3}
     assert not [event for event in events if isinstance(event, Metric) and event.name == "bits_per_byte"]
+
+
+DELTA_RULE = {
+    "kind": "gated_delta_net",
+    "num_key_heads": 2,
+    "num_value_heads": 2,
+    "value_head_dim": 32,
+    "conv_kernel": 1,
+}
+MIXERS: dict[str, dict[str, Any]] = {
+    "attention": {"kind": "attention", "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32},
+    "wide state": {**DELTA_RULE, "key_head_dim": 32, "chunk_size": 16},
+    "small state": {**DELTA_RULE, "key_head_dim": 2, "chunk_size": 16},
+}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Matrices this small are multiplied no faster by several threads, and on a busy machine much slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("one_thread")
+def test_attention_recalls_what_a_small_state_cannot_hold(tmp_path: pathlib.Path) -> None:
+    """Recall of four pairs, as in arXiv:2312.04927: one model but for one mixer, behind a convolution over neighbours.
+
+    A head whose state has two channels for keys cannot hold four apart; with as many channels as attention it can.
+    """
+    data = TaskData("multi_query_associative_recall", 4, 16)
+    accuracy = {}
+    for name, mixer in MIXERS.items():
+        layers = [
+            {"sequence_mixer": {"kind": "short_convolution"}},
+            {"sequence_mixer": mixer, "channel_mixer": {"kind": "mlp", "intermediate_size": 128}},
+        ]
+        spec = {
+            "vocab_size": 129,
+            "hidden_size": 64,
+            "positions": {"kind": "none"},
+            "layer_groups": [{"layers": layers}],
+        }
+        settings = TrainingSettings(
+            steps=400, batch_size=64, sequence_length=16, peak_rate=5e-3, warmup_steps=50, weight_decay=0.1,
+            gradient_clip=1.0, seed=0, evaluate_every=400, checkpoint_every=400, bf16=False, device="cpu",
+        )  # fmt: skip
+        trainer = Trainer(build(parse_spec(spec)), data, settings, tmp_path / name)
+        for _ in trainer.run():
+            pass
+        accuracy[name] = trainer.held_out(8).accuracy
+    assert accuracy["attention"] > 0.9
+    assert accuracy["wide state"] > 0.7
+    assert accuracy["small state"] < 0.5
