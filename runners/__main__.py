@@ -3,6 +3,7 @@
 python -m runners worker
 python -m runners run KIND --spec SPEC [--set KEY=VALUE] [--json]
 python -m runners kernels report|bench [--json]
+python -m runners export SPEC --pytorch FILE
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import pathlib
 import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -80,9 +82,33 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a model as one file of plain PyTorch."""
+    from planner.presets import read
+    from runners.export import export_pytorch
+
+    try:
+        loaded = read(arguments.spec)
+        text = export_pytorch(loaded.spec)
+        arguments.pytorch.write_text(text, encoding="utf-8")
+    except (PlannerError, OSError) as error:
+        print(f"export: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    for sentence in loaded.left_out:
+        print(f"  left out: {sentence}", file=sys.stderr)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 2 and one line on standard error for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m runners", description="Run jobs, or a worker that takes them.")
+    parser = _OneLineParser(prog="python -m runners", description="Run jobs, or a worker; write a model out.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("worker", help="take jobs from the queue until stopped")
     one = commands.add_parser("run", help="run one job here and now")
@@ -94,7 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     kernels = commands.add_parser("kernels", help="the Triton kernels: compiled for GPUs, or timed on one")
     kernels.add_argument("action", choices=("report", "bench"))
     kernels.add_argument("rest", nargs=argparse.REMAINDER)
+    written = commands.add_parser("export", help="write a model as one file that needs PyTorch alone")
+    written.add_argument("spec", help="a preset, a YAML or JSON specification, or a config.json")
+    written.add_argument("--pytorch", type=pathlib.Path, required=True, metavar="FILE", help="the Python file to write")
     arguments = parser.parse_args(argv)
+    if arguments.command == "export":
+        return export(arguments)
     if arguments.command == "kernels":
         status: int = importlib.import_module(f"runners.kernels.{arguments.action}").main(arguments.rest)
         return status
