@@ -4,6 +4,7 @@ python -m runners worker
 python -m runners run KIND --spec SPEC [--set KEY=VALUE] [--json]
 python -m runners kernels report|bench [--json]
 python -m runners export SPEC --pytorch FILE
+python -m runners export SPEC --huggingface FOLDER [--checkpoint DIRECTORY]
 """
 
 from __future__ import annotations
@@ -90,15 +91,24 @@ class _OneLineParser(argparse.ArgumentParser):
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Write a model as one file of plain PyTorch."""
+    """Write a model as one file of plain PyTorch, or as a folder that transformers loads."""
     from planner.presets import read
-    from runners.export import export_pytorch
 
     try:
         loaded = read(arguments.spec)
-        text = export_pytorch(loaded.spec)
-        arguments.pytorch.write_text(text, encoding="utf-8")
-    except (PlannerError, OSError) as error:
+        if arguments.pytorch is not None:
+            from runners.export import export_pytorch
+
+            arguments.pytorch.write_text(export_pytorch(loaded.spec), encoding="utf-8")
+        else:
+            from runners.models import build, save_huggingface
+            from runners.training.checkpoint import load_weights
+
+            model = build(loaded.spec)
+            if arguments.checkpoint is not None:
+                load_weights(arguments.checkpoint, model)
+            save_huggingface(model, arguments.huggingface)
+    except (ValueError, OSError) as error:  # a PlannerError is a ValueError
         print(f"export: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     for sentence in loaded.left_out:
@@ -120,11 +130,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     kernels = commands.add_parser("kernels", help="the Triton kernels: compiled for GPUs, or timed on one")
     kernels.add_argument("action", choices=("report", "bench"))
     kernels.add_argument("rest", nargs=argparse.REMAINDER)
-    written = commands.add_parser("export", help="write a model as one file that needs PyTorch alone")
+    written = commands.add_parser("export", help="write a model as a Python file, or as a folder with its weights")
     written.add_argument("spec", help="a preset, a YAML or JSON specification, or a config.json")
-    written.add_argument("--pytorch", type=pathlib.Path, required=True, metavar="FILE", help="the Python file to write")
+    form = written.add_mutually_exclusive_group(required=True)
+    form.add_argument("--pytorch", type=pathlib.Path, metavar="FILE", help="a Python file that needs PyTorch alone")
+    form.add_argument("--huggingface", type=pathlib.Path, metavar="FOLDER", help="a folder that transformers loads")
+    written.add_argument(
+        "--checkpoint", type=pathlib.Path, metavar="DIRECTORY", help="where training left the weights; else random ones"
+    )
     arguments = parser.parse_args(argv)
     if arguments.command == "export":
+        if arguments.pytorch is not None and arguments.checkpoint is not None:
+            parser.error("a Python file holds no weights: --checkpoint goes with --huggingface")
         return export(arguments)
     if arguments.command == "kernels":
         status: int = importlib.import_module(f"runners.kernels.{arguments.action}").main(arguments.rest)

@@ -14,9 +14,11 @@ from torch import Tensor
 from transformers.models.auto import modeling_auto
 
 from planner import from_huggingface
+from runners.__main__ import main
 from runners.models import Decoder, build, load_huggingface, save_huggingface
 from runners.models.huggingface import COMPUTED
 from runners.models.huggingface_files import INDEX, WHOLE, FolderTensors
+from runners.training import checkpoint
 from tests.planner.interop.oracle import modelled, small_config, small_surroundings
 from tests.runners.models.test_huggingface import CONFIGS, transformers_model
 
@@ -221,3 +223,20 @@ def test_experts_that_may_be_turned_round_are_told_by_their_shape(tmp_path: Path
     transformers_model("qwen3_vl_moe_text", moe_intermediate_size=32).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="square"):
         load_huggingface(tmp_path)
+
+
+def test_a_trained_model_is_written_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = from_huggingface({"model_type": "llama", **CONFIGS["llama"]})
+    (tmp_path / "spec.json").write_text(json.dumps(spec.to_dict()))
+    model = build(spec, seed=5)
+    checkpoint.save(tmp_path, model, torch.optim.AdamW(model.parameters()), {"next_step": 1})
+    command = ["export", str(tmp_path / "spec.json"), "--huggingface", str(tmp_path / "out"), "--checkpoint"]
+    assert main([*command, str(tmp_path)]) == 0
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager")
+    tokens = torch.randint(3, 96, (2, 21))
+    torch.testing.assert_close(logits(loaded, tokens), logits(model, tokens), rtol=1e-4, atol=1e-4)
+    assert main([*command, str(tmp_path / "elsewhere")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("export: there is no checkpoint in ")
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", "gpt2", "--pytorch", str(tmp_path / "gpt2.py"), "--checkpoint", str(tmp_path)])
+    assert "--checkpoint goes with --huggingface" in capsys.readouterr().err
