@@ -275,7 +275,8 @@ class _Writer:
         return f"{self._head()}\n{self._imports(used)}\n{_tidied(written)}\n"
 
     def _head(self) -> str:
-        name = self.program.spec.name.replace("\\", "/").replace('"', "'")
+        shown = "".join(letter if letter.isprintable() else " " for letter in self.program.spec.name)
+        name = shown.replace("\\", "/").replace('"', "'").strip() or "untitled"
         return f'''"""{name}: a language model in plain PyTorch.
 
 ``build()`` makes it. Branches that this configuration does not take were left out: sizes in ``{CONFIG}`` may be

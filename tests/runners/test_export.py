@@ -259,6 +259,12 @@ def test_sizes_in_a_file_may_be_changed() -> None:
     assert all(torch.equal(ours[key], theirs[key]) for key in ours.keys() | theirs.keys())
 
 
+def test_any_name_of_a_model_can_stand_in_a_file() -> None:
+    name = 'x" \\ """\n\x00 é\u2028'
+    text = export_pytorch(SMALL["gpt2"].model_copy(update={"name": name}))
+    assert repr(imported(text).CONFIG) == repr(imported(written("gpt2")).CONFIG)
+
+
 def test_what_has_no_numbers_is_refused() -> None:
     symbols, _ = symbolic(SMALL["gpt2"])
     with pytest.raises(UnsupportedPlan) as caught:
