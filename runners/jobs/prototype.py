@@ -32,7 +32,7 @@ from runners.training.tasks import TaskData
 PROMPTS = ("def ", "import ", "class ")
 TEMPERATURE = 0.8
 LEAST_FREE_BYTES = 200 * 2**20
-HELD_OUT_BATCHES = 16
+HELD_OUT_BATCHES = 8
 """Batches of 64 held-out sequences of a task that the result's accuracy is taken over."""
 
 
