@@ -1,7 +1,8 @@
 """The planner without a browser: ``python -m planner size|flops|cache|train|serve|fit|budget|compare|explain|… SPEC``.
 
-SPEC is a YAML or JSON specification, a Hugging Face ``config.json`` or the name of a preset. ``--json`` prints data for
-scripts. Bad input ends with status 2 and one line on stderr.
+SPEC is a YAML or JSON specification, a Hugging Face ``config.json``, the name of a preset, or ``-`` for standard input.
+``--json`` prints data for scripts. Bad input ends with status 2 and one line on stderr.
+``eval "$(python -m planner completion bash)"`` completes commands, options, presets and files.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import functools
 import json
 import math
 import sys
@@ -18,11 +20,12 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from pydantic import BaseModel
 
+from planner.completion import SHELLS, script
 from planner.components.strict import LARGEST_SIZE
 from planner.diff import Quantities, SpecDiff
 from planner.errors import PlannerError
 from planner.plans import Plan, ServingPlan, TrainingPlan, parse_plan
-from planner.presets import Loaded, load, read, read_yaml
+from planner.presets import Loaded, read, read_stream, read_yaml
 from planner.spec import LEFT_OUT, ArchitectureSpec, LearnedPositions
 from planner.units import bytes_text, count_text, flops_text, money_text, seconds_text
 
@@ -60,7 +63,12 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], tuple[Any, str]], about: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=about, description=about)
-        made.add_argument("spec", metavar="SPEC", nargs="+" if name == "compare" else None)
+        made.add_argument(
+            "spec",
+            metavar="SPEC",
+            nargs="+" if name == "compare" else None,
+            help="a preset, a specification or a config.json; - reads one from standard input",
+        )
         made.add_argument("--json", action="store_true", help="print data instead of a table")
         made.set_defaults(run=run)
         return made
@@ -109,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(explained)
     command("import", _import, "a Hugging Face configuration as a specification in YAML")
     command("export", _export, "a specification as a Hugging Face configuration")
+    about = "what completes the command line in a shell, for eval"
+    completed = commands.add_parser("completion", help=about, description=about)
+    completed.add_argument("shell", choices=SHELLS)
+    completed.set_defaults(run=lambda options: (None, script(parser, options.shell)), json=False)
     return parser
 
 
@@ -121,6 +133,17 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a field of the plan, such as precision=bf16_autocast",
     )
+
+
+def _read(spec: str) -> Loaded:
+    """What a SPEC names."""
+    return _standard_input() if spec == "-" else read(spec)
+
+
+@functools.cache
+def _standard_input() -> Loaded:
+    """Read once, however often it is named."""
+    return read_stream(sys.stdin.buffer, "Standard input")
 
 
 def _plan(plan_class: type[PlanType], settings: Sequence[str]) -> PlanType:
@@ -205,7 +228,7 @@ def _say_too_long(spec: ArchitectureSpec, length: int) -> None:
 def _size(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.sizing import size
 
-    loaded = read(options.spec)
+    loaded = _read(options.spec)
     sized = size(loaded.spec)
     counts = sized.parameters
     data: dict[str, Any] = {"parameters": _plain(counts), "status": "exact", **_say_left_out(loaded)}
@@ -221,7 +244,7 @@ def _flops(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.compute import flops
 
     _positive(options, "sequence_length", "batch_size")
-    spec = load(options.spec)
+    spec = _read(options.spec).spec
     _say_too_long(spec, options.sequence_length)
     counted = flops(spec, options.sequence_length, options.batch_size, options.training)
     rows: Rows = [("", "counted", "needed")]
@@ -236,7 +259,7 @@ def _cache(options: argparse.Namespace) -> tuple[Any, str]:
 
     _positive(options, "context_length", "batch_size", "block_size")
     length, batch, dtype = options.context_length, options.batch_size, options.dtype
-    spec = load(options.spec)
+    spec = _read(options.spec).spec
     _say_too_long(spec, length)
     use = cache_use(spec, length, batch, dtype, options.block_size, options.windowed_pages)
     data = {
@@ -266,7 +289,7 @@ def _train(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.uncertainty import of_training
 
     plan = _plan(TrainingPlan, options.settings)
-    spec = load(options.spec)
+    spec = _read(options.spec).spec
     _say_too_long(spec, plan.sequence_length)
     estimate = estimate_training(spec, plan)
     rows = [*_parts(estimate.memory.parts), ("most is alive at", estimate.memory.peak.name, "")]
@@ -281,7 +304,7 @@ def _serve(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.uncertainty import of_serving
 
     plan = _plan(ServingPlan, options.settings)
-    spec = load(options.spec)
+    spec = _read(options.spec).spec
     _say_too_long(spec, plan.context_length)
     estimate = estimate_inference(spec, plan)
     rows = _parts(estimate.memory.parts)
@@ -306,7 +329,7 @@ def _fit(options: argparse.Namespace) -> tuple[Any, str]:
         plan = _plan(TrainingPlan, options.settings)
     else:
         plan = _plan(ServingPlan, options.settings)
-    spec = load(options.spec)
+    spec = _read(options.spec).spec
     devices = [hardware(options.device)] if options.device else list(hardware_catalogue())
     found = [fits(spec, plan, device) for device in devices]
     rows: Rows = [("device", "usable", "needed", "share", "")]
@@ -332,7 +355,7 @@ def _budget(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.scaling import training_budget
 
     budget = training_budget(
-        load(options.spec),
+        _read(options.spec).spec,
         _tokens(options.tokens),
         options.sequence_length,
         options.device,
@@ -376,7 +399,7 @@ def _compare(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.diff import diff
 
     _positive(options, "sequence_length", "context_length")
-    specs = [load(name) for name in options.spec]
+    specs = [_read(name).spec for name in options.spec]
     for spec in specs:
         _say_too_long(spec, max(options.sequence_length, options.context_length))
     settings = ComparisonSettings(context_length=options.context_length, sequence_length=options.sequence_length)
@@ -436,7 +459,7 @@ def _explain(options: argparse.Namespace) -> tuple[Any, str]:
                 f"No plan changes {options.quantity}.", path="--set", remedy="Leave it out.", code="no_plan"
             )
         plan = _plan(wanted, options.settings) if wanted is not None else None
-    spec = load(options.spec)
+    spec = _read(options.spec).spec
     if options.block:
         term = explain_block(spec, options.block, options.quantity, plan)
     else:
@@ -461,7 +484,7 @@ def _explain(options: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _import(options: argparse.Namespace) -> tuple[Any, str]:
-    loaded = read(options.spec)
+    loaded = _read(options.spec)
     said = _say_left_out(loaded)
     comments = "".join(f"# {sentence}\n" for sentence in loaded.left_out)
     return {**loaded.spec.to_dict(), **said}, comments + loaded.spec.to_yaml().rstrip()
@@ -470,7 +493,7 @@ def _import(options: argparse.Namespace) -> tuple[Any, str]:
 def _export(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.interop.export import to_huggingface
 
-    config = to_huggingface(load(options.spec))
+    config = to_huggingface(_read(options.spec).spec)
     return config, json.dumps(config, ensure_ascii=False, indent=2)
 
 

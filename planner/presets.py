@@ -12,7 +12,7 @@ import json
 import pathlib
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -202,20 +202,25 @@ def read(path_or_preset: str | pathlib.Path) -> Loaded:
             )
         path = inner
     try:
-        with path.open("rb") as file:  # the size that a system states for a pipe or a device is none
-            raw = file.read(LARGEST_FILE_BYTES + 1)
-        if len(raw) > LARGEST_FILE_BYTES:
-            raise InvalidSpec.of(
-                f"{str(path)!r} is larger than any specification.", remedy="Name another file.", code="file_too_large"
-            )
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidSpec.of(f"{str(path)!r} is no UTF-8 text.", remedy="Name a text file.", code="not_text") from error
+        with path.open("rb") as file:
+            found = read_stream(file, repr(str(path)))
     except OSError as error:
         raise InvalidSpec.of(
             f"{str(path)!r} cannot be read: {error.strerror}.", remedy="Name another file.", code="unreadable"
         ) from error
-    found = read_text(text)
     if found.spec.name != "untitled":
         return found
     return replace(found, spec=found.spec.model_copy(update={"name": path.stem}))
+
+
+def read_stream(stream: BinaryIO, what: str) -> Loaded:
+    """The same from a stream of UTF-8 text; ``what`` says in errors what it is."""
+    raw = stream.read(LARGEST_FILE_BYTES + 1)  # the size that a system states for a pipe or a device is none
+    if len(raw) > LARGEST_FILE_BYTES:
+        raise InvalidSpec.of(
+            f"{what} is larger than any specification.", remedy="Name another file.", code="file_too_large"
+        )
+    try:
+        return read_text(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InvalidSpec.of(f"{what} is no UTF-8 text.", remedy="Name a text file.", code="not_text") from error

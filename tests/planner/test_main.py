@@ -234,3 +234,47 @@ def test_as_a_program(spec_file: str) -> None:
     bad = run("size", "nothing-like-it")
     assert bad.returncode == 2
     assert len(bad.stderr.splitlines()) == 1
+
+
+def run_with_input(arguments: list[str], text: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "planner", *arguments]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+
+
+def test_a_dash_is_standard_input() -> None:
+    """Also where it is named twice: it is read once."""
+    config = {"model_type": "llama", "vocab_size": 10, "hidden_size": 8, "tie_word_embeddings": True}
+    config |= {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 3}
+    found = run_with_input(["size", "-", "--json"], json.dumps(config))
+    # Embedding, four projections of the stream's width, an MLP of three, and three norms.
+    assert json.loads(found.stdout)["parameters"]["total"] == 10 * 8 + 4 * 8 * 8 + 3 * 8 * 3 + 3 * 8
+    both = run_with_input(["compare", "-", "-", "--json"], json.dumps(config))
+    assert both.returncode == 0, both.stderr
+    broken = run_with_input(["size", "-"], "{")
+    assert (broken.returncode, broken.stdout) == (2, "")
+    assert broken.stderr.startswith("planner size: ")
+    assert broken.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "typed, expected",
+    [
+        (["planner", "cac"], {"cache"}),
+        (["planner", "size", "llama-3-8"], {"llama-3-8b"}),
+        (["planner", "flops", "--tr"], {"--training"}),
+    ],
+)
+def test_bash_completes_commands_presets_and_options(typed: list[str], expected: set[str]) -> None:
+    words = " ".join(typed)
+    program = (
+        f'eval "$({sys.executable} -m planner completion bash)"; COMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; '
+        '_shtab_planner; echo "${COMPREPLY[@]}"'
+    )
+    found = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert set(found.stdout.split()) == expected
+
+
+def test_zsh_has_a_completion_too() -> None:
+    script = run_with_input(["completion", "zsh"], "").stdout
+    assert "compadd bamba-9b" in script
+    assert "compdef" in script
