@@ -11,6 +11,8 @@ from runners.models import load_huggingface
 from tests.runners.models.test_huggingface import CONFIGS, transformers_model
 
 NEW_TOKENS = 64
+ROWS = 16
+"""So many that one of them has no near-tie in all its tokens, whatever rounding does to the others."""
 CERTAIN = 1e-3
 """Lead of the likeliest token over the second, in logits, that rounding never turns round."""
 GENERATING: dict[str, dict[str, Any]] = {
@@ -29,13 +31,13 @@ GENERATING: dict[str, dict[str, Any]] = {
 def test_greedy_generation_is_that_of_transformers(model_type: str) -> None:
     theirs = transformers_model(model_type, **GENERATING.get(model_type, {}))
     ours = load_huggingface(theirs.state_dict(), theirs.config.to_dict())
-    tokens = torch.randint(3, 96, (3, 9))
+    tokens = torch.randint(3, 96, (ROWS, 9))
     theirs.config.vision_start_token_id = 0  # Qwen's Omni looks for pictures, and only the whole assistant names it
     theirs.generation_config.eos_token_id = None  # neither stops early
     expected = theirs.generate(
         tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
     )
-    assert expected.shape == (3, 9 + NEW_TOKENS)
+    assert expected.shape == (ROWS, 9 + NEW_TOKENS)
     found = ours.generate(tokens, NEW_TOKENS)
     # What each token is chosen from, read at once and without a cache: both must have taken the likeliest.
     likeliest = ours(expected[:, :-1]).logits[:, 8:].topk(2).values
