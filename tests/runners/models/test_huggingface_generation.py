@@ -19,7 +19,7 @@ GENERATING: dict[str, dict[str, Any]] = {
     # transformers' step of one token knows nothing of the limits of time steps that its scan keeps.
     "bamba": {"time_step_limit": (0.0, float("inf"))},
     "mamba2": {"time_step_limit": (0.0, float("inf"))},
-    "nemotron_h": {"time_step_min": 1e-3},
+    "nemotron_h": {"time_step_min": 1e-9},
     # With a window transformers generates other tokens with its cache than without.
     "minimax": {"sliding_window": None},
 }
