@@ -16,19 +16,16 @@ ROTATED_SHARE = 0.5
 """transformers sets it, whatever a file says beside ``rope_parameters``."""
 
 
-def mamba2(reader: Reader) -> dict[str, Any]:
-    """Mamba-2 by the names of fields that Bamba gave them, as plain data."""
-    heads, inner = reader.integer("mamba_n_heads"), reader.integer("mamba_expand") * reader.integer("hidden_size")
+def mamba2(reader: Reader, inner: int | None = None, **extra: Any) -> dict[str, Any]:
+    """Mamba-2 by the names of fields that Bamba gave them, as plain data; ``inner`` channels, else by the expansion."""
+    heads = reader.integer("mamba_n_heads")
+    inner = inner or reader.integer("mamba_expand") * reader.integer("hidden_size")
     if inner % heads:
-        raise refusal(
-            "mamba_n_heads",
-            f"It does not divide mamba_expand · hidden_size ({inner}).",
-            f"Choose a divisor of {inner}.",
-        )
+        raise refusal("mamba_n_heads", f"It does not divide {inner} channels.", f"Choose a divisor of {inner}.")
     if reader.value("mamba_d_head") != "auto" and reader.integer("mamba_d_head") * heads != inner:
         raise refusal(
             "mamba_d_head",
-            f"{heads} heads of this size are not mamba_expand · hidden_size ({inner}) channels.",
+            f"{heads} heads of this size are not {inner} channels.",
             f"Write {inner // heads}, or auto.",
         )
     return {
@@ -43,6 +40,7 @@ def mamba2(reader: Reader) -> dict[str, Any]:
         "use_bias": layouts.truth(reader, "mamba_proj_bias"),
         "use_conv_bias": layouts.truth(reader, "mamba_conv_bias"),
         **time_step_limits(reader),
+        **extra,
     }
 
 

@@ -9,53 +9,12 @@ from planner.interop.base import Adapter, Reader, rules
 
 
 def _build(reader: Reader) -> dict[str, Any]:
-    count, heads = reader.integer("num_hidden_layers"), reader.integer("num_attention_heads")
-    mixer = {
-        "kind": "latent_attention",
-        "softmax_scale": decoders.latent_scale(reader),
-        "latent_norm_epsilon": layouts.latent_epsilon(reader),
-        "num_attention_heads": heads,
-        "q_lora_rank": reader.optional_integer("q_lora_rank"),
-        "kv_lora_rank": reader.integer("kv_lora_rank"),
-        "qk_nope_head_dim": reader.integer("qk_nope_head_dim"),
-        "qk_rope_head_dim": reader.integer("qk_rope_head_dim"),
-        "v_head_dim": reader.integer("v_head_dim"),
-        "attention_bias": reader.flag("attention_bias"),
-    }
-    dense = decoders.gated_mlp(reader)
-    width = reader.integer("moe_intermediate_size")
-    shared = (reader.optional_integer("n_shared_experts", least=0) or 0) * width
-    mixture = {
-        "kind": "moe",
-        "num_experts": reader.integer("n_routed_experts"),
-        "num_experts_per_tok": reader.integer("num_experts_per_tok"),
-        "intermediate_size": width,
-        "shared_intermediate_size": shared or None,
-        "activation": reader.activation("hidden_act"),
-        "router_scores": "sigmoid",
-        "normalize_weights": reader.flag("norm_topk_prob"),
-        "routed_scaling_factor": reader.number("routed_scaling_factor"),
-        "num_expert_groups": reader.integer("n_group"),
-        "groups_per_tok": reader.integer("topk_group"),
-        "score_correction_bias": True,
-    }
-    first = reader.integer("first_k_dense_replace", least=0)
-    layers = [
-        {"sequence_mixer": mixer, "channel_mixer": mixture if index >= first else dense} for index in range(count)
-    ]
+    mixer = layouts.latent_attention(reader, latent_norm_epsilon=layouts.latent_epsilon(reader))
+    mixers = [mixer] * reader.integer("num_hidden_layers")
+    layers = layouts.dense_then_sparse(reader, mixers, layouts.sigmoid_mixture(reader), decoders.gated_mlp(reader))
     return decoders.decoder(reader, layers)
 
 
-_ATTENTION = {
-    "q_proj.weight": "q_proj.weight",
-    "q_a_proj": "q_a_proj",
-    "q_a_norm.weight": "q_a_layernorm.weight",
-    "q_b_proj.weight": "q_b_proj.weight",
-    "kv_a_proj": "kv_a_proj_with_mqa",
-    "kv_a_norm.weight": "kv_a_layernorm.weight",
-    "kv_b_proj.weight": "kv_b_proj.weight",
-    "o_proj": "o_proj",
-}
 DEEPSEEK_V3 = Adapter(
     "deepseek_v3",
     {name: value for name, value in decoders.LLAMA_DEFAULTS.items() if name not in ("head_dim", "num_key_value_heads")}
@@ -84,7 +43,7 @@ DEEPSEEK_V3 = Adapter(
     _build,
     decoders.OUTER
     + decoders.PRE_NORMS
-    + rules("model.layers.{layer}.self_attn.", "layers.{layer}.sequence_mixer.", _ATTENTION)
+    + rules("model.layers.{layer}.self_attn.", "layers.{layer}.sequence_mixer.", layouts.LATENT_ATTENTION)
     + decoders.MLP
     + decoders.mixture_rules("model.layers.{layer}.mlp", "gate"),
     aliases={"num_local_experts": "n_routed_experts"},

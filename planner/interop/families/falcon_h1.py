@@ -6,8 +6,8 @@ from typing import Any
 
 from planner.interop import decoders, layouts
 from planner.interop.base import LayoutRule, Reader, positive, refusal, rules, shown
-from planner.interop.families.bamba import MAMBA2_DEFAULTS
-from planner.interop.families.mamba import MAMBA2_TENSORS, time_step_limits
+from planner.interop.families.bamba import MAMBA2_DEFAULTS, mamba2
+from planner.interop.families.mamba import MAMBA2_TENSORS
 
 
 def _inner_size(reader: Reader) -> int:
@@ -39,32 +39,18 @@ def _before_projection(reader: Reader, name: str, bias: bool) -> float:
 
 
 def _mamba2(reader: Reader) -> dict[str, Any]:
-    heads, inner = reader.integer("mamba_n_heads"), _inner_size(reader)
-    if inner % heads:
-        raise refusal("mamba_n_heads", f"It does not divide {inner} channels.", f"Choose a divisor of {inner}.")
-    if reader.value("mamba_d_head") != "auto" and reader.integer("mamba_d_head") * heads != inner:
-        raise refusal("mamba_d_head", f"{heads} heads of this size are not {inner} channels.", "Write auto.")
     bias = layouts.truth(reader, "mamba_proj_bias")
     if bias != layouts.truth(reader, "projectors_bias"):
         raise refusal("projectors_bias", "A bias on one of Mamba's projections alone is not modelled.", "Write both.")
     inside = _before_projection(reader, "ssm_in_multiplier", bias)
     factors = [inside * factor for factor in _multipliers(reader, "ssm_multipliers", 5)]
-    return {
-        "kind": "mamba2",
-        "num_heads": heads,
-        "head_dim": inner // heads,
-        "state_size": reader.integer("mamba_d_state"),
-        "n_groups": reader.integer("mamba_n_groups"),
-        "conv_kernel": reader.integer("mamba_d_conv"),
-        "chunk_size": reader.integer("mamba_chunk_size"),
-        "activation": reader.activation("hidden_act"),
-        "use_bias": bias,
-        "use_conv_bias": layouts.truth(reader, "mamba_conv_bias"),
-        "norm": layouts.truth(reader, "mamba_rms_norm"),
-        "norm_before_gate": layouts.truth(reader, "mamba_norm_before_gate"),
-        "projection_multipliers": None if factors == [1.0] * 5 else factors,
-        **time_step_limits(reader),
-    }
+    return mamba2(
+        reader,
+        _inner_size(reader),
+        norm=layouts.truth(reader, "mamba_rms_norm"),
+        norm_before_gate=layouts.truth(reader, "mamba_norm_before_gate"),
+        projection_multipliers=None if factors == [1.0] * 5 else factors,
+    )
 
 
 def _build(reader: Reader) -> dict[str, Any]:
