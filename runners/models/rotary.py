@@ -101,6 +101,8 @@ def _llama3_share(scaling: Llama3Scaling, plain: Tensor) -> Tensor:
     """Share of each frequency that is divided, by how often it turns within the original context."""
     turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    if low == high:  # nothing is blended
+        return (turns < high).to(turns.dtype)
     return ((high - turns) / (high - low)).clamp(0, 1)
 
 

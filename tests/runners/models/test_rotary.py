@@ -56,7 +56,7 @@ def scalings(draw: st.DrawFn, channels: int) -> dict[str, Any]:
             )
         )
     if kind == "llama3":
-        made |= {"low_freq_factor": draw(st.sampled_from([0.5, 1.0])), "high_freq_factor": 4.0}
+        made |= {"low_freq_factor": draw(st.sampled_from([0.5, 1.0, 4.0])), "high_freq_factor": 4.0}
     if kind == "longrope":
         factors = st.lists(st.floats(1.0, 9.0), min_size=channels // 2, max_size=channels // 2)
         made |= {"short_factor": draw(factors), "long_factor": draw(factors)}
