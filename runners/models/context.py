@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from planner.components import Norm
+from planner.components.base import CacheEntry
 from planner.components.rotary import RotaryScaling
 from planner.spec import AlibiPositions
 from runners.kernels.choice import Kernels as Kernels
@@ -29,6 +31,13 @@ class BuildContext:
     layer: int = 0
     """Index of the layer that is built."""
     num_layers: int = 1
+
+
+def empty_cache(
+    entries: Iterable[CacheEntry], batch_size: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Zeros of the shapes that the planner counts for what a component keeps, one sequence after the other."""
+    return tuple(torch.zeros(batch_size, *entry.shape, device=device, dtype=dtype) for entry in entries)
 
 
 def in_compute_type(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
-from runners.models.context import BuildContext, in_compute_type
+from runners.models.context import BuildContext, empty_cache, in_compute_type
 from runners.models.delta_rule import from_chunk_to_chunk, unit, unit_lower_inverse
 from runners.models.mamba1 import ConvolutionFilter, StateCache, initial_step_bias
 from runners.models.mlp import activated, gated
@@ -183,9 +183,8 @@ class KimiDeltaAttention(nn.Module):
 
     def new_cache(self, batch_size: int, context_length: int, device: torch.device, dtype: torch.dtype) -> StateCache:
         """An empty cache with the shapes that the planner counts."""
-        shapes = [entry.shape for entry in self.component.cache(self.o_proj.out_features, context_length)]
-        made = [torch.zeros(batch_size, *shape, device=device, dtype=dtype) for shape in shapes]
-        return StateCache(made[0], made[1])
+        entries = self.component.cache(self.o_proj.out_features, context_length)
+        return StateCache(*empty_cache(entries, batch_size, device, dtype))
 
     def forward(self, x: Tensor, cache: StateCache | None = None, start: int = 0) -> Tensor:
         x = in_compute_type(x)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import planner.components as components
 from runners.models.attention import rotation_of
-from runners.models.context import BuildContext, in_compute_type
+from runners.models.context import BuildContext, empty_cache, in_compute_type
 from runners.models.norms import inner_norm
 from runners.models.rotary import joined, rotate_from
 from runners.models.scores import Scores, attend, visible
@@ -60,9 +60,8 @@ class LatentAttention(nn.Module):
 
     def new_cache(self, batch_size: int, context_length: int, device: torch.device, dtype: torch.dtype) -> LatentCache:
         """An empty cache with the shapes that the planner counts."""
-        shapes = [entry.shape for entry in self.component.cache(self.o_proj.out_features, context_length)]
-        made = [torch.zeros(batch_size, *shape, device=device, dtype=dtype) for shape in shapes]
-        return LatentCache(made[0], made[1])
+        entries = self.component.cache(self.o_proj.out_features, context_length)
+        return LatentCache(*empty_cache(entries, batch_size, device, dtype))
 
     def forward(self, x: Tensor, cache: LatentCache | None = None, start: int = 0) -> Tensor:
         x = in_compute_type(x)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
-from runners.models.context import BuildContext, in_compute_type
+from runners.models.context import BuildContext, empty_cache, in_compute_type
 from runners.models.mlp import activated, gated
 from runners.models.norms import RMSNorm
 from runners.models.recompute import recomputed
@@ -109,8 +109,8 @@ class LightningAttention(nn.Module):
 
     def new_cache(self, batch_size: int, context_length: int, device: torch.device, dtype: torch.dtype) -> DecayCache:
         """An empty cache with the shape that the planner counts."""
-        (entry,) = self.component.cache(self.o_proj.out_features, context_length)
-        return DecayCache(torch.zeros(batch_size, *entry.shape, device=device, dtype=dtype))
+        entries = self.component.cache(self.o_proj.out_features, context_length)
+        return DecayCache(*empty_cache(entries, batch_size, device, dtype))
 
     def forward(self, x: Tensor, cache: DecayCache | None = None, start: int = 0) -> Tensor:
         x = in_compute_type(x)

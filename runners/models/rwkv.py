@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
-from runners.models.context import BuildContext, in_compute_type
+from runners.models.context import BuildContext, empty_cache, in_compute_type
 from runners.models.mlp import activated, gated
 
 NOTHING = -1e38
@@ -146,7 +146,7 @@ class _Shifted(nn.Module):
     def new_cache(self, batch_size: int, context_length: int, device: torch.device, dtype: torch.dtype) -> ShiftCache:
         """An empty cache with the shapes that the planner counts."""
         entries = self.component.cache(self.hidden_size, context_length)
-        return ShiftCache(tuple(torch.zeros(batch_size, *entry.shape, device=device, dtype=dtype) for entry in entries))
+        return ShiftCache(empty_cache(entries, batch_size, device, dtype))
 
     def mixtures(self, x: Tensor, cache: ShiftCache | None) -> tuple[Tensor, ...]:
         """The mixtures of x (batch, positions, hidden_size), whose last position the cache then holds."""

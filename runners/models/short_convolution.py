@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import planner.components as components
-from runners.models.context import BuildContext, in_compute_type
+from runners.models.context import BuildContext, empty_cache, in_compute_type
 from runners.models.mamba1 import ConvolutionFilter
 
 
@@ -41,8 +41,8 @@ class ShortConvolution(nn.Module):
         self, batch_size: int, context_length: int, device: torch.device, dtype: torch.dtype
     ) -> ConvolutionCache:
         """An empty cache with the shape that the planner counts."""
-        (entry,) = self.component.cache(self.out_proj.out_features, context_length)
-        return ConvolutionCache(torch.zeros(batch_size, *entry.shape, device=device, dtype=dtype))
+        entries = self.component.cache(self.out_proj.out_features, context_length)
+        return ConvolutionCache(*empty_cache(entries, batch_size, device, dtype))
 
     def forward(self, x: Tensor, cache: ConvolutionCache | None = None, start: int = 0) -> Tensor:
         before, after, inputs = self.in_proj(in_compute_type(x)).chunk(3, dim=-1)
