@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from pydantic import BaseModel
 
-from planner.completion import SHELLS, script
+from planner.completion import OF_A_SPEC, SHELLS, script
 from planner.components.strict import LARGEST_SIZE
 from planner.diff import Quantities, SpecDiff
 from planner.errors import PlannerError
@@ -63,12 +63,13 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], tuple[Any, str]], about: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=about, description=about)
-        made.add_argument(
+        spec: Any = made.add_argument(
             "spec",
             metavar="SPEC",
             nargs="+" if name == "compare" else None,
             help="a preset, a specification or a config.json; - reads one from standard input",
         )
+        spec.complete = OF_A_SPEC
         made.add_argument("--json", action="store_true", help="print data instead of a table")
         made.set_defaults(run=run)
         return made

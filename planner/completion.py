@@ -10,17 +10,14 @@ from planner.presets import preset_ids
 
 SHELLS = ("bash", "zsh")
 _SPECS = "_planner_specs"
+OF_A_SPEC = {shell: _SPECS for shell in SHELLS}
+"""What an argument's ``complete`` says where it is a SPEC: a preset or a file."""
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
     """A script for ``eval``: a function ``planner`` that runs this installation, and what completes its arguments."""
     import shtab
 
-    for group in parser._actions:
-        for command in group.choices.values() if isinstance(group, argparse._SubParsersAction) else ():
-            for action in command._actions:
-                if action.dest == "spec":
-                    action.complete = {shell: _SPECS for shell in SHELLS}
     names = " ".join(preset_ids())
     preamble = {
         "bash": f'{_SPECS}() {{ compgen -W "{names}" -- "$1"; compgen -f -- "$1"; }}',
