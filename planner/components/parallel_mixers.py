@@ -72,7 +72,7 @@ class ParallelMixers(Component):
         return self.with_parts(lambda part: part.scaled(scale))
 
     def variety(self) -> str:
-        return " + ".join(part.kind.replace("_", " ") for _, part in self.parts())  # type: ignore[attr-defined]
+        return " + ".join(mixer.kind.replace("_", " ") for mixer in (self.first, self.second))
 
     def describe(self) -> str:
         return "; ".join(part.describe() for _, part in self.parts())

@@ -52,7 +52,8 @@ def _is_text(statement: ast.stmt) -> bool:
 
 def is_comment(statement: ast.stmt) -> bool:
     """Whether a statement stands for a comment."""
-    return _is_text(statement) and str(statement.value.value).startswith(COMMENT)  # type: ignore[attr-defined]
+    text = ast.literal_eval(statement.value) if isinstance(statement, ast.Expr) and _is_text(statement) else ""
+    return str(text).startswith(COMMENT)
 
 
 def _comments(text: str) -> Iterator[tuple[int, int | None, str]]:
