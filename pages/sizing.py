@@ -25,8 +25,9 @@ from pages.widgets import (
     words,
 )
 from pages.widgets.address import View
+from pages.widgets.devices import known_devices
 from pages.widgets.draft import Draft
-from planner import ArchitectureSpec, Fit, PlannerError, crossover, explain, fits, grow, hardware, hardware_catalogue
+from planner import ArchitectureSpec, Device, Fit, PlannerError, crossover, explain, fits, grow, hardware
 from planner.curves import crossover_curve, flops_curve
 from planner.distribution import by_component, by_layer, by_tensor
 from planner.explain import QUANTITIES, SERVING_QUANTITIES
@@ -49,7 +50,7 @@ def main() -> None:
     """Draw the page from the address."""
     draft = sizing_source.from_address()
     view = View("sizing", defaults(draft), kept=sizing_source.PARAMETERS)
-    known = {device.id: device for device in hardware_catalogue()}
+    known = {device.id: device for device in known_devices()}
     choices: dict[str, Iterable[str]] = {
         "layers": MEASURES, "phase": PHASE_LABELS, "grow": DIRECTIONS, "share": GROWN, "run": RUNS,
         "device": known, "derive": ("", *QUANTITIES), "all": ("", "1"),
@@ -85,8 +86,8 @@ def main() -> None:
         growing(view, spec, training)
     with right:
         crossing(spec)
-    roofline(view, spec, serving)
-    fitting(view, spec, serving, training)
+    roofline(view, spec, serving, known)
+    fitting(view, spec, serving, training, known)
     derivation(view, draft)
     view.write()
     terms.show_if_asked(draft)
@@ -280,9 +281,9 @@ def crossing(spec: ArchitectureSpec) -> None:
 # --- on a device ---
 
 
-def roofline(view: View, spec: ArchitectureSpec, serving: ServingPlan) -> None:
+def roofline(view: View, spec: ArchitectureSpec, serving: ServingPlan, known: dict[str, Device]) -> None:
     """Each operator's FLOPs a byte against the ridge point of a device."""
-    devices = {device.id: device.name for device in hardware_catalogue()}
+    devices = {identifier: device.name for identifier, device in known.items()}
     with st.container(border=True, key="panel-intensity", gap="small"):
         sequences = "one sequence" if serving.batch_size == 1 else f"{serving.batch_size:,} sequences"
         chrome.heading(
@@ -317,7 +318,9 @@ def roofline(view: View, spec: ArchitectureSpec, serving: ServingPlan) -> None:
             )
 
 
-def fitting(view: View, spec: ArchitectureSpec, serving: ServingPlan, training: TrainingPlan) -> None:
+def fitting(
+    view: View, spec: ArchitectureSpec, serving: ServingPlan, training: TrainingPlan, known: dict[str, Device]
+) -> None:
     """What is needed, against the usable memory of devices."""
     with st.container(border=True, key="panel-fit", gap="small"):
         training_run = view["run"] == "training"
@@ -332,7 +335,7 @@ def fitting(view: View, spec: ArchitectureSpec, serving: ServingPlan, training: 
             segments(view, "run", "Way of running", RUNS)
         with chrome.guard():
             plan: ServingPlan | TrainingPlan = training if training_run else serving
-            chrome.html(fit_bars.html_of(device_fits(spec, plan, bool(view["all"]))))
+            chrome.html(fit_bars.html_of(device_fits(spec, plan, bool(view["all"]), known)))
             if not training_run:
                 sizing_source.blocks_form(view)
                 chrome.html(sizing_tables.cache_html(planned_cache(spec, serving, *shape_of(serving))))
@@ -349,9 +352,10 @@ def shape_of(serving: ServingPlan) -> tuple[int, int]:
     return serving.context_length, serving.batch_size
 
 
-def device_fits(spec: ArchitectureSpec, plan: ServingPlan | TrainingPlan, everything: bool) -> list[Fit]:
+def device_fits(
+    spec: ArchitectureSpec, plan: ServingPlan | TrainingPlan, everything: bool, known: Iterable[str]
+) -> list[Fit]:
     """The verdict for each device that is shown, this machine first."""
-    known = [device.id for device in hardware_catalogue()]
     names = ["here", *known] if everything else [name for name in FEW_DEVICES if name == "here" or name in known]
     found = []
     for name in names:

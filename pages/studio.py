@@ -27,10 +27,11 @@ from pages.widgets import (
 from pages.widgets import (
     draft as drafts,
 )
+from pages.widgets.devices import known_devices
 from pages.widgets.draft import Draft, Settings
 from pages.widgets.layer_strip import Paint
 from pages.widgets.starting import starting_spec
-from planner import Fit, PlannerError, fits, hardware, hardware_catalogue
+from planner import Fit, PlannerError, fits, hardware
 from planner.serving import WEIGHT_FORMATS
 
 CONTEXTS = tuple(2**exponent for exponent in range(10, 21))
@@ -286,8 +287,8 @@ def will_it_run(draft: Draft) -> None:
 def device_fits(draft: Draft, everything: bool) -> list[Fit]:
     """The verdict for each device that is shown, this machine first."""
     serving = draft.settings.serving
-    known = {device.id for device in hardware_catalogue()}
-    names = ["here", *(device.id for device in hardware_catalogue())] if everything else DEVICES
+    known = [device.id for device in known_devices()]
+    names = ["here", *known] if everything else DEVICES
     return [fits(draft.spec, serving, hardware(name)) for name in names if name in known or name == "here"]
 
 

@@ -1,8 +1,9 @@
 """Devices: what their makers promise, what is left of the memory in use, and what was measured on this machine.
 
-The catalogue is ``assets/hardware.yaml``. "Fits" is said of usable memory, which is what the driver reports (or what
-the system lets a process have), not of the number on the box. Peak rates are dense: makers' figures with structured
-sparsity are halved. What is not published is absent, and nothing is filled in.
+The catalogue is ``assets/hardware.yaml``, and what a person adds is a file of the same form in the data directory, so
+that everyone who uses the same server sees it. "Fits" is said of usable memory, which is what the driver reports (or
+what the system lets a process have), not of the number on the box. Peak rates are dense: makers' figures with
+structured sparsity are halved. What is not published is absent, and nothing is filled in.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import difflib
 import functools
 import os
 import pathlib
-from typing import Literal
+import re
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from planner.components.base import refuse
 from planner.errors import UnsupportedPlan
 from planner.paths import ASSETS, data_directory
 from planner.spec import problems_of
@@ -52,29 +55,47 @@ class Device(_Record):
     price_source: str = ""
     source: str
     as_of: datetime.date
-    status: Literal["catalogue", "measured", "modelled"] = "catalogue"
-    """``measured``: from this machine's profile; ``modelled``: only the system's total memory is known."""
+    status: Literal["catalogue", "measured", "modelled", "own"] = "catalogue"
+    """``measured``: from this machine's profile; ``modelled``: only the system's total memory is known; ``own``: a row
+    that a person added."""
 
 
-class _Row(_Record):
+PeakType = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4"]
+
+
+class DeviceRow(_Record):
     """A row of the catalogue in the units in which makers and drivers write."""
 
-    name: str
-    vendor: str
+    name: str = Field(min_length=1)
+    vendor: str = ""
     kind: DeviceKind = "gpu"
-    memory_gib: int
-    usable_mib: int
-    usable_reason: str
+    memory_gib: int = Field(gt=0)
+    usable_mib: int = Field(gt=0)
+    usable_reason: str = Field(min_length=1)
     usable_source: str = ""
-    bandwidth_gb_per_second: float | None = None
-    peak_tflops: dict[Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4"], float] = {}
-    power_watts: int | None = None
-    price_per_hour_usd: float | None = None
+    bandwidth_gb_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    peak_tflops: dict[PeakType, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    power_watts: int | None = Field(default=None, gt=0)
+    price_per_hour_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     price_source: str = ""
-    source: str
+    source: str = Field(min_length=1)
     as_of: datetime.date
 
-    def device(self, identifier: str) -> Device:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.usable_mib > 1024 * self.memory_gib:
+            refuse(
+                "usable_mib",
+                f"{self.usable_mib:,} MiB are more than the {self.memory_gib:,} GiB on the box.",
+                f"Choose at most {1024 * self.memory_gib:,}.",
+                "more_than_there_is",
+            )
+        if self.price_per_hour_usd is not None and not self.price_source:
+            refuse("price_source", "A price without a source cannot be checked.", "Say where it is from.", "no_source")
+        return self
+
+    def device(self, identifier: str, status: Literal["catalogue", "own"] = "catalogue") -> Device:
+        """The same in bytes and FLOPs a second."""
         bandwidth = self.bandwidth_gb_per_second
         return Device(
             id=identifier,
@@ -92,6 +113,7 @@ class _Row(_Record):
             price_source=self.price_source,
             source=self.source,
             as_of=self.as_of,
+            status=status,
         )
 
 
@@ -162,12 +184,98 @@ def machine_profile(path: pathlib.Path | None = None) -> MachineProfile | None:
 @functools.cache
 def _catalogue() -> dict[str, Device]:
     rows = yaml.safe_load((ASSETS / "hardware.yaml").read_text(encoding="utf-8"))
-    return {identifier: _Row.model_validate(row).device(identifier) for identifier, row in rows.items()}
+    return {identifier: DeviceRow.model_validate(row).device(identifier) for identifier, row in rows.items()}
 
 
-def hardware_catalogue() -> tuple[Device, ...]:
-    """All devices of the catalogue, by usable memory."""
-    return tuple(sorted(_catalogue().values(), key=lambda device: (device.usable_memory_bytes, device.id)))
+def own_devices_path() -> pathlib.Path:
+    """The file of the rows that people added."""
+    return data_directory() / "hardware.yaml"
+
+
+def own_rows() -> dict[str, DeviceRow]:
+    """The rows that people added, by id.
+
+    Raises
+    ------
+    UnsupportedPlan
+        where the file is there but a row of it cannot be read.
+    """
+    file = own_devices_path()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    try:
+        rows = yaml.safe_load(text) or {}
+        if not isinstance(rows, dict):
+            raise yaml.YAMLError("it has no rows by id")
+        return {str(identifier): _row(str(identifier), row) for identifier, row in rows.items()}
+    except (yaml.YAMLError, UnsupportedPlan) as error:
+        raise UnsupportedPlan.of(
+            f"The devices that were added cannot be read: {error}",
+            path="hardware",
+            remedy=f"Mend {file}, or delete it.",
+            code="unreadable_devices",
+        ) from error
+
+
+def _row(identifier: str, data: Any) -> DeviceRow:
+    try:
+        return DeviceRow.model_validate(data)
+    except ValidationError as error:
+        raise UnsupportedPlan(problems_of(error)) from error
+
+
+def add_device(identifier: str, data: dict[str, Any]) -> Device:
+    """Add a row, or replace one that was added before; ``data`` has the fields of :class:`DeviceRow`.
+
+    Raises
+    ------
+    UnsupportedPlan
+        naming each field that is wrong, or ``id`` where the id is not one or is the catalogue's own.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]{1,39}", identifier) or identifier == "here":
+        raise UnsupportedPlan.of(
+            f"{identifier!r} cannot name a device.",
+            path="id",
+            remedy="Choose 2 to 40 small letters, digits and underscores, the first a letter, and not 'here'.",
+            code="not_an_id",
+        )
+    if identifier in _catalogue():
+        raise UnsupportedPlan.of(
+            f"{identifier} is a device of the catalogue, whose rows keep their sources.",
+            path="id",
+            remedy=f"Choose another, for example my_{identifier}.",
+            code="id_taken",
+        )
+    row = _row(identifier, data)
+    _write_rows({**own_rows(), identifier: row})
+    return row.device(identifier, "own")
+
+
+def remove_device(identifier: str) -> None:
+    """Remove a row that was added; nothing where there is none."""
+    _write_rows({name: row for name, row in own_rows().items() if name != identifier})
+
+
+def _write_rows(rows: dict[str, DeviceRow]) -> None:
+    path = own_devices_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    plain = {identifier: row.model_dump(mode="json", exclude_defaults=True) for identifier, row in rows.items()}
+    temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _devices() -> dict[str, Device]:
+    """The catalogue and what was added to it; an id of a newer catalogue goes before an added row of that id."""
+    return {name: row.device(name, "own") for name, row in own_rows().items()} | _catalogue()
+
+
+def hardware_catalogue(with_own: bool = True) -> tuple[Device, ...]:
+    """All devices of the catalogue and, ``with_own``, those that people added, by usable memory."""
+    devices = _devices() if with_own else _catalogue()
+    return tuple(sorted(devices.values(), key=lambda device: (device.usable_memory_bytes, device.id)))
 
 
 def hardware(name: str) -> Device:
@@ -178,7 +286,9 @@ def hardware(name: str) -> Device:
     if name == "here":
         profile = machine_profile()
         return profile.device() if profile is not None else _unmeasured()
-    devices = _catalogue()
+    if name in _catalogue():  # before the file of added rows is read
+        return _catalogue()[name]
+    devices = _devices()
     if name in devices:
         return devices[name]
     near = difflib.get_close_matches(name.lower(), devices, n=3, cutoff=0.4)
