@@ -98,6 +98,8 @@ def operators(
                 path = f"{where}.{stem}"
                 for tensor in matrices(mixer, spec.hidden_size):
                     found.append(_by_matrix(tensor, path, group.repeats, tokens, plan))
+                    if isinstance(mixer, LatentAttention) and phase == "decode" and tensor.name == "kv_b_proj.weight":
+                        found[-1] = replace(found[-1], activation_bytes=_absorbed_bytes(mixer, tokens) * group.repeats)
                 for end, part in mixer.parts() if stem == "sequence_mixer" else ():
                     where_part, times = f"{path}{end}", group.repeats
                     found.append(_mixing(part, spec.hidden_size, where_part, times, length, batch, phase, plan))
@@ -143,6 +145,12 @@ def _by_matrix(tensor: Tensor, path: str, times: Quantity, tokens: Quantity, pla
     )
 
 
+def _absorbed_bytes(mixer: LatentAttention, tokens: Quantity) -> Quantity:
+    """What the expansion moves beside its weights: queries into the latent space, and mixed latents out of it."""
+    unrotated = mixer.qk_nope_head_dim + mixer.v_head_dim
+    return ACTIVATION_BYTES * tokens * mixer.num_attention_heads * (unrotated + 2 * mixer.kv_lora_rank)
+
+
 def _mixing(
     mixer: Component,
     hidden_size: Quantity,
@@ -167,9 +175,8 @@ def _mixing(
         cached = 0 if attends else held  # a state is written once; keys and values are counted as activations
     elif isinstance(mixer, LatentAttention):
         # Queries are taken into the latent space, so that keys and values need not be expanded (arXiv:2405.04434, 2.1).
-        per_key = 2 * mixer.kv_lora_rank + mixer.qk_rope_head_dim
-        flops = 2 * batch * length * mixer.num_attention_heads * per_key
-        moved = batch * mixer.num_attention_heads * per_key * ACTIVATION_BYTES
+        flops = batch * (mixer.mixing_flops(1, length, True) - mixer.mixing_flops(1, 0, True))
+        moved = batch * mixer.num_attention_heads * (2 * mixer.kv_lora_rank + mixer.qk_rope_head_dim) * ACTIVATION_BYTES
         cached = held
     elif attends:
         before = _between_tokens(mixer, hidden_size, length - 1, batch)

@@ -150,6 +150,17 @@ class LatentAttention(Component):
             yield Operation(name, self.component, factor * square, factor * pairs)
         yield projection("output projection", self.component, tokens, heads * self.v_head_dim, hidden_size)
 
+    def mixing_flops(self, queries: Quantity, keys: Quantity, absorbed: bool) -> Quantity:
+        """FLOPs of one sequence's expansion, scores and weighted values: all of ``queries`` positions against ``keys``.
+
+        Keys and values are expanded from the latents; or, ``absorbed``, queries are taken into the latent space and
+        the mixed latents out of it, so that scores and mixing are as wide as the latent is (section 2.1.2).
+        """
+        heads, rope = self.num_attention_heads, self.qk_rope_head_dim
+        unrotated = self.qk_nope_head_dim + self.v_head_dim
+        pair = 2 * heads * (2 * self.kv_lora_rank + rope if absorbed else unrotated + rope)
+        return queries * keys * pair + (queries if absorbed else keys) * 2 * heads * unrotated * self.kv_lora_rank
+
     def saved_activations(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[SavedTensor]:

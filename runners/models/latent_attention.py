@@ -28,8 +28,9 @@ class LatentCache:
 class LatentAttention(nn.Module):
     """Latent attention over x (batch, positions, hidden_size).
 
-    Without a cache keys and values are expanded from the latent. With one, the expansion is absorbed into queries and
-    outputs (DeepSeek-V2, arXiv:2405.04434, section 2.1.2), so that nothing wider than the latent is kept or read.
+    Without a cache keys and values are expanded from the latent. With one, where few positions read many, the expansion
+    is absorbed into queries and outputs (DeepSeek-V2, arXiv:2405.04434, section 2.1.2), so that nothing wider than the
+    latent is read. Long pieces of a prompt take the fewer FLOPs of the two.
     """
 
     def __init__(self, component: components.LatentAttention, context: BuildContext) -> None:
@@ -72,7 +73,6 @@ class LatentAttention(nn.Module):
         query = query.view(batch, length, heads, nope + rope).transpose(1, 2)
         latent, rotated = self.kv_a_proj(x).split((component.kv_lora_rank, rope), dim=-1)
         latent = self.kv_a_norm(latent)
-        positions = torch.arange(start, start + length, device=x.device)
         query_nope, query_rope = query.split((nope, rope), dim=-1)
         query_rope = rotate_from(query_rope, start, self.rotation, self.kernels)
         rotated = rotate_from(rotated, start, self.rotation, self.kernels)
@@ -80,26 +80,45 @@ class LatentAttention(nn.Module):
             cache.latent[:, start : start + length] = latent.to(cache.latent.dtype)
             cache.rotated[:, start : start + length] = rotated.to(cache.rotated.dtype)
             if start > 0:
-                mixed = self._absorbed(query_nope, query_rope, cache, start + length, positions)
-                return self.o_proj(mixed)
-        expanded = self.kv_b_proj(latent).view(batch, length, heads, nope + component.v_head_dim).transpose(1, 2)
-        key_nope, value = expanded.split((nope, component.v_head_dim), dim=-1)
+                return self.o_proj(self._continued(query_nope, query_rope, cache, start))
+        mixed = self._expanded(query_nope, query_rope, latent, rotated, None)
+        return self.o_proj(mixed)
+
+    def _continued(self, query_nope: Tensor, query_rope: Tensor, cache: LatentCache, start: int) -> Tensor:
+        """Mixed values of queries (batch, heads, positions, channels) from ``start`` on against all that is cached."""
+        length = query_nope.shape[2]
+        keys = start + length
+        latent, rotated = cache.latent[:, :keys].to(query_nope.dtype), cache.rotated[:, :keys].to(query_rope.dtype)
+        positions = torch.arange(keys, device=latent.device)
+        seen = visible(positions[start:], positions, None, None)
+        costs = [self.component.mixing_flops(length, keys, absorbed) for absorbed in (False, True)]
+        if costs[0] <= costs[1]:
+            return self._expanded(query_nope, query_rope, latent, rotated, seen)
+        return self._absorbed(query_nope, query_rope, latent, rotated, seen)
+
+    def _expanded(
+        self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, rotated: Tensor, seen: Tensor | None
+    ) -> Tensor:
+        """Keys and values of each head from the latents; ``seen`` (queries, keys) as :func:`attend` takes it."""
+        component = self.component
+        heads = component.num_attention_heads
+        expanded = self.kv_b_proj(latent).unflatten(-1, (heads, -1)).transpose(1, 2)
+        key_nope, value = expanded.split((component.qk_nope_head_dim, component.v_head_dim), dim=-1)
         key = joined(key_nope, rotated[:, None].expand(-1, heads, -1, -1))
         query = joined(query_nope, query_rope)
-        mixed = attend(query, key, value.contiguous(), None, Scores(self.scale), self.kernels)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1).contiguous())
+        mixed = attend(query, key, value.contiguous(), seen, Scores(self.scale), self.kernels)
+        return mixed.transpose(1, 2).flatten(2).contiguous()
 
     def _absorbed(
-        self, query_nope: Tensor, query_rope: Tensor, cache: LatentCache, length: int, positions: Tensor
+        self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, rotated: Tensor, seen: Tensor
     ) -> Tensor:
+        """Queries in the latent space: one head of latents and rotated keys for all of them."""
         component = self.component
-        latent, rotated = cache.latent[:, :length].to(query_nope), cache.rotated[:, :length].to(query_rope)
         weight = self.kv_b_proj.weight.view(component.num_attention_heads, -1, component.kv_lora_rank)
-        to_key, to_value = weight.split((component.qk_nope_head_dim, component.v_head_dim), dim=1)
+        to_key, to_value = weight.to(latent.dtype).split((component.qk_nope_head_dim, component.v_head_dim), dim=1)
         narrow = torch.einsum("bhtd,hdc->bhtc", query_nope, to_key)
         scores = torch.einsum("bhtc,bsc->bhts", narrow, latent) + torch.einsum("bhtr,bsr->bhts", query_rope, rotated)
-        seen = visible(positions, torch.arange(length, device=latent.device), None, None)
-        weights = torch.softmax((scores * self.scale).masked_fill(~seen, float("-inf")), -1)
-        mixed = torch.einsum("bhts,bsc->bhtc", weights, latent)
-        values = torch.einsum("bhtc,hvc->bthv", mixed, to_value)
-        return values.flatten(2)
+        wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
+        weights = torch.softmax((scores * self.scale).masked_fill(~seen, float("-inf")), -1, dtype=wide)
+        mixed = torch.einsum("bhts,bsc->bhtc", weights.to(latent.dtype), latent)
+        return torch.einsum("bhtc,hvc->bthv", mixed, to_value).flatten(2)

@@ -75,9 +75,14 @@ def test_latent_attention_decodes_in_the_latent_space() -> None:
         "qk_rope_head_dim": 8,
         "v_head_dim": 16,
     }
-    found = by_name(model(latent), "decode", context_length=500, cache_dtype="fp8")["mixing"]
-    assert found.flops == 3 * 500 * 8 * (2 * (64 + 8) + 2 * 64)
-    assert found.cache_bytes == 3 * 500 * (64 + 8)
+    found = by_name(model(latent), "decode", context_length=500, cache_dtype="fp8")
+    assert found["mixing"].flops == 3 * 500 * 8 * (2 * (64 + 8) + 2 * 64)
+    assert found["mixing"].cache_bytes == 3 * 500 * (64 + 8)
+    # Each head's 16 channels of the query become 64, and 64 mixed ones 16: one pass over the weights, for one token.
+    expansion = found["kv_b_proj"]
+    assert expansion.flops == 3 * 2 * 8 * (16 * 64 + 64 * 16)
+    assert expansion.weight_bytes == 3 * 2 * 8 * (16 + 16) * 64
+    assert expansion.activation_bytes == 3 * 2 * 8 * (16 + 64 + 64 + 16)
 
 
 def test_experts_are_read_as_often_as_some_token_chooses_them() -> None:
