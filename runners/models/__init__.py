@@ -11,6 +11,7 @@ from runners.models.decoder import Decoder, ModelOutput
 from runners.models.generation import GREEDY, GeneratedStep, Sampling
 from runners.models.huggingface import load_huggingface
 from runners.models.huggingface_files import save_huggingface
+from runners.models.speculative import SpeculatedToken, Speculation
 
 __all__ = [
     "GREEDY",
@@ -19,6 +20,8 @@ __all__ = [
     "Kernels",
     "ModelOutput",
     "Sampling",
+    "SpeculatedToken",
+    "Speculation",
     "build",
     "load_huggingface",
     "save_huggingface",
