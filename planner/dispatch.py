@@ -14,7 +14,9 @@ from planner.compute import flops
 from planner.errors import UnsupportedPlan
 from planner.hardware import MachineProfile
 from planner.plans import BenchmarkPlan, KernelsPlan, Plan, PrototypePlan, TrainingPlan, VerifyPlan
+from planner.probes import ReachPlan, sequence_mixers
 from planner.prototype import scale_down
+from planner.reach import narrowed_for_reach
 from planner.sizing import size
 from planner.spec import ArchitectureSpec
 from planner.training import estimate_training
@@ -43,7 +45,7 @@ class JobEstimate:
 
 
 def estimate_job(kind: str, spec: ArchitectureSpec, plan: Plan, profile: MachineProfile | None = None) -> JobEstimate:
-    """Time, disk and memory of a job of ``kind`` (``verify prototype benchmark kernels``).
+    """Time, disk and memory of a job of ``kind`` (``verify prototype benchmark kernels``, or a probe).
 
     Raises
     ------
@@ -59,10 +61,12 @@ def estimate_job(kind: str, spec: ArchitectureSpec, plan: Plan, profile: Machine
             return _verify(spec, plan)
         case "kernels", KernelsPlan():
             return _kernels(plan)
+        case "reach", ReachPlan():
+            return _reach(spec, plan, profile)
     raise UnsupportedPlan.of(
         f"No estimate for a job of kind {kind!r} with a {type(plan).__name__}.",
         path="kind",
-        remedy="Choose verify, prototype, benchmark or kernels, with its own plan.",
+        remedy="Choose a kind of job that there is, with its own plan.",
         code="unknown_job",
     )
 
@@ -143,4 +147,30 @@ def _kernels(plan: KernelsPlan) -> JobEstimate:
         50_000_000,
         2 * 2**30,
         f"compiling for {len(plan.architectures)} architectures, some 15 seconds each",
+    )
+
+
+FP64_SHARE = 0.25
+"""Rate of fp64 over that of fp32: half the width of a vector, and twice the bytes, of matrices that are small."""
+
+
+def _reach(spec: ArchitectureSpec, plan: ReachPlan, profile: MachineProfile | None) -> JobEstimate:
+    small = narrowed_for_reach(spec, plan.hidden_size, plan.sequence_length, plan.keep_windows).spec
+    forward = flops(small, plan.sequence_length, 1).total
+    depths = plan.probed_depths(small.num_layers)
+    layers = sum(depths)
+    rate, source = _rate(profile, "fp32")
+    if plan.precision == "fp64":
+        rate *= FP64_SHARE
+    # Backward from each depth over the layers below it, twice the FLOPs of forward, and each mixer row by row.
+    mixers = len(sequence_mixers(small))
+    passes = 1 + 2 * layers / small.num_layers + 3 * mixers * plan.sequence_length / small.num_layers
+    seconds = START_SECONDS + passes * forward / rate + (small.num_layers + layers) * STEP_SECONDS
+    training = TrainingPlan(sequence_length=plan.sequence_length, precision="fp32", gradient_dtype="fp32")
+    return JobEstimate(
+        seconds,
+        0,
+        2 * estimate_training(small, training).memory.total_bytes,
+        f"{small.num_layers:,} layers, {count_text(size(small).parameters.total)} parameters, followed back from "
+        f"{len(depths)} depths over {plan.sequence_length:,} positions; {source}",
     )

@@ -100,6 +100,16 @@ def scale_down(
     return _result(spec, small if best[1] >= LEAST_FILL else _deepened(small, spec, parameter_budget))
 
 
+def narrowed(spec: ArchitectureSpec, hidden_size: int, sequence_length: int, window_share: float) -> ScaledSpec:
+    """All layers of a design in a stream of ``hidden_size`` channels, with as few experts as its mixtures allow.
+
+    Windows and chunks keep ``window_share`` of their positions, at least 8.
+    """
+    narrow = min(hidden_size, spec.hidden_size)
+    scale = Scale(narrow / spec.hidden_size, window_share, _expert_divisors(spec)[-1], STEPS[-1])
+    return _result(spec, _scaled(spec, scale, narrow, 1.0, BYTE_VOCABULARY, sequence_length))
+
+
 def _deepened(small: ArchitectureSpec, whole: ArchitectureSpec, budget: int) -> ArchitectureSpec:
     """``small`` with single repeats more, in the groups that lost most of theirs, as far as the budget allows."""
     groups = list(small.layer_groups)

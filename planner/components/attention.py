@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.components.dependence import PositionSet, chunk_before, everything_before, window_before
 from planner.components.narrowing import Scale, nearest_heads, stepped
 from planner.components.rotary import RotaryScaling, check_rotation
 from planner.quantities import Quantity, exact_divide, floor_divide, largest, smallest
@@ -395,6 +396,13 @@ class Attention(Component):
         reserved = context_length if self.sees_a_part else None
         yield CacheEntry("keys", (self.num_key_value_heads, kept, self.head_dim), True, reserved)
         yield CacheEntry("values", (self.num_key_value_heads, kept, self._value_dim), True, reserved)
+
+    def reads(self, chosen: PositionSet) -> PositionSet:
+        if self.attention_chunk_size is not None:
+            return chunk_before(chosen, self.attention_chunk_size)
+        if self.sliding_window is not None:
+            return window_before(chosen, self.sliding_window, self.dilation or 1)
+        return everything_before(chosen)
 
 
 class _BiasedAttention(Attention):

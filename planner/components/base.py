@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NoReturn, Self
 
 from pydantic_core import PydanticCustomError
 
+from planner.components.dependence import PositionSet, everything_before
 from planner.components.narrowing import Scale
 from planner.components.strict import Strict
 from planner.quantities import Quantity, product
@@ -141,6 +142,14 @@ class Component(Strict):
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         """What is kept for one sequence of ``context_length`` tokens while generating."""
         return iter(())
+
+    def reads(self, chosen: PositionSet) -> PositionSet:
+        """Positions whose inputs the outputs at the chosen positions depend on, the chosen ones included.
+
+        Unless a component knows better: itself alone where nothing is kept between tokens, else all before it.
+        """
+        keeps = next(iter(self.cache(1, 1)), None) is not None
+        return everything_before(chosen) if keeps else chosen
 
     def under(self, positions: str) -> Component:
         """The same block as it computes in a model with positions of this kind, where they change what is kept."""

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, refuse
+from planner.components.dependence import PositionSet
 from planner.components.narrowing import Scale
 from planner.quantities import Quantity, largest
 
@@ -118,3 +119,6 @@ class ParallelMixers(Component):
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         for _, part in self.parts():
             yield from part.cache(hidden_size, context_length)
+
+    def reads(self, chosen: PositionSet) -> PositionSet:
+        return self.first.reads(chosen) | self.second.reads(chosen)

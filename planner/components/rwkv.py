@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection
+from planner.components.dependence import PositionSet, window_before
 from planner.quantities import Quantity
 
 
@@ -105,6 +106,9 @@ class RWKVChannelMix(Component):
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("convolution", (hidden_size,), grows=False)
+
+    def reads(self, chosen: PositionSet) -> PositionSet:
+        return window_before(chosen, 2)
 
 
 def _saved_by_the_shift(tokens: Quantity, hidden_size: Quantity, mixtures: int) -> Iterator[SavedTensor]:

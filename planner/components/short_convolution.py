@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection
+from planner.components.dependence import PositionSet, window_before
 from planner.quantities import Quantity
 
 
@@ -52,3 +53,6 @@ class ShortConvolution(Component):
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("convolution", (hidden_size, self.conv_kernel), grows=False)
+
+    def reads(self, chosen: PositionSet) -> PositionSet:
+        return window_before(chosen, self.conv_kernel)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.errors import UnsupportedPlan
 from planner.plans import BenchmarkPlan, KernelsPlan, Plan, PrototypePlan, VerifyPlan, parse_plan
+from planner.probes import ReachPlan
 
 if TYPE_CHECKING:
     from db.engine import Store
@@ -18,6 +19,7 @@ PLANS: Mapping[str, type[Plan]] = {
     "prototype": PrototypePlan,
     "benchmark": BenchmarkPlan,
     "kernels": KernelsPlan,
+    "reach": ReachPlan,
 }
 HOW_TO_START = "make app starts one; alone: .venv/bin/python -m runners worker"
 

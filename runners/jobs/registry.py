@@ -40,6 +40,7 @@ JOBS: dict[str, JobKind] = {
     "prototype": JobKind("planner.plans:PrototypePlan", "runners.jobs.prototype"),
     "benchmark": JobKind("planner.plans:BenchmarkPlan", "runners.jobs.benchmark"),
     "kernels": JobKind("planner.plans:KernelsPlan", "runners.jobs.kernels"),
+    "reach": JobKind("planner.probes:ReachPlan", "runners.jobs.reach"),
 }
 
 

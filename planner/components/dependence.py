@@ -1,0 +1,42 @@
+"""On which positions an output depends: sets of positions, as arrays of bool over one sequence.
+
+Each function takes the positions of outputs and gives those of the inputs that they read, themselves included.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+PositionSet = npt.NDArray[np.bool_]
+"""(sequence_length,): whether each position is in the set."""
+
+
+def everything_before(chosen: PositionSet) -> PositionSet:
+    """All positions up to the last one that was chosen: full causal attention, and whatever carries a state along."""
+    seen: PositionSet = np.logical_or.accumulate(chosen[::-1])[::-1]
+    return seen
+
+
+def window_before(chosen: PositionSet, window: int, dilation: int = 1) -> PositionSet:
+    """``i, i - dilation, i - 2 dilation …`` of each chosen ``i``, at most ``window`` of them."""
+    length = len(chosen)
+    rows = -(-length // dilation)
+    # Positions that are whole dilations apart stand in one column; a window is then that many neighbours of a column.
+    columns = np.zeros((rows, dilation), dtype=np.int64)
+    columns.reshape(-1)[:length] = chosen
+    below = np.cumsum(columns[::-1], axis=0)[::-1]
+    hidden = np.zeros_like(below)
+    if window < rows:
+        hidden[:-window] = below[window:]
+    seen: PositionSet = (below - hidden).reshape(-1)[:length] > 0
+    return seen
+
+
+def chunk_before(chosen: PositionSet, chunk: int) -> PositionSet:
+    """The positions of each chosen one's own ``chunk`` up to it, chunks being counted from the sequence's start."""
+    length = len(chosen)
+    rows = np.zeros((-(-length // chunk), chunk), dtype=np.bool_)
+    rows.reshape(-1)[:length] = chosen
+    seen: PositionSet = np.logical_or.accumulate(rows[:, ::-1], axis=1)[:, ::-1].reshape(-1)[:length]
+    return seen
