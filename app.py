@@ -9,7 +9,7 @@ from pages.widgets import chrome
 PAGES = {
     "": [("home", "Home", "")],
     "Design": [("studio", "Studio", "studio"), ("gallery", "Gallery", "gallery")],
-    "Plan": [("sizing", "Sizing and fit", "sizing")],
+    "Plan": [("sizing", "Sizing and fit", "sizing"), ("hardware", "Hardware and cost", "hardware")],
     "Prove": [("jobs", "Jobs", "jobs"), ("benchmarks", "Benchmarks", "benchmarks"), ("kernels", "Kernels", "kernels")],
     "Decide": [("compare", "Compare", "compare"), ("decisions", "Decisions", "decisions")],
 }

@@ -82,45 +82,81 @@ def _assumed(name: str) -> float:
 class CostPlan(Plan):
     """What the three ways are compared for. Money in US dollars; tokens are those written, unless said otherwise."""
 
-    tokens_per_day: float = Field(default=10_000_000, gt=0, le=1e15, allow_inf_nan=False)
-    tokens_per_second: float = Field(gt=0, le=1e9, allow_inf_nan=False)
+    tokens_per_day: float = Field(title="Tokens a day", default=10_000_000, gt=0, le=1e15, allow_inf_nan=False)
+    tokens_per_second: float = Field(title="Tokens a second, one machine", gt=0, le=1e9, allow_inf_nan=False)
     """What one machine writes while it is busy, all sequences together."""
     input_tokens_per_output_token: float = Field(
-        default_factory=lambda: _assumed("input_tokens_per_output_token"), ge=0, le=1e6, allow_inf_nan=False
+        title="Tokens read for one written",
+        default_factory=lambda: _assumed("input_tokens_per_output_token"),
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
     )
     device: str = "rtx4090"
-    devices: int = Field(default=1, gt=0, le=100_000)
+    devices: int = Field(title="Devices of a machine", default=1, gt=0, le=100_000)
     """Devices of a machine."""
-    device_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    device_usd: float | None = Field(title="Price of a device, $", default=None, ge=0, allow_inf_nan=False)
     """Purchase of one device; absent: its list price, where its maker named one."""
-    host_usd: float = Field(default_factory=lambda: _assumed("host_usd"), ge=0, allow_inf_nan=False)
+    host_usd: float = Field(
+        title="Rest of a machine, $", default_factory=lambda: _assumed("host_usd"), ge=0, allow_inf_nan=False
+    )
     """The rest of a machine."""
-    lifetime_years: float = Field(default_factory=lambda: _assumed("lifetime_years"), gt=0, le=50, allow_inf_nan=False)
-    residual_share: float = Field(default_factory=lambda: _assumed("residual_share"), ge=0, lt=1)
+    lifetime_years: float = Field(
+        title="Life, years", default_factory=lambda: _assumed("lifetime_years"), gt=0, le=50, allow_inf_nan=False
+    )
+    residual_share: float = Field(
+        title="Sold for, share of the price", default_factory=lambda: _assumed("residual_share"), ge=0, lt=1
+    )
     """Share of the purchase that it is sold for at the end."""
-    operations_share_a_year: float = Field(default_factory=lambda: _assumed("operations_share_a_year"), ge=0, le=10)
+    operations_share_a_year: float = Field(
+        title="Upkeep a year, share of the price",
+        default_factory=lambda: _assumed("operations_share_a_year"),
+        ge=0,
+        le=10,
+    )
     """Upkeep, as a share of the purchase."""
-    device_watts: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    device_watts: float | None = Field(title="Power of a busy device, W", default=None, ge=0, allow_inf_nan=False)
     """Of a busy device; absent: the catalogue's."""
-    host_watts: float = Field(default_factory=lambda: _assumed("host_watts"), ge=0, allow_inf_nan=False)
-    idle_power_share: float = Field(default_factory=lambda: _assumed("idle_power_share"), ge=0, le=1)
+    host_watts: float = Field(
+        title="Power of the rest, W", default_factory=lambda: _assumed("host_watts"), ge=0, allow_inf_nan=False
+    )
+    idle_power_share: float = Field(
+        title="Power of an idle device, share", default_factory=lambda: _assumed("idle_power_share"), ge=0, le=1
+    )
     """Share of its power that a device takes while it waits."""
     power_usage_effectiveness: float = Field(
-        default_factory=lambda: _assumed("power_usage_effectiveness"), ge=1, le=10, allow_inf_nan=False
+        title="Power usage effectiveness",
+        default_factory=lambda: _assumed("power_usage_effectiveness"),
+        ge=1,
+        le=10,
+        allow_inf_nan=False,
     )
     """All power of the building over that of its machines."""
     electricity_usd_per_kwh: float = Field(
-        default_factory=lambda: _assumed("electricity_usd_per_kwh"), ge=0, allow_inf_nan=False
+        title="Electricity, $ a kWh",
+        default_factory=lambda: _assumed("electricity_usd_per_kwh"),
+        ge=0,
+        allow_inf_nan=False,
     )
-    peak_utilisation: float = Field(default_factory=lambda: _assumed("peak_utilisation"), gt=0, le=1)
+    peak_utilisation: float = Field(
+        title="Share of hours with work", default_factory=lambda: _assumed("peak_utilisation"), gt=0, le=1
+    )
     """Share of its hours in which demand can keep a machine busy."""
-    rented_usd_per_device_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    rented_usd_per_device_hour: float | None = Field(
+        title="Rent of a device, $ an hour", default=None, ge=0, allow_inf_nan=False
+    )
     """Absent: the catalogue's price, where one is known."""
-    cloud_hours_a_day: float = Field(default_factory=lambda: _assumed("cloud_hours_a_day"), gt=0, le=24)
+    cloud_hours_a_day: float = Field(
+        title="Rented hours a day", default_factory=lambda: _assumed("cloud_hours_a_day"), gt=0, le=24
+    )
     """Hours of a day in which machines are rented."""
-    input_usd_per_million: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    input_usd_per_million: float | None = Field(
+        title="A million tokens read, $", default=None, ge=0, allow_inf_nan=False
+    )
     """Of tokens that are read; with ``output_usd_per_million`` absent, nothing is compared with buying tokens."""
-    output_usd_per_million: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    output_usd_per_million: float | None = Field(
+        title="A million tokens written, $", default=None, ge=0, allow_inf_nan=False
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,18 +17,27 @@ PlanType = TypeVar("PlanType", bound=Plan)
 
 
 def plan_fields(
-    plan_class: type[PlanType], key: str, columns: int = 3, given: dict[str, Any] | None = None
+    plan_class: type[PlanType],
+    key: str,
+    columns: int = 3,
+    given: dict[str, Any] | None = None,
+    fixed: dict[str, Any] | None = None,
+    notes: dict[str, str] | None = None,
 ) -> PlanType | None:
-    """Widgets for every field; the plan they make, or ``None`` while a field is wrong (and says so)."""
-    data: dict[str, Any] = {}
+    """Widgets for every field that is not ``fixed``; the plan they make, or ``None`` while a field is wrong (and says
+    so). ``notes`` are words on a field's question mark."""
+    data: dict[str, Any] = dict(fixed or {})
     places: dict[str, Any] = {}
     cells: list[Any] = []
-    for index, (name, field) in enumerate(plan_class.model_fields.items()):
+    asked = {name: field for name, field in plan_class.model_fields.items() if name not in data}
+    for index, (name, field) in enumerate(asked.items()):
         if index % columns == 0:
             cells = list(st.columns(columns))
         with cells[index % columns]:
-            default = (given or {}).get(name, field.get_default(call_default_factory=True))
-            value = _field(name, field, default, f"{key}-{name}")
+            default = (given or {}).get(
+                name, None if field.is_required() else field.get_default(call_default_factory=True)
+            )
+            value = _field(name, field, default, f"{key}-{name}", (notes or {}).get(name))
             places[name] = st.container()
         if value is not None:
             data[name] = value
@@ -46,23 +55,28 @@ def label_of(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _field(name: str, field: FieldInfo, default: Any, key: str) -> Any:
+def _field(name: str, field: FieldInfo, default: Any, key: str, note: str | None) -> Any:
     """The value that the widget holds, as plain data; ``None`` where it is left empty."""
-    label = label_of(name)
+    label = field.title or label_of(name)
     choices, several, plain = _shape(field.annotation)
     if choices and several:
-        chosen = st.multiselect(label, choices, default=list(default), key=key)
+        chosen = st.multiselect(label, choices, default=list(default), key=key, help=note)
         return chosen
     if choices:
         options = choices if default in choices else [None, *choices]
         shown = {None: "none"}
         return st.selectbox(
-            label, options, index=options.index(default), format_func=lambda choice: shown.get(choice, choice), key=key
+            label,
+            options,
+            index=options.index(default),
+            format_func=lambda choice: shown.get(choice, choice),
+            key=key,
+            help=note,
         )
     if plain is bool:
-        return st.checkbox(label, value=bool(default), key=key)
+        return st.checkbox(label, value=bool(default), key=key, help=note)
     # Numbers are typed as text: what was typed stays, and the plan itself says what is wrong with it.
-    text = st.text_input(label, value="" if default is None else _shown(default), key=key).strip()
+    text = st.text_input(label, value="" if default is None else _shown(default), key=key, help=note).strip()
     if not text:
         return None
     return text.replace(",", "") if plain in (int, float) else text
