@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,8 +32,8 @@ class Router(nn.Module):
             else:
                 self.register_buffer("score_correction_bias", correction)
 
-    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Chosen experts and their weights, both (rows, num_experts_per_tok)."""
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (rows, num_experts); chosen experts and their weights, both (rows, num_experts_per_tok)."""
         component = self.component
         logits = torch.nn.functional.linear(rows, self.weight, self.bias)
         wide = logits if logits.dtype == torch.float64 else logits.float()
@@ -42,7 +47,7 @@ class Router(nn.Module):
         weights = scores.gather(-1, chosen)
         if component.normalize_weights:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return chosen, weights * component.routed_scaling_factor
+        return wide, chosen, weights * component.routed_scaling_factor
 
     def _in_chosen_groups(self, steering: Tensor) -> Tensor:
         """Rule out the experts of groups that are not chosen; a group's score is that of its best one or two."""
@@ -53,6 +58,65 @@ class Router(nn.Module):
         groups = best.topk(component.groups_per_tok, -1).indices
         allowed = torch.zeros_like(best, dtype=torch.bool).scatter(1, groups, True)
         return grouped.masked_fill(~allowed[..., None], float("-inf")).flatten(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What a router decided in one forward pass; its gradients reach the router."""
+
+    component: components.MoE
+    logits: Tensor
+    """(rows, num_experts) of fp32 or fp64: one row a token."""
+    chosen: Tensor
+    """(rows, num_experts_per_tok) of int64."""
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(rows, num_experts): softmax of the logits, or sigmoids made to sum to one (DeepSeek-V3, arXiv:2412.19437,
+        equation 19)."""
+        if self.component.router_scores == "softmax":
+            return self.logits.softmax(-1)
+        scores = self.logits.sigmoid()
+        return scores / (scores.sum(-1, keepdim=True) + 1e-20)
+
+    @property
+    def load(self) -> Tensor:
+        """(num_experts,): the share of the tokens that went to each expert; they sum to ``num_experts_per_tok``."""
+        counts = torch.bincount(self.chosen.flatten(), minlength=self.component.num_experts)
+        return counts.to(self.logits.dtype) / len(self.chosen)
+
+
+@contextlib.contextmanager
+def recorded_routing(model: nn.Module) -> Iterator[dict[str, Routing]]:
+    """What the routers of a model decide in its latest forward pass within, by the name of their MoE.
+
+    The names are those of ``model.named_modules()``, such as ``layers.3.channel_mixer``, in the order of the layers.
+    """
+    found: dict[str, Routing] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, MoE):
+
+            def keep(router: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor], name: str = name) -> None:
+                found[name] = Routing(router.component, output[0], output[1])
+
+            handles.append(module.router.register_forward_hook(keep))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def load_balancing_loss(routing: Routing) -> Tensor:
+    """``E sum_e f_e P_e`` with the load f and the mean probability P of each of E experts (Switch, arXiv:2101.03961,
+    equations 4 to 6), for any number of experts a token: that number is its value at even load."""
+    return routing.component.num_experts * (routing.load * routing.probabilities.mean(0)).sum()
+
+
+def router_z_loss(routing: Routing) -> Tensor:
+    """Mean square of the log-sum-exp of a token's logits (ST-MoE, arXiv:2202.08906, equation 5)."""
+    return routing.logits.logsumexp(-1).square().mean()
 
 
 class Experts(nn.Module):
@@ -120,7 +184,7 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = in_compute_type(x).reshape(-1, x.shape[-1])
-        chosen, weights = self.router(rows)
+        chosen, weights = self.router(rows)[1:]  # the logits are kept no longer than they are needed
         inputs = rows if self.latent_in is None else self.latent_in(rows)
         mixed = self._routed(inputs, chosen, weights.to(inputs.dtype))
         if self.latent_out is not None:
