@@ -33,7 +33,7 @@ class Router(nn.Module):
                 self.register_buffer("score_correction_bias", correction)
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (rows, num_experts); chosen experts and their weights, both (rows, num_experts_per_tok)."""
+        """Chosen experts and their weights, both (rows, num_experts_per_tok); the logits (rows, num_experts)."""
         component = self.component
         logits = torch.nn.functional.linear(rows, self.weight, self.bias)
         wide = logits if logits.dtype == torch.float64 else logits.float()
@@ -47,7 +47,7 @@ class Router(nn.Module):
         weights = scores.gather(-1, chosen)
         if component.normalize_weights:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return wide, chosen, weights * component.routed_scaling_factor
+        return chosen, weights * component.routed_scaling_factor, wide
 
     def _in_chosen_groups(self, steering: Tensor) -> Tensor:
         """Rule out the experts of groups that are not chosen; a group's score is that of its best one or two."""
@@ -98,7 +98,7 @@ def recorded_routing(model: nn.Module) -> Iterator[dict[str, Routing]]:
         if isinstance(module, MoE):
 
             def keep(router: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor], name: str = name) -> None:
-                found[name] = Routing(router.component, output[0], output[1])
+                found[name] = Routing(router.component, output[2], output[0])
 
             handles.append(module.router.register_forward_hook(keep))
     try:
@@ -184,7 +184,7 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = in_compute_type(x).reshape(-1, x.shape[-1])
-        chosen, weights = self.router(rows)[1:]  # the logits are kept no longer than they are needed
+        chosen, weights = self.router(rows)[:2]  # the logits are kept no longer than they are needed
         inputs = rows if self.latent_in is None else self.latent_in(rows)
         mixed = self._routed(inputs, chosen, weights.to(inputs.dtype))
         if self.latent_out is not None:

@@ -203,7 +203,7 @@ def test_weights_of_softmax_scores_are_a_softmax_over_the_chosen() -> None:
         MoE(components.MoE(num_experts=6, num_experts_per_tok=3, intermediate_size=8, router_bias=True), CONTEXT)
     )
     rows = torch.randn(9, HIDDEN, dtype=torch.float64)
-    _, chosen, weights = moe.router(rows)
+    chosen, weights, _ = moe.router(rows)
     best, experts = F.linear(rows, moe.router.weight, moe.router.bias).topk(3)
     assert torch.equal(chosen, experts)
     torch.testing.assert_close(weights, best.softmax(-1))

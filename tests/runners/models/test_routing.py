@@ -92,7 +92,7 @@ def test_losses_and_loads_of_every_router_by_the_definitions(fields: dict[str, A
         if component.score_correction_bias:
             router.score_correction_bias.copy_(torch.randn(component.num_experts, generator=generator))
     rows = torch.randn(7, HIDDEN, generator=generator, dtype=torch.float64)
-    logits, chosen, _ = router(rows)
+    chosen, _, logits = router(rows)
     routing = Routing(component, logits, chosen)
     plain = (rows @ router.weight.T).detach().numpy() + (0 if router.bias is None else router.bias.detach().numpy())
     np.testing.assert_allclose(logits.detach(), plain, rtol=1e-12)
