@@ -59,6 +59,11 @@ def parse_plan(plan_class: type[PlanType], data: dict[str, Any]) -> PlanType:
         raise UnsupportedPlan(problems_of(error)) from error
 
 
+RecomputedModule = Literal["core_attn", "layernorm", "mla_up_proj", "mlp", "moe", "moe_act"]
+"""Scores and weighted values, norms, keys and values from their latents, a dense MLP, the mixture of experts, or the
+experts' activation."""
+
+
 class TrainingPlan(Plan):
     """One way of training. What is not modelled yet is refused by name when an estimate is asked for."""
 
@@ -78,8 +83,12 @@ class TrainingPlan(Plan):
     pipeline_schedule: Literal["1f1b", "interleaved", "zero_bubble"] = "1f1b"
     virtual_stages: int = Field(default=1, gt=0)
     expert_parallel: int = Field(default=1, gt=0)
+    expert_tensor_parallel: int = Field(default=1, gt=0)
+    """Devices that each routed expert's matrices are split over, whatever ``tensor_parallel`` is for the rest."""
     context_parallel: int = Field(default=1, gt=0)
     recompute: Literal["none", "selective", "full"] = "none"
+    recompute_modules: tuple[RecomputedModule, ...] = ("core_attn",)
+    """What ``selective`` computes again, in Megatron-Core's words."""
     attention: Literal["eager", "fused"] = "fused"
     dropout: float = Field(default=0.0, ge=0, lt=1)
     chunked_loss: bool = False

@@ -163,6 +163,7 @@ def check_training_plan(plan: TrainingPlan) -> None:
         "pipeline_parallel",
         "virtual_stages",
         "expert_parallel",
+        "expert_tensor_parallel",
         "context_parallel",
     ):
         if getattr(plan, field) != 1:
