@@ -148,6 +148,18 @@ class LogRow(Base):
     created_at: Mapped[datetime.datetime]
 
 
+class TokenRow(Base):
+    """One token of one text that a job writes."""
+
+    __tablename__ = "token"
+    __table_args__ = {"sqlite_with_rowid": False}
+
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("job.id"), primary_key=True)
+    text: Mapped[int] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    said: Mapped[dict[str, Any]] = mapped_column(JsonText)
+
+
 class ArtifactRow(Base):
     """A file in a job's directory."""
 

@@ -1,6 +1,7 @@
 """The records that the store hands out: frozen, detached from the database, with times in UTC.
 
-``Progress``, ``MetricPoint``, ``LogLine``, ``Artifact`` and ``NewResult`` are also what a running job's worker appends.
+``Progress``, ``MetricPoint``, ``LogLine``, ``Artifact``, ``GeneratedToken`` and ``NewResult`` are also what a running
+job's worker appends.
 """
 
 from __future__ import annotations
@@ -113,6 +114,19 @@ class Artifact:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class GeneratedToken:
+    """A token of a text that a job writes; a later write of the same job, text and position replaces it.
+
+    ``text`` counts the texts that are written side by side, and ``position`` the tokens of one, both from 0.
+    ``values`` is the rest of what the job says of it.
+    """
+
+    text: int
+    position: int
+    values: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class NewResult:
     """What a job found, to be stored: a job keeps the first result of each kind that it reports."""
 
@@ -121,7 +135,7 @@ class NewResult:
     environment: Mapping[str, Any]
 
 
-JobEvent = Progress | MetricPoint | LogLine | Artifact | NewResult
+JobEvent = Progress | MetricPoint | LogLine | Artifact | GeneratedToken | NewResult
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from planner.diff import SpecDiff, diff
 from planner.dispatch import JobEstimate, estimate_job
 from planner.errors import InvalidSpec, PlannerError, Problem, UnsupportedArchitecture, UnsupportedPlan
 from planner.explain import explain, explain_block
+from planner.generation import GeneratePlan
 from planner.growth import Growth, grow
 from planner.hardware import Device, MachineProfile, hardware, hardware_catalogue
 from planner.intensity import Crossover, Operator, crossover, operators, ridge_point
@@ -40,6 +41,7 @@ __all__ = [
     "Device",
     "Fit",
     "Flops",
+    "GeneratePlan",
     "Growth",
     "InferenceEstimate",
     "InvalidSpec",

@@ -48,6 +48,12 @@ class Task:
     shortest: Callable[[int], int]
     """The shortest sequence that holds the task."""
     source: str
+    symbols: Callable[[int], tuple[str, ...]]
+    """What each token is called, by its id: ``_`` is the blank, ``?`` asks for the answer."""
+
+
+def _numbered(letter: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{letter}{index + 1}" for index in range(count))
 
 
 def recall_keys(pairs: int) -> int:
@@ -66,6 +72,7 @@ TASKS: dict[TaskName, Task] = {
         answers=recall_keys,
         shortest=lambda pairs: 3 * pairs,
         source="Arora et al. 2023, arXiv:2312.04927",
+        symbols=lambda pairs: ("_", *_numbered("k", recall_keys(pairs)), *_numbered("v", recall_keys(pairs))),
     ),
     "selective_copying": Task(
         what="Symbols among blanks at random places; at the end, write the symbols in their order.",
@@ -77,6 +84,7 @@ TASKS: dict[TaskName, Task] = {
         answers=lambda _: COPIED_SYMBOLS,
         shortest=lambda symbols: 2 * symbols,
         source="Gu & Dao 2023, arXiv:2312.00752, section 4.1.1",
+        symbols=lambda _: ("_", "?", *_numbered("s", COPIED_SYMBOLS)),
     ),
     "induction_heads": Task(
         what="Special tokens stand once each among random ones; one comes again at the end: answer what followed it.",
@@ -88,6 +96,7 @@ TASKS: dict[TaskName, Task] = {
         answers=lambda _: INDUCTION_SYMBOLS,
         shortest=lambda special: 2 * special + 1,
         source="Gu & Dao 2023, arXiv:2312.00752, section 4.1.2",
+        symbols=lambda special: (*_numbered("special", special), *_numbered("s", INDUCTION_SYMBOLS)),
     ),
     "in_context_ngram": Task(
         what="A Markov chain of the sequence's own: answer what has followed the last n − 1 tokens most often so far.",
@@ -100,6 +109,7 @@ TASKS: dict[TaskName, Task] = {
         # So long that some n − 1 tokens must come again.
         shortest=lambda n: NGRAM_SYMBOLS ** (n - 1) + n - 1,
         source="Edelman et al. 2024, arXiv:2402.11004",
+        symbols=lambda _: _numbered("s", NGRAM_SYMBOLS),
     ),
     "memorisation": Task(
         what="Facts that never change: two tokens, in any context, stand for a third.",
@@ -111,6 +121,12 @@ TASKS: dict[TaskName, Task] = {
         answers=lambda _: FACT_VALUES,
         shortest=lambda _: 2,
         source="Poli et al. 2024, arXiv:2403.17844, with keys of two tokens",
+        symbols=lambda _: (
+            "_",
+            *_numbered("x", FACT_SYMBOLS),
+            *_numbered("y", FACT_SYMBOLS),
+            *_numbered("v", FACT_VALUES),
+        ),
     ),
     "needle_at_depth": Task(
         what="A marker and tokens behind it somewhere in random text; the marker again at the end: recite the tokens.",
@@ -122,6 +138,7 @@ TASKS: dict[TaskName, Task] = {
         answers=lambda _: HAYSTACK_SYMBOLS,
         shortest=lambda tokens: 2 * tokens + 1,
         source="Mohtashami & Jaggi 2023, arXiv:2305.16300; Hsieh et al. 2024, arXiv:2404.06654",
+        symbols=lambda _: ("?", *_numbered("s", HAYSTACK_SYMBOLS)),
     ),
     "sorting": Task(
         what="Numbers, then a separator: write them in ascending order.",
@@ -133,6 +150,7 @@ TASKS: dict[TaskName, Task] = {
         answers=lambda _: SORTED_NUMBERS,
         shortest=lambda numbers: 2 * numbers + 1,
         source="Graves et al. 2014, arXiv:1410.5401, section 4.5, without priorities",
+        symbols=lambda _: ("_", "?", *(str(number) for number in range(SORTED_NUMBERS))),
     ),
     "compression": Task(
         what="Symbols, then a marker; after it each place is asked for once in any order: answer the symbol there.",
@@ -144,5 +162,6 @@ TASKS: dict[TaskName, Task] = {
         answers=lambda _: COMPRESSED_SYMBOLS,
         shortest=lambda symbols: 2 * symbols + 1,
         source="Poli et al. 2024, arXiv:2403.17844, read back by place",
+        symbols=lambda symbols: ("_", "?", *_numbered("s", COMPRESSED_SYMBOLS), *_numbered("@", symbols)),
     ),
 }

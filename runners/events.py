@@ -49,6 +49,31 @@ class Artifact:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Token:
+    """A token of a text that is being written. The same text and position said again replaces it."""
+
+    text: int
+    """Which of the texts side by side."""
+    position: int
+    """From 0, the first token after the prompt."""
+    token: int
+    piece: str
+    """What it adds to the text; empty while the bytes of a character are not all there."""
+    label: str
+    """What the token itself is called."""
+    probability: float
+    """Under the model itself."""
+    sampling_probability: float
+    """In the distribution that it was drawn from."""
+    alternatives: list[list[Any]]
+    """The likeliest tokens, each with its label and its probability under the model itself, likeliest first."""
+    is_proposed: bool | None
+    """Whether a draft had proposed it; ``None`` where there is no draft."""
+    seconds: float
+    """Time that the text has taken so far, the prompt included."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Result:
     """What the job found. A job has one result of a kind; the first stands."""
 
@@ -57,8 +82,10 @@ class Result:
     environment: Mapping[str, Any]
 
 
-Event = Progress | Metric | Log | Artifact | Result
-_CLASSES: dict[str, type[Event]] = {cls.__name__.lower(): cls for cls in (Progress, Metric, Log, Artifact, Result)}
+Event = Progress | Metric | Log | Artifact | Token | Result
+_CLASSES: dict[str, type[Event]] = {
+    cls.__name__.lower(): cls for cls in (Progress, Metric, Log, Artifact, Token, Result)
+}
 
 
 def to_json(event: Event) -> str:

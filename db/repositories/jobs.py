@@ -20,10 +20,11 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from db.errors import InvalidRecord, StaleAttempt
-from db.models import ArtifactRow, JobRow, LogRow, MetricRow, ResultRow, RevisionRow
+from db.models import ArtifactRow, JobRow, LogRow, MetricRow, ResultRow, RevisionRow, TokenRow
 from db.records import (
     ENDED_STATES,
     Artifact,
+    GeneratedToken,
     HeartbeatState,
     Job,
     JobEvent,
@@ -182,6 +183,7 @@ class Jobs:
             _write_metrics(session, job_id, metrics)
             _write_logs(session, job_id, logs)
             _write_artifacts(session, job_id, artifacts)
+            _write_tokens(session, job_id, {(e.text, e.position): e for e in said if isinstance(e, GeneratedToken)})
             for event in said:
                 if isinstance(event, Progress):
                     row.progress = dataclasses.asdict(event)
@@ -253,6 +255,12 @@ class Jobs:
         chosen = sa.select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.name)
         with self._database.read() as session:
             return tuple(Artifact(row.name, row.path, row.media_type) for row in session.scalars(chosen))
+
+    def tokens(self, job_id: str) -> tuple[GeneratedToken, ...]:
+        """The tokens of the texts that a job writes, text by text in order."""
+        chosen = sa.select(TokenRow).where(TokenRow.job_id == job_id).order_by(TokenRow.text, TokenRow.position)
+        with self._database.read() as session:
+            return tuple(GeneratedToken(row.text, row.position, row.said) for row in session.scalars(chosen))
 
     # --- inside ---
 
@@ -396,6 +404,22 @@ def _write_artifacts(session: Session, job_id: str, artifacts: Mapping[str, Arti
                 "media_type": artifact.media_type,
             }
             for artifact in artifacts.values()
+        ],
+    )
+
+
+def _write_tokens(session: Session, job_id: str, tokens: Mapping[tuple[int, int], GeneratedToken]) -> None:
+    if not tokens:
+        return
+    statement = insert(session, TokenRow)
+    statement = statement.on_conflict_do_update(
+        index_elements=["job_id", "text", "position"], set_={"said": statement.excluded.said}
+    )
+    session.connection().execute(
+        statement,
+        [
+            {"job_id": job_id, "text": text, "position": position, "said": dict(token.values)}
+            for (text, position), token in tokens.items()
         ],
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import UnsupportedPlan
+from planner.generation import GeneratePlan
 from planner.plans import BenchmarkPlan, KernelsPlan, Plan, PrototypePlan, VerifyPlan, parse_plan
 from planner.probes import ReachPlan
 
@@ -18,6 +19,7 @@ PLANS: Mapping[str, type[Plan]] = {
     "verify": VerifyPlan,
     "prototype": PrototypePlan,
     "benchmark": BenchmarkPlan,
+    "generate": GeneratePlan,
     "kernels": KernelsPlan,
     "reach": ReachPlan,
 }

@@ -134,6 +134,9 @@ class Supervisor:
                 return records.MetricPoint(event.name, event.step, event.value)
             case events.Artifact():
                 return records.Artifact(event.name, event.path, event.media_type)
+            case events.Token():
+                values = dataclasses.asdict(event)
+                return records.GeneratedToken(values.pop("text"), values.pop("position"), values)
             case events.Result():
                 return records.NewResult(event.kind, event.values, event.environment)
             case events.Log():

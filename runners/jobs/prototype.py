@@ -20,6 +20,7 @@ from planner.tasks import TASKS
 from runners.environment import default_device, describe
 from runners.events import Artifact, Event, Log, Metric, Progress, Result
 from runners.jobs.base import JobContext, JobFailure
+from runners.jobs.generate import describe_model
 from runners.jobs.verify import flops_rows, measured_rows, memory_rows, prediction
 from runners.models import Decoder, Sampling, build
 from runners.profile import bf16_pays, current
@@ -70,6 +71,7 @@ def run(spec: ArchitectureSpec, plan: PrototypePlan, context: JobContext) -> Ite
         device=device,
     )
     rows = _predictions(scaled, plan, settings)
+    describe_model(context.directory, scaled.spec, plan.task, plan.task_difficulty)
     model = build(scaled.spec, device=device, seed=plan.seed)
     trainer = Trainer(model, data, settings, context.directory, context.holds_directory)
     first = trainer.resume()

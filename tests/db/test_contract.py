@@ -11,7 +11,18 @@ import sqlalchemy as sa
 
 from db.engine import Store, open_store
 from db.errors import Conflict, InvalidRecord, NotFound, SchemaMismatch, StaleAttempt, StoreUnavailable
-from db.records import Artifact, Evidence, JobState, LogLine, MetricPoint, NewResult, Option, Progress, Revision
+from db.records import (
+    Artifact,
+    Evidence,
+    GeneratedToken,
+    JobState,
+    LogLine,
+    MetricPoint,
+    NewResult,
+    Option,
+    Progress,
+    Revision,
+)
 from planner import load
 
 pytestmark = pytest.mark.xdist_group("store")
@@ -150,6 +161,19 @@ def test_what_is_said_twice_is_there_once(store: Store, revision: Revision) -> N
     found = store.jobs.get(job.id).progress
     assert found is not None
     assert found.fraction == 0.5
+
+
+def test_tokens_are_kept_by_text_and_position(store: Store, revision: Revision) -> None:
+    """Said again after a takeover they replace what was there; another job's are another's."""
+    store.jobs.enqueue("generate", revision.id, {})
+    job = store.jobs.claim("w")
+    assert job is not None
+    said = [GeneratedToken(text, position, {"piece": "\x00é"}) for position in (1, 0) for text in (1, 0)]
+    store.jobs.append(job.id, job.attempt, said)
+    store.jobs.append(job.id, job.attempt, [GeneratedToken(0, 1, {"piece": "b"})])
+    found = [(token.text, token.position, token.values["piece"]) for token in store.jobs.tokens(job.id)]
+    assert found == [(0, 0, "\x00é"), (0, 1, "b"), (1, 0, "\x00é"), (1, 1, "\x00é")]
+    assert store.jobs.tokens(store.jobs.enqueue("generate", revision.id, {}).id) == ()
 
 
 def test_metrics_and_logs_are_read_by_cursor(store: Store, revision: Revision) -> None:
