@@ -21,6 +21,7 @@ from runners.environment import default_device, describe
 from runners.events import Event, Log, Metric, Progress, Result
 from runners.jobs.base import JobContext, JobFailure
 from runners.models import Decoder, build
+from runners.models.decoder import next_tokens
 from runners.profile import current
 from runners.training.timing import Timing, time_until_narrow
 
@@ -129,8 +130,7 @@ def _phase(phase: str, model: Decoder, tokens: torch.Tensor, plan: BenchmarkPlan
 
     def training() -> object:
         optimizer.zero_grad(set_to_none=True)
-        loss = model(tokens, labels=tokens).loss
-        assert loss is not None
+        loss = model.loss(tokens, next_tokens(tokens))
         loss.backward()
         optimizer.step()
         return loss

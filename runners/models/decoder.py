@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from planner.components import Component
 from planner.sizing import embedding_width
 from planner.spec import AlibiPositions, ArchitectureSpec, Layer, LearnedPositions, RotaryPositions
+from runners.models.chunked_loss import chunked_cross_entropy
 from runners.models.context import BuildContext, Kernels, in_compute_type
 from runners.models.generation import GREEDY, GeneratedStep, Prompts, Sampling, generate, stream
 from runners.models.norms import stream_norm
@@ -30,6 +31,11 @@ class ModelOutput:
 
     logits: Tensor
     loss: Tensor | None = None
+
+
+def next_tokens(tokens: Tensor) -> Tensor:
+    """What follows each of ``tokens`` (batch, positions), which of the last is left out."""
+    return F.pad(tokens[:, 1:], (0, 1), value=IGNORED_LABEL)
 
 
 LayerCache = dict[str, Any]
@@ -222,12 +228,15 @@ class Decoder(nn.Module):
             x = x + self.embed_positions(rows)
         return x
 
-    def head(self, x: Tensor) -> Tensor:
-        """Logits of the stream's last state."""
+    def before_head(self, x: Tensor) -> Tensor:
+        """What the head multiplies, of the stream's last state."""
         if self.spec.final_norm:
             x = self.final_norm(x)
-        if self.spec.embedding_size is not None:
-            x = self.embedding_out(x)
+        return x if self.spec.embedding_size is None else self.embedding_out(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits of the stream's last state."""
+        x = self.before_head(x)
         if self.spec.tie_word_embeddings and not self.spec.lm_head_bias:
             logits = F.linear(x, self.embed_tokens.weight)
         else:
@@ -239,6 +248,15 @@ class Decoder(nn.Module):
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, cache: ModelCache | None = None) -> ModelOutput:
         """``input_ids`` and ``labels`` are (batch, positions); labels are shifted here, and -100 is left out."""
+        logits = self.head(self.last_states(input_ids, cache))
+        if labels is None:
+            return ModelOutput(logits)
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        loss = F.cross_entropy(wide.flatten(0, 1), next_tokens(labels).flatten(), ignore_index=IGNORED_LABEL)
+        return ModelOutput(logits, loss)
+
+    def last_states(self, input_ids: Tensor, cache: ModelCache | None = None) -> Tensor:
+        """The stream behind the last layer, (batch, positions, hidden_size)."""
         start = cache.length if cache is not None else 0
         length = input_ids.shape[1]
         if cache is not None and start + length > cache.context_length:
@@ -249,13 +267,20 @@ class Decoder(nn.Module):
             x = layer(x, cache.entries[index] if cache is not None else None, start, shared)
         if cache is not None:
             cache.length = start + length
-        logits = self.head(x)
-        if labels is None:
-            return ModelOutput(logits)
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
-        loss = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL)
-        return ModelOutput(logits, loss)
+        return x
+
+    def loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of ``targets``, in nats, without logits of all positions: for training.
+
+        Both are (batch, positions). A target is what the logits at its own position should give, so for text the next
+        token (:func:`next_tokens`); -100 is left out. Its backward pass runs once.
+        """
+        states = in_compute_type(self.before_head(self.last_states(input_ids))).flatten(0, 1)
+        is_tied = self.spec.tie_word_embeddings and not self.spec.lm_head_bias
+        head: Any = self.embed_tokens if is_tied else self.lm_head
+        bias = self.lm_head.bias if self.spec.lm_head_bias else None
+        scale, softcap = self.spec.logit_scale, self.spec.final_logit_softcap
+        return chunked_cross_entropy(states, head.weight, bias, targets.flatten(), IGNORED_LABEL, scale, softcap)
 
     def new_cache(self, batch_size: int, context_length: int) -> ModelCache:
         """Empty caches for ``batch_size`` sequences of up to ``context_length`` positions."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from runners.models import Decoder
+from runners.models.decoder import next_tokens
 from runners.training import checkpoint
 from runners.training.data import Text, batch
 from runners.training.schedule import learning_rate
@@ -127,9 +128,7 @@ class Trainer:
             made = self.data.batch("training", settings.seed, step, settings.batch_size)
             return answer_loss(self.model, TaskBatch(*(part.to(settings.device) for part in made)))
         tokens = self._batch(self.data.training, settings.seed, step)
-        loss = self.model(tokens, labels=tokens).loss
-        assert loss is not None
-        return loss
+        return self.model.loss(tokens, next_tokens(tokens))
 
     def held_out(self, batches: int) -> HeldOut:
         """How a task's held-out sequences are answered; the same sequences at every call and for every design."""
@@ -145,9 +144,7 @@ class Trainer:
         for index in range(VALIDATION_BATCHES):
             tokens = self._batch(self.data.validation, VALIDATION_SEED, index)
             with self._precision():
-                loss = self.model(tokens, labels=tokens).loss
-            assert loss is not None
-            total += loss.item()
+                total += self.model.loss(tokens, next_tokens(tokens)).item()
         return total / VALIDATION_BATCHES / math.log(2)
 
     def _batch(self, text: Tensor, seed: int, step: int) -> Tensor:

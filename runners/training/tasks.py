@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -245,7 +244,7 @@ class TaskData:
 
 def answer_loss(model: Decoder, batch: TaskBatch) -> Tensor:
     """Mean cross-entropy over the answers, in nats."""
-    return F.cross_entropy(model(batch.inputs).logits[batch.mask].float(), batch.targets[batch.mask])
+    return model.loss(batch.inputs, batch.targets)
 
 
 DEPTHS = 4
