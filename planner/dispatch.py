@@ -17,6 +17,7 @@ from planner.plans import BenchmarkPlan, KernelsPlan, Plan, PrototypePlan, Train
 from planner.probes import ReachPlan, sequence_mixers
 from planner.prototype import scale_down
 from planner.reach import narrowed_for_reach
+from planner.routing import check_routing
 from planner.sizing import size
 from planner.spec import ArchitectureSpec
 from planner.training import estimate_training
@@ -86,6 +87,7 @@ def _rate(profile: MachineProfile | None, dtype: str) -> tuple[float, str]:
 
 
 def _prototype(spec: ArchitectureSpec, plan: PrototypePlan, profile: MachineProfile | None) -> JobEstimate:
+    check_routing(spec, plan)
     scaled = scale_down(spec, plan.parameter_budget, vocab_size=plan.vocab_size, sequence_length=plan.sequence_length)
     step = flops(scaled.spec, plan.sequence_length, plan.batch_size, training=True).total
     rate, source = _rate(profile, "fp32")

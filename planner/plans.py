@@ -151,6 +151,14 @@ class PrototypePlan(Plan):
     """A task of :mod:`planner.tasks` in place of text."""
     difficulty: int | None = Field(default=None, gt=0)
     """How hard the task is, in what it counts; absent: its default."""
+    router_auxiliary_loss: float = Field(default=0.0, ge=0, le=100)
+    """Factor on the loss that evens out the load of experts (Switch, arXiv:2101.03961, equation 4), the mean over the
+    layers that route; 0: none."""
+    router_z_loss: float = Field(default=0.0, ge=0, le=100)
+    """Factor on the mean square of routers' log-sum-exp (ST-MoE, arXiv:2202.08906, equation 5); 0: none."""
+    router_bias_update_rate: float = Field(default=0.0, ge=0, le=1)
+    """By how much a step moves the biases that steer the choice of experts towards an even load (DeepSeek-V3,
+    arXiv:2412.19437, section 2.1.2: 0.001); 0: they stay."""
     evaluate_every: int = Field(default=50, gt=0)
     checkpoint_every: int = Field(default=50, gt=0)
     sample_tokens: int = Field(default=160, ge=0, le=4096)

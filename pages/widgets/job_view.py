@@ -28,6 +28,9 @@ SERIES = {
     "tokens_per_second": ("Speed", "tokens a second"),
     "learning_rate": ("Learning rate", ""),
     "memory_bytes": ("Memory of the process", "GiB"),
+    "router/auxiliary_loss": ("Load balancing loss", "experts a token at even load"),
+    "router/z_loss": ("Router z-loss", "square of the log-sum-exp"),
+    "router/largest_load": ("Busiest expert", "times its even share"),
 }
 """Series of a prototype by name: title and unit; another series is shown under its own name."""
 

@@ -14,6 +14,7 @@ import torch
 from planner.compute import flops
 from planner.plans import PrototypePlan
 from planner.prototype import ScaledSpec, scale_down
+from planner.routing import check_routing
 from planner.sizing import size
 from planner.spec import ArchitectureSpec, LearnedPositions
 from planner.tasks import TASKS
@@ -27,6 +28,7 @@ from runners.profile import bf16_pays, current
 from runners.telemetry import Telemetry
 from runners.training.data import NoData, Text, load_text
 from runners.training.loop import Diverged, Trainer, TrainingSettings
+from runners.training.routing import RouterSettings
 from runners.training.schedule import RULE, peak_rate
 from runners.training.tasks import TaskData
 
@@ -44,10 +46,13 @@ class _Record:
     loss: float | None = None
     bits_per_byte: float | None = None
     speeds: list[float] = field(default_factory=list)
+    router_load: dict[str, Any] | None = None
+    """Step, and by the name of each mixture of experts the share of that step's tokens that went to each expert."""
 
 
 def run(spec: ArchitectureSpec, plan: PrototypePlan, context: JobContext) -> Iterator[Event]:
     """Train the scaled-down design; a later attempt goes on from the last checkpoint with the same batches."""
+    check_routing(spec, plan)
     scaled = scale_down(spec, plan.parameter_budget, vocab_size=plan.vocab_size, sequence_length=plan.sequence_length)
     free = shutil.disk_usage(context.directory).free
     if free < 3 * 12 * scaled.parameters + LEAST_FREE_BYTES:
@@ -69,6 +74,7 @@ def run(spec: ArchitectureSpec, plan: PrototypePlan, context: JobContext) -> Ite
         checkpoint_every=plan.checkpoint_every,
         bf16=bf16_pays(profile),
         device=device,
+        router=RouterSettings(plan.router_auxiliary_loss, plan.router_z_loss, plan.router_bias_update_rate),
     )
     rows = _predictions(scaled, plan, settings)
     describe_model(context.directory, scaled.spec, plan.task, plan.task_difficulty)
@@ -132,6 +138,12 @@ def _train(trainer: Trainer, plan: PrototypePlan, telemetry: Telemetry, first: i
                 record.bits_per_byte = step.bits_per_byte
             if step.accuracy is not None:
                 yield Metric("accuracy", step.step, step.accuracy)
+            if step.router is not None:
+                yield Metric("router/auxiliary_loss", step.step, step.router.auxiliary_loss)
+                yield Metric("router/z_loss", step.step, step.router.z_loss)
+                yield Metric("router/largest_load", step.step, step.router.largest_load)
+                layers = {name: list(load) for name, load in step.router.load.items()}
+                record.router_load = {"step": step.step, "layers": layers}
             record.loss = step.loss
             done = step.step + 1
             elapsed = time.perf_counter() - started
@@ -205,6 +217,7 @@ def _values(
         "training_flops": step_flops * plan.steps,
         "tokens_per_second": statistics.median(record.speeds) if record.speeds else None,
         "parameters": counted,
+        "router_load": record.router_load,
         "active_parameters": size(scaled.spec).parameters.active,
         "seed": plan.seed,
         "learning_rate": settings.peak_rate,

@@ -37,7 +37,7 @@ def save(
     temporary = directory / f"{LATEST}.new.{os.getpid()}"  # a writer that was thought dead has another name
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, temporary / "model.safetensors")
+    save_file({name: p.detach().contiguous() for name, p in _held(model).items()}, temporary / "model.safetensors")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
     for parameter, values in optimizer.state.items():
@@ -80,9 +80,15 @@ def load_weights(directory: pathlib.Path, model: nn.Module) -> None:
     _read_weights(found, model)
 
 
+def _held(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, and buffers: a step may move the biases that steer routers."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
 def _read_weights(folder: pathlib.Path, model: nn.Module) -> None:
-    parameters, weights = dict(model.named_parameters()), load_file(folder / "model.safetensors")
-    for name in sorted(parameters.keys() | weights.keys()):
+    parameters, weights = _held(model), load_file(folder / "model.safetensors")
+    # A checkpoint from before buffers were written has none, and they were what they are in a new model.
+    for name in sorted(dict(model.named_parameters()).keys() | weights.keys()):
         ours, theirs = (held[name].shape if name in held else None for held in (parameters, weights))
         if ours != theirs:
             raise ValueError(f"the checkpoint in {folder} is that of another model: {name} differs")

@@ -16,6 +16,7 @@ from runners.models import Decoder
 from runners.models.decoder import next_tokens
 from runners.training import checkpoint
 from runners.training.data import Text, batch
+from runners.training.routing import UNBALANCED, RouterSettings, RouterStep, balance, recorded, router_loss, summary
 from runners.training.schedule import learning_rate
 from runners.training.tasks import VALIDATION_SEED, HeldOut, TaskBatch, TaskData, answer_loss, measure
 
@@ -44,12 +45,13 @@ class TrainingSettings:
     checkpoint_every: int
     bf16: bool
     device: str
+    router: RouterSettings = UNBALANCED
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """What one step gave. ``bits_per_byte`` only where the validation text was read, ``accuracy`` where held-out
-    sequences of a task were answered."""
+    sequences of a task were answered, ``router`` at such a step, or at each one where routers are balanced."""
 
     step: int
     loss: float
@@ -58,6 +60,7 @@ class Step:
     seconds: float
     bits_per_byte: float | None
     accuracy: float | None = None
+    router: RouterStep | None = None
 
 
 class Trainer:
@@ -99,24 +102,28 @@ class Trainer:
             rate = learning_rate(step, settings.steps, settings.warmup_steps, settings.peak_rate)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            with self._precision():
+            last = step == settings.steps - 1
+            evaluates = last or (step + 1) % settings.evaluate_every == 0
+            with self._precision(), recorded(self.model, settings.router, evaluates) as routing:
                 loss = self._loss(step)
+            added = router_loss(routing, settings.router)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            (loss if added is None else loss + added).backward()
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
             self.optimizer.step()
-            value = loss.item()
+            if settings.router.bias_update_rate:
+                balance(self.model, routing, settings.router.bias_update_rate)
+            value, router = loss.item(), summary(routing)
             if not math.isfinite(value):
                 raise Diverged(f"the loss is {value} at step {step}")
             seconds = time.perf_counter() - started
-            last = step == settings.steps - 1
             bits = accuracy = None
-            if last or (step + 1) % settings.evaluate_every == 0:
+            if evaluates:
                 if isinstance(self.data, TaskData):
                     accuracy = self.held_out(WHILE_TRAINING).accuracy
                 else:
                     bits = self.bits_per_byte()
-            yield Step(step, value, norm.item(), rate, seconds, bits, accuracy)
+            yield Step(step, value, norm.item(), rate, seconds, bits, accuracy, router)
             if last or (step + 1) % settings.checkpoint_every == 0:
                 state = {"next_step": step + 1, "bf16": settings.bf16}
                 checkpoint.save(self.directory, self.model, self.optimizer, state, self.may_write)
