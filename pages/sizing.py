@@ -31,9 +31,10 @@ from planner import ArchitectureSpec, Device, Fit, PlannerError, crossover, expl
 from planner.curves import crossover_curve, flops_curve
 from planner.distribution import by_component, by_layer, by_tensor
 from planner.explain import QUANTITIES, SERVING_QUANTITIES
-from planner.intensity import PHASES, bounds, merged, operators, ridge_point
+from planner.intensity import bounds, ridge_point
 from planner.plans import Plan, ServingPlan, TrainingPlan
 from planner.serving import planned_cache
+from planner.serving.operators import PHASES, merged, operators
 
 LENGTHS = tuple(2**exponent for exponent in range(10, 21))
 FACTORS = tuple(2 ** (step / 2) for step in range(-6, 9))

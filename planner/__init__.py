@@ -12,7 +12,7 @@ from planner.explain import explain, explain_block
 from planner.generation import GeneratePlan
 from planner.growth import Growth, grow
 from planner.hardware import Device, MachineProfile, hardware, hardware_catalogue
-from planner.intensity import Crossover, Operator, crossover, operators, ridge_point
+from planner.intensity import Crossover, crossover, ridge_point
 from planner.interop import from_huggingface
 from planner.interop.export import to_huggingface
 from planner.plans import (
@@ -28,6 +28,7 @@ from planner.presets import load
 from planner.prototype import ScaledSpec, scale_down
 from planner.scaling import Budget, training_budget
 from planner.serving import Fit, InferenceEstimate, estimate_inference, fits
+from planner.serving.operators import Operator, operators
 from planner.sizing import Size, size
 from planner.spec import ArchitectureSpec, Layer, LayerGroup, parse_spec
 from planner.terms import Term

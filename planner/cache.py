@@ -12,7 +12,7 @@ of another has no entries, so that shared ones are counted once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -195,22 +195,28 @@ def cache_use(
     dtype: str = "bf16",
     block_size: Quantity = BLOCK_SIZE,
     windowed_pages: WindowedPages = "window",
+    entries: Iterable[tuple[Quantity, CacheEntry]] | None = None,
 ) -> CacheUse:
     """Ideal and allocated bytes of ``batch_size`` sequences; works on all three readings.
 
+    ``entries`` are the cached tensors of one sequence, each with the layers that have it; absent: all of the model's.
     Allocated is for sequences that have been read: while a prompt is, an engine that reads it in pieces holds the
     blocks of one piece more of each windowed layer.
     """
     allocated: Quantity = 0
     scales: Quantity = 0
     states: Quantity = 0
-    for _, times, entry in model_cache(spec, context_length):
+    ideal: Quantity = 0
+    if entries is None:
+        entries = ((times, entry) for _, times, entry in model_cache(spec, context_length))
+    for times, entry in entries:
+        ideal = ideal + times * entry_bytes(entry, dtype)
         allocated = allocated + times * entry_bytes(allocated_entry(entry, block_size, windowed_pages), dtype)
         scales = scales + times * scale_bytes(entry, dtype)
         if not entry.grows:
             states = states + times * entry_bytes(entry, dtype)
     return CacheUse(
-        ideal_bytes=cache_bytes(spec, context_length, batch_size, dtype),
+        ideal_bytes=ideal * batch_size,
         allocated_bytes=allocated * batch_size,
         scale_bytes=scales * batch_size,
         state_bytes=states * batch_size,

@@ -21,7 +21,17 @@ from planner.errors import PlannerError, UnsupportedPlan
 from planner.plans import Plan, ServingPlan, TrainingPlan
 from planner.quantities import Quantity
 from planner.scaling import TOKENS_PER_PARAMETER
-from planner.serving import check_serving_plan, is_quantized, pass_bytes, projection_outputs, tensor_bytes
+from planner.serving import Split, Storage, check_serving, describe_format, kept_layers, part_of
+from planner.serving.memory import (
+    ENGINE_ACTIVATIONS,
+    draft_cache,
+    draft_weights,
+    engine_activations,
+    on_device,
+    outer_weights,
+    projection_outputs,
+)
+from planner.serving.speculative import speculation
 from planner.sizing import (
     active_count,
     layer_buffers,
@@ -175,19 +185,57 @@ def _active_parameters(reading: _Reading) -> _Node:
     return _of_tensors(reading, "active parameters", lambda tensor, _: active_count(tensor))
 
 
+def _place(path: str) -> tuple[int, int]:
+    """Group and layer of a path that :meth:`_Reading.layers` gives."""
+    group, layer = (int(part.partition("]")[0]) for part in path.split("[")[1:3])
+    return group, layer
+
+
 def _weights_memory(reading: _Reading) -> _Node:
-    plan = _serving_plan(reading.plan)
-    node = _of_tensors(
-        reading,
-        f"weights in {plan.weight_format}",
-        lambda tensor, inside: tensor_bytes(tensor, plan.weight_format, inside and is_quantized(tensor)),
+    plan, spec = _serving_plan(reading.plan), reading.spec
+    split, storage = Split.of(plan), Storage(spec, plan.weight_format)
+    held_outside = {name: held for name, _, held in outer_weights(spec, plan)}
+    before, after = (
+        [_Node(tensor.name, held_outside[tensor.name], path=outer_block(tensor.name)) for tensor in tensors]
+        for tensors in (leading_tensors(spec), trailing_tensors(spec))
     )
-    buffers = [
-        _Node(buffer.name, 4 * buffer.count * repeats, path=f"{path}.{part}", times=times)
-        for path, _, layer, repeats, times in reading.layers()
-        for part, buffer in layer_buffers(reading.spec, layer)
-    ]
-    return _sum(node.name, [*node.children, *buffers]) if buffers else node
+    layers: list[_Node] = []
+    buffers: list[_Node] = []
+    for path, name, layer, _, times in reading.layers():
+        group_index, layer_index = _place(path)
+        everywhere = spec.layer_groups[group_index].repeats
+
+        def here(
+            held: Quantity, group: int = group_index, index: int = layer_index, all_of: Quantity = everywhere
+        ) -> Quantity:
+            """Of what all layers at this place have: on the device, or of one of them."""
+            if reading.single:
+                return Fraction(held, all_of) if isinstance(held, int) else held / all_of
+            return on_device(held, spec, plan, group, index)
+
+        leaves: dict[str, list[_Node]] = {}
+        for part, component in layer_components(spec, layer):
+            for tensor in component.tensors(spec.hidden_size):
+                held = storage.inner(group_index, layer_index, tensor)
+                if part.endswith("_mixer"):
+                    held = part_of(held, split.of_tensor(component, tensor))
+                leaves.setdefault(part, []).append(_Node(tensor.name, here(held), path=f"{path}.{part}", times=times))
+        parts = [
+            _sum(part.replace("_", " "), leaves[part], path=f"{path}.{part}", times=times, source=source)
+            for part, component in layer_components(spec, layer)
+            for source in [_component_source(component)]
+            if part in leaves
+        ]
+        layers.append(_sum(name, parts, path=path, times=times))
+        for part, buffer in layer_buffers(spec, layer):
+            kept = here(4 * buffer.count * everywhere)
+            buffers.append(_Node(buffer.name, kept, path=f"{path}.{part}", times=times))
+    draft = []
+    found = speculation(plan.speculative)
+    if found is not None and found.draft is not None:
+        draft.append(_Node(f"draft model: {found.draft.name}", draft_weights(plan), source="Whole on each device"))
+    written = f"Written in {describe_format(plan.weight_format)}"
+    return _sum(f"weights in {plan.weight_format}", [*before, *layers, *after, *buffers, *draft], source=written)
 
 
 def _flops(reading: _Reading, needed: bool = False) -> _Node:
@@ -219,9 +267,10 @@ def _flops(reading: _Reading, needed: bool = False) -> _Node:
 def _cache(reading: _Reading, paged: bool = False) -> _Node:
     """The cache's tensors, or with ``paged`` the blocks that an engine sets aside for them."""
     plan = _serving_plan(reading.plan)
+    split = Split.of(plan)
 
     def held(entry: CacheEntry, repeats: Quantity, path: str, times: int) -> _Node:
-        all_of_them = reading.batch_size * repeats
+        all_of_them = split.sequences(reading.batch_size) * repeats
         if not (paged and entry.grows):
             return _Node(entry.name, entry_bytes(entry, plan.cache_dtype) * all_of_them, path=path, times=times)
         blocks = allocated_entry(entry, plan.cache_block_size, plan.windowed_pages)
@@ -233,12 +282,19 @@ def _cache(reading: _Reading, paged: bool = False) -> _Node:
     for path, name, layer, repeats, times in reading.layers():
         for part, component in layer_components(reading.spec, layer):
             where = f"{path}.{part}"
+            kept = repeats if reading.single else kept_layers(reading.spec, plan, *_place(path))
             entries = [
-                held(entry, repeats, where, times)
+                held(split.of_entry(entry), kept, where, times)
                 for entry in component.cache(reading.spec.hidden_size, reading.sequence_length)
             ]
             if entries or part == "sequence_mixer":
                 nodes.append(_sum(name, entries, path=where, times=times, source=_component_source(component)))
+    draft = draft_cache(plan, reading.sequence_length, reading.batch_size)
+    if draft is not None:
+        held_by_draft = draft.allocated_bytes if paged else draft.ideal_bytes
+        bounds = Uncertainty(draft.ideal_bytes, draft.allocated_bytes, "the draft's") if reading.in_numbers else None
+        status: Status | None = "modelled" if paged else None
+        nodes.append(_Node("draft model", held_by_draft, status=status, uncertainty=bounds if paged else None))
     if paged:
         assumed = assumption_text(plan.cache_block_size, plan.windowed_pages)
         return _sum(f"blocks of the cache in {plan.cache_dtype}", nodes, source=assumed)
@@ -247,9 +303,11 @@ def _cache(reading: _Reading, paged: bool = False) -> _Node:
 
 def _inference_memory(reading: _Reading) -> _Node:
     # Which mixer is the widest is a matter of numbers; its formula is then read.
-    known = projection_outputs(reading.numbers)
-    widest = projection_outputs(reading.spec)[known.index(max(known))]
-    held = pass_bytes(reading.spec, reading.sequence_length, reading.batch_size, widest)
+    plan = _serving_plan(reading.plan)
+    split = Split.of(plan)
+    known = projection_outputs(reading.numbers, split)
+    widest = projection_outputs(reading.spec, split)[known.index(max(known))]
+    held = engine_activations(reading.spec, plan, reading.sequence_length, reading.batch_size, widest)
     return _sum(
         "inference memory",
         [
@@ -258,8 +316,7 @@ def _inference_memory(reading: _Reading) -> _Node:
             _Node(
                 "activations",
                 held,
-                source="Upper bound: the residual stream twice, the outputs of the widest mixer's projections, and "
-                "fp32 logits of the last position",
+                source=ENGINE_ACTIVATIONS[plan.engine],
                 status="modelled",
                 uncertainty=of_pass(held) if reading.in_numbers else None,
             ),
@@ -475,7 +532,7 @@ def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan | None, single:
         inputs = {"T": (length, "sequence_length"), "B": (batch, "micro_batch_size")}
     elif chosen.inputs == "serving":
         serving = _serving_plan(plan)
-        check_serving_plan(serving)
+        check_serving(spec, serving)
         plan, length, batch = serving, serving.context_length, serving.batch_size
         inputs = {"T": (length, "context_length"), "B": (batch, "batch_size")}
     symbols_spec, values, fields = symbolic_fields(spec)

@@ -107,12 +107,24 @@ class ServingPlan(Plan):
     """Blocks of a layer with a window or chunks: those that still hold a visible key, as vLLM's hybrid KV cache
     manager keeps them, or those of all the ``context``, as engines without one."""
     context_length: int = Field(default=4096, gt=0)
+    """Tokens of a sequence, prompt and answer together."""
+    output_length: int | None = Field(default=None, gt=0)
+    """Of these, tokens of the answer. Given, requests come and go: passes that decode also read the prompts of those
+    that come. Absent: the prompt is as long as the context, and every pass adds one token to all sequences."""
+    cached_prefix: int = Field(default=0, ge=0)
+    """Tokens that a prompt begins with whose keys and values are there already."""
     batch_size: int = Field(default=1, gt=0)
-    tensor_parallel: int = Field(default=1, gt=0)
-    expert_parallel: int = Field(default=1, gt=0)
-    attention_data_parallel: int = Field(default=1, gt=0)
+    """Sequences at a time, over all devices."""
+    tensor_parallel: int = Field(default=1, gt=0, le=1024)
+    expert_parallel: int = Field(default=1, gt=0, le=65_536)
+    attention_data_parallel: int = Field(default=1, gt=0, le=1024)
     offload_layers: int = Field(default=0, ge=0)
+    """The first layers, whose weights and cache lie in the host's memory."""
     speculative: str | None = None
+    """A draft: ``PRESET:k=4:acceptance=0.7``, or ``ngram:…`` for one that costs nothing."""
+    engine: Literal["serving", "eager", "llama.cpp"] = "serving"
+    """``serving``: paged cache, captured graphs and fused kernels (vLLM, SGLang, TensorRT-LLM); ``eager``: one kernel
+    at a time from Python (transformers); ``llama.cpp``."""
     hardware: str | None = None
 
 

@@ -13,6 +13,8 @@ value, so such a branch fails at once when the symbolic reading is taken.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -114,3 +116,32 @@ def product(values: tuple[Quantity, ...]) -> Quantity:
     for value in values[1:]:
         result = result * value
     return result
+
+
+def tabulated(name: str, function: Callable[..., int], *quantities: Quantity) -> Quantity:
+    """``function``, which is no arithmetic but looks whole numbers up, read on all three kinds of quantity.
+
+    Arrays are read entry by entry, each distinct one once. As a symbol it is a function under ``name`` that has its
+    value as soon as every argument has one.
+    """
+    match _kind(*quantities):
+        case "number":
+            return function(*quantities)
+        case "array":
+            rows = np.stack([each.ravel() for each in np.broadcast_arrays(*quantities)], axis=1)
+            distinct, where = np.unique(rows, axis=0, return_inverse=True)
+            values = np.array([function(*(int(entry) for entry in row)) for row in distinct], dtype=np.float64)
+            return values[where.ravel()].reshape(np.broadcast_shapes(*(np.shape(each) for each in quantities)))
+    return _table(name, function)(*quantities)
+
+
+@functools.cache
+def _table(name: str, function: Callable[..., int]) -> Any:
+    import sympy
+
+    def evaluate(cls: Any, *arguments: Any) -> Any:
+        if all(argument.is_Integer for argument in arguments):
+            return sympy.Integer(function(*(int(argument) for argument in arguments)))
+        return None
+
+    return type(name, (sympy.Function,), {"eval": classmethod(evaluate), "is_integer": True})

@@ -17,6 +17,7 @@ from planner.compute import flops
 from planner.plans import ServingPlan, TrainingPlan
 from planner.scaling import LAWS, TOKENS_PER_PARAMETER
 from planner.serving import ServingMemory, planned_cache
+from planner.serving.memory import draft_cache
 from planner.sizing import size
 from planner.spec import ArchitectureSpec
 from planner.training import DEVICE_OVERHEAD_BYTES, TrainingMemory
@@ -104,7 +105,9 @@ def of_serving(spec: ArchitectureSpec, plan: ServingPlan, memory: ServingMemory)
     use = planned_cache(spec, whole, plan.context_length, plan.batch_size)
     cache = None
     if use.state_bytes != use.ideal_bytes:  # something is paged
-        cache = Uncertainty(memory.ideal_cache_bytes, use.allocated_bytes, _blocks_ground(plan))
+        draft = draft_cache(plan, plan.context_length, plan.batch_size)
+        most = use.allocated_bytes + (0 if draft is None else draft.allocated_bytes)
+        cache = Uncertainty(memory.ideal_cache_bytes, most, _blocks_ground(plan))
     found = sum_of(
         [
             (memory.weights_bytes, None),

@@ -14,19 +14,14 @@ from hypothesis import strategies as st
 from planner import ArchitectureSpec, ServingPlan, UnsupportedPlan, flops, hardware, load, parse_spec
 from planner.components import MoE
 from planner.intensity import (
-    PHASES,
-    Operator,
-    Phase,
     attention_flops,
     bounds,
     channel_flops,
     crossover,
     crossover_counted,
-    matrix_flops,
-    merged,
-    operators,
     ridge_point,
 )
+from planner.serving.operators import PHASES, Operator, Phase, matrix_flops, merged, operators
 from planner.symbolic import substitute, symbolic
 from tests.planner.strategies import specs
 
@@ -165,8 +160,29 @@ def test_numbers_arrays_and_symbols_agree(spec: ArchitectureSpec, length: int, b
 
 
 def test_a_plan_that_is_not_modelled_is_refused() -> None:
-    with pytest.raises(UnsupportedPlan, match="tensor_parallel"):
-        operators(model(), ServingPlan(tensor_parallel=2), "decode")
+    with pytest.raises(UnsupportedPlan, match="cache_dtype"):
+        operators(model(), ServingPlan(cache_dtype="int3"), "decode")
+
+
+def test_devices_share_the_work_and_repeat_what_belongs_to_all_heads() -> None:
+    """Four devices, two KV heads: each keeps one whole, and two of the eight query heads."""
+    one, four = by_name(model(), "decode", batch_size=4), by_name(model(), "decode", batch_size=4, tensor_parallel=4)
+    assert four["q_proj"].weight_bytes * 4 == one["q_proj"].weight_bytes
+    assert four["up_proj"].flops * 4 == one["up_proj"].flops
+    assert four["k_proj"].weight_bytes * 2 == one["k_proj"].weight_bytes
+    assert four["mixing"].cache_bytes * 2 == one["mixing"].cache_bytes
+    assert four["mixing"].flops * 4 == one["mixing"].flops
+
+
+def test_routed_experts_see_the_tokens_of_all_devices() -> None:
+    """Two groups of one device: half of the experts each, chosen from by all four sequences."""
+    moe = {"kind": "moe", "num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 64}
+    plan = {"batch_size": 4, "attention_data_parallel": 2, "expert_parallel": 2}
+    one, two = by_name(model(channel=moe), "decode", batch_size=4), by_name(model(channel=moe), "decode", **plan)
+    assert two["experts.down_proj"].flops * 2 == one["experts.down_proj"].flops
+    assert two["experts.down_proj"].weight_bytes == pytest.approx(one["experts.down_proj"].weight_bytes / 2)
+    assert two["q_proj"].weight_bytes == one["q_proj"].weight_bytes
+    assert two["mixing"].cache_bytes * 2 == one["mixing"].cache_bytes
 
 
 def test_a_ridge_point_is_peak_over_bandwidth_and_absent_where_one_is() -> None:

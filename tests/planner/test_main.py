@@ -177,7 +177,7 @@ HUGE = "1" + 200 * "0"
         ["cache", "llama-2-7b", "--windowed-pages", "some"],
         ["train", "llama-2-7b", "--set", "zero_stage=3"],
         ["train", "llama-2-7b", "--set", "precision=[bf16"],
-        ["serve", "llama-2-7b", "--set", "weight_format=q4_k_m"],
+        ["serve", "llama-2-7b", "--set", "weight_format=q4_k_x"],
         ["serve", "llama-2-7b", "--set", "hardware=h1000"],
         ["serve", "llama-2-7b", "--set", "hardware"],
         ["fit", "llama-2-7b", "--device", "abacus"],

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from planner import ArchitectureSpec, UnsupportedPlan, cache_bytes, flops, parse_spec, size
 from planner.components.attention import attended_pairs
 from planner.quantities import ceiling_divide, exact_divide, floor_divide, largest, rounded_up, smallest
-from planner.serving import WEIGHT_FORMATS, activation_bytes, pass_bytes, projection_outputs, weights_bytes
+from planner.serving import activation_bytes, pass_bytes, projection_outputs, weights_bytes
 from planner.sizing import count_parameters
 from planner.symbolic import candidates, evaluate, substitute, symbolic, symbolic_fields
 from tests.planner.strategies import specs
 
+WEIGHT_FORMATS = ("bf16", "fp8_block", "gptq_int4", "nf4_dq", "mxfp4", "q4_k_m", "iq3_xs")
+"""One of each way of counting: plain, by rows, by blocks, by groups, and mixtures of GGUF types."""
 Formula = Callable[[ArchitectureSpec, Any, Any], Any]
 
 QUANTITIES: dict[str, Formula] = {

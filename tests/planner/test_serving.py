@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,9 +16,11 @@ from planner import (
     estimate_inference,
     fits,
     hardware,
+    load,
 )
 from planner.serving import WEIGHT_FORMATS, largest_true, serving_memory, weights_bytes
-from tests.planner.published import DEEPSEEK_V3, GPT_2, LLAMA_2_7B, MAMBA_2_130M, MAMBA_130M
+from planner.serving.speculative import speculation
+from tests.planner.published import DEEPSEEK_V3, GPT_2, LLAMA_2_7B, LLAMA_2_70B, MAMBA_2_130M, MAMBA_130M
 from tests.planner.strategies import specs
 
 # Llama 2 7B, by hand: what stands in matrices of the layers, and the rest (embedding, head, 65 norms).
@@ -112,26 +116,97 @@ def test_times_are_absent_and_say_so() -> None:
 
 def test_everything_unsupported_is_refused_by_name_at_once() -> None:
     plan = ServingPlan(
-        weight_format="q4_k_m",
+        weight_format="q4_k_x",
         cache_dtype="int3",
-        tensor_parallel=2,
-        expert_parallel=2,
-        attention_data_parallel=2,
-        offload_layers=3,
         speculative="draft",
+        context_length=100,
+        output_length=100,
     )
     with pytest.raises(UnsupportedPlan) as caught:
         estimate_inference(LLAMA_2_7B, plan)
     assert [problem.path for problem in caught.value.problems] == [
         "weight_format",
         "cache_dtype",
-        "tensor_parallel",
-        "expert_parallel",
-        "attention_data_parallel",
-        "offload_layers",
         "speculative",
+        "output_length",
     ]
     assert all(problem.remedy for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    "spec, plan, path",
+    [
+        (LLAMA_2_7B, {"tensor_parallel": 3}, "tensor_parallel"),
+        (LLAMA_2_7B, {"expert_parallel": 2, "tensor_parallel": 2}, "expert_parallel"),
+        (DEEPSEEK_V3, {"expert_parallel": 8, "tensor_parallel": 4}, "expert_parallel"),
+        (DEEPSEEK_V3, {"expert_parallel": 3, "attention_data_parallel": 3}, "expert_parallel"),
+        (LLAMA_2_7B, {"offload_layers": 33}, "offload_layers"),
+        (LLAMA_2_7B, {"cached_prefix": 4096}, "cached_prefix"),
+        (LLAMA_2_7B, {"speculative": "gpt2:k=4:acceptance=0.7"}, "speculative"),
+        (LLAMA_2_7B, {"speculative": "gpt-2:k=4:acceptance=0.7"}, "speculative"),
+        (LLAMA_2_7B, {"speculative": "ngram:k=4"}, "speculative"),
+        (LLAMA_2_7B, {"speculative": "ngram:k=0:acceptance=0.5"}, "speculative"),
+        (LLAMA_2_7B, {"speculative": "ngram:k=2:acceptance=1.5"}, "speculative"),
+        (LLAMA_2_7B, {"speculative": "ngram:k=two:acceptance=1"}, "speculative"),
+        (LLAMA_2_7B, {"speculative": "ngram:k=2:k=3:acceptance=1"}, "speculative"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(spec: ArchitectureSpec, plan: dict[str, Any], path: str) -> None:
+    with pytest.raises(UnsupportedPlan) as caught:
+        estimate_inference(spec, ServingPlan(**plan))
+    assert caught.value.path == path
+    assert caught.value.remedy
+
+
+def test_devices_share_weights_by_hand() -> None:
+    """Llama 2 70B on sixteen devices: eight KV heads are each kept twice, norms sixteen times."""
+    memory = serving_memory(LLAMA_2_70B, ServingPlan(tensor_parallel=16), 4096, 2)
+    queries, values, mlp = 8192 * 8192, 8192 * 1024, 3 * 8192 * 28_672
+    layer = 2 * queries // 16 + 2 * values // 8 + mlp // 16
+    assert memory.weights_bytes == 2 * (80 * layer + 2 * 32_000 * 8192 // 16 + 161 * 8192)
+    # One KV head of 128 channels, keys and values, of two sequences.
+    assert memory.cache_bytes == 2 * 80 * 2 * 4096 * 128 * 2
+
+
+def test_experts_are_shared_out_and_latents_are_kept_by_all() -> None:
+    """DeepSeek-V3 on 16 devices: 2 × 8, experts in eight groups, so two devices share each of 32."""
+    plan = ServingPlan(tensor_parallel=8, attention_data_parallel=2, expert_parallel=8)
+    one, many = serving_memory(DEEPSEEK_V3, ServingPlan(), 4096, 4), serving_memory(DEEPSEEK_V3, plan, 4096, 4)
+    assert many.cache_bytes == one.cache_bytes // 2
+    experts = 58 * 3 * 256 * 2048 * 7168
+    assert one.weights_bytes // 16 < many.weights_bytes < one.weights_bytes // 16 + 2 * (17 * 10**9) // 8 * 2
+    assert many.weights_bytes > 2 * experts // 16
+
+
+def test_offloaded_layers_lie_in_the_hosts_memory() -> None:
+    """The first eight of 32 layers: a quarter of what layers hold, and of the cache."""
+    all_here, part = (serving_memory(LLAMA_2_7B, ServingPlan(offload_layers=count), 4096, 1) for count in (0, 8))
+    layers = 2 * (MATRICES + 64 * 4096)
+    assert all_here.weights_bytes - part.weights_bytes == layers // 4
+    assert part.cache_bytes * 4 == all_here.cache_bytes * 3
+    assert part.host_bytes == layers // 4 + all_here.cache_bytes // 4
+    everything = serving_memory(LLAMA_2_7B, ServingPlan(offload_layers=32), 4096, 1)
+    assert (everything.cache_bytes, everything.weights_bytes) == (0, 2 * (REST - 64 * 4096))
+
+
+def test_a_draft_lies_whole_on_each_device() -> None:
+    plan = ServingPlan(tensor_parallel=4, speculative="llama-3.2-1b:k=3:acceptance=0.5")
+    target, draft = load("llama-3.1-70b"), load("llama-3.2-1b")
+    without = serving_memory(target, plan.model_copy(update={"speculative": None}), 4096, 2)
+    drafted = serving_memory(target, plan, 4096, 2)
+    assert drafted.weights_bytes - without.weights_bytes == weights_bytes(draft)
+    assert drafted.cache_bytes - without.cache_bytes == cache_bytes(draft, 4096, 2)
+    # Logits of four positions a sequence instead of one.
+    assert drafted.activations_bytes - without.activations_bytes == 4 * 2 * 3 * 128_256
+
+
+@pytest.mark.parametrize(
+    "acceptance, proposed, expected", [(0.0, 4, 1.0), (1.0, 4, 5.0), (0.7, 4, (1 - 0.7**5) / 0.3), (0.5, 1, 1.5)]
+)
+def test_tokens_a_pass_are_leviathans(acceptance: float, proposed: int, expected: float) -> None:
+    found = speculation(f"ngram:k={proposed}:acceptance={acceptance}")
+    assert found is not None
+    assert found.tokens_a_pass == pytest.approx(expected)
 
 
 def test_fitting_is_said_of_usable_memory() -> None:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import planner.components as components
 from planner import ArchitectureSpec, ServingPlan, parse_spec
-from planner.intensity import operators
+from planner.serving.operators import operators
 from runners.models import build
 from runners.models.context import BuildContext, Kernels
 from runners.models.latent_attention import LatentAttention

@@ -20,8 +20,8 @@ from planner import (
 )
 from planner.blocks import multi_head_reference
 from planner.growth import grow
-from planner.intensity import PHASES, operators
 from planner.overview import list_numbers
+from planner.serving.operators import PHASES, operators
 from runners.models import build
 from tests.planner.test_training import measured_peak_bytes
 

@@ -1,0 +1,143 @@
+"""What a way of serving takes, and what fits a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from planner.hardware import Device, hardware
+from planner.plans import ServingPlan, TrainingPlan
+from planner.serving.devices import check_devices
+from planner.serving.memory import ServingMemory, check_serving_plan, device_weights, serving_memory
+from planner.serving.speculative import check_draft, speculation
+from planner.spec import ArchitectureSpec, LearnedPositions
+from planner.training import estimate_training
+
+LONGEST_CONTEXT = 2**30
+"""Where the search for the longest context ends."""
+
+TIME_NOTE = "Times of serving are not modelled yet: measure them with a benchmark."
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceEstimate:
+    """What a way of serving takes."""
+
+    memory: ServingMemory
+    max_context_length: int | None
+    """Longest context at the plan's batch; ``None`` without hardware, or where ``max_context_note`` says why."""
+    max_batch_size: int | None
+    """Most sequences of the plan's context; ``None`` without hardware. Zero where not even one fits."""
+    max_context_note: str
+    time_to_first_token_seconds: float | None
+    inter_token_latency_seconds: float | None
+    tokens_per_second: float | None
+    time_note: str
+    status: str = "modelled"
+    time_status: str = "unsupported"
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Whether a way of running fits a device, by usable memory."""
+
+    device: Device
+    needed_bytes: int
+    usable_bytes: int
+    parts: dict[str, int]
+    """They sum to ``needed_bytes``."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether what is needed is usable."""
+        return self.needed_bytes <= self.usable_bytes
+
+    @property
+    def share(self) -> float:
+        """Needed over usable: 1 is full."""
+        return self.needed_bytes / self.usable_bytes
+
+
+def check_serving(spec: ArchitectureSpec, plan: ServingPlan) -> None:
+    """Refuse a plan that is not modelled, or that does not go with a specification in numbers."""
+    check_serving_plan(plan)
+    check_devices(spec, plan)
+    check_draft(spec, speculation(plan.speculative))
+
+
+def estimate_inference(spec: ArchitectureSpec, plan: ServingPlan) -> InferenceEstimate:
+    """Memory of serving, and with hardware the longest context and the largest batch.
+
+    Raises
+    ------
+    UnsupportedPlan
+        naming every field of the plan that is not modelled, or does not go with the specification.
+    """
+    check_serving(spec, plan)
+    longest = batch = None
+    note = "Choose hardware to see the longest context."
+    if plan.hardware is not None:
+        usable = hardware(plan.hardware).usable_memory_bytes
+        longest, note = longest_context(spec, plan, usable)
+        weights = device_weights(spec, plan)
+        batch = largest_true(
+            lambda size: serving_memory(spec, plan, plan.context_length, size, weights).total_bytes <= usable,
+            LONGEST_CONTEXT,
+        )
+    return InferenceEstimate(
+        memory=serving_memory(spec, plan, plan.context_length, plan.batch_size),
+        max_context_length=longest,
+        max_batch_size=batch,
+        max_context_note=note,
+        time_to_first_token_seconds=None,
+        inter_token_latency_seconds=None,
+        tokens_per_second=None,
+        time_note=TIME_NOTE,
+    )
+
+
+def longest_context(spec: ArchitectureSpec, plan: ServingPlan, usable_bytes: int) -> tuple[int | None, str]:
+    """The longest context that fits, and what bounds it. Zero where not even one token fits."""
+    bound, note = LONGEST_CONTEXT, "bounded by memory"
+    if isinstance(spec.positions, LearnedPositions):
+        bound = spec.positions.num_positions
+    weights = device_weights(spec, plan)
+    longest = largest_true(
+        lambda length: serving_memory(spec, plan, length, plan.batch_size, weights).total_bytes <= usable_bytes, bound
+    )
+    if longest == 0:
+        return 0, "the weights alone do not fit"
+    if longest == LONGEST_CONTEXT:
+        return None, "memory stops growing with the context, so it sets no bound"
+    if isinstance(spec.positions, LearnedPositions) and longest == bound:
+        note = "bounded by the learned positions"
+    return longest, note
+
+
+def largest_true(holds: Callable[[int], bool], bound: int) -> int:
+    """The largest whole number up to ``bound`` for which ``holds``, given that it holds up to some number; else 0."""
+    if not holds(1):
+        return 0
+    low, high = 1, 2
+    while high <= bound and holds(high):
+        low, high = high, high * 2
+    high = min(high, bound + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def fits(spec: ArchitectureSpec, plan: ServingPlan | TrainingPlan, device: Device | str) -> Fit:
+    """Whether serving or training under ``plan`` fits ``device``, by usable memory."""
+    if isinstance(device, str):
+        device = hardware(device)
+    if isinstance(plan, TrainingPlan):
+        training = estimate_training(spec, plan).memory
+        return Fit(device, training.total_bytes, device.usable_memory_bytes, training.parts)
+    check_serving(spec, plan)
+    serving = serving_memory(spec, plan, plan.context_length, plan.batch_size)
+    return Fit(device, serving.total_bytes, device.usable_memory_bytes, serving.parts)
