@@ -32,6 +32,7 @@ from pages.widgets.draft import Draft, Settings
 from pages.widgets.layer_strip import Paint
 from pages.widgets.starting import starting_spec
 from planner import Fit, PlannerError, fits, hardware
+from planner.components.patterns import MaskPattern
 from planner.serving import WEIGHT_FORMATS
 
 CONTEXTS = tuple(2**exponent for exponent in range(10, 21))
@@ -198,8 +199,11 @@ def paint(draft: Draft, name: str, layers: tuple[int, ...]) -> None:
             before if before is not None and before.kind == kind else edits.starting_part(component, draft.spec, before)
         )
         if reach:
-            window = (getattr(before, "sliding_window", None) or 4096) if reach == ["window"] else None
-            changes = {"sliding_window": window} | ({"dilation": None} if window is None else {})
+            changes: dict[str, int | None] = dict.fromkeys(MaskPattern.__dataclass_fields__)
+            if reach == ["window"]:
+                changes = (
+                    {} if getattr(made, "sliding_window", None) is not None else {**changes, "sliding_window": 4096}
+                )
             made = edits.revalued(made, changes)
         return edits.revalued(layer, {part: made})
 

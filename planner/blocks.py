@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from planner.cache import entry_bytes, model_cache
 from planner.components import Attention, Component, LatentAttention
+from planner.components.patterns import MaskPattern
 from planner.compute import model_operations
 from planner.sizing import layer_tensors, outer_block, outer_tensors
 from planner.spec import ArchitectureSpec, Layer, LayerGroup, LearnedPositions
@@ -130,9 +131,8 @@ def _multi_head(layer: Layer) -> Layer:
 
 def _every_head(mixer: Component) -> Component:
     if isinstance(mixer, Attention):
-        return mixer.model_copy(
-            update={"num_key_value_heads": mixer.num_attention_heads, "sliding_window": None, "dilation": None}
-        )
+        everything = dict.fromkeys(MaskPattern.__dataclass_fields__)
+        return mixer.model_copy(update={"num_key_value_heads": mixer.num_attention_heads, **everything})
     if isinstance(mixer, LatentAttention):
         return Attention(
             num_attention_heads=mixer.num_attention_heads,

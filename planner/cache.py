@@ -18,7 +18,7 @@ from typing import Literal
 
 from planner.components.base import CacheEntry
 from planner.errors import UnsupportedPlan
-from planner.quantities import Quantity, ceiling_divide, product, rounded_up, smallest
+from planner.quantities import Quantity, ceiling_divide, floor_divide, product, rounded_up, smallest
 from planner.sizing import layer_components
 from planner.spec import ArchitectureSpec
 
@@ -124,6 +124,7 @@ def allocated_entry(entry: CacheEntry, block_size: Quantity, windowed_pages: Win
     """The entry with the positions that its blocks hold; what does not grow is not paged.
 
     A window may begin amid a block: where its blocks are freed behind it, it holds at most one more than fit into it.
+    So does each run of positions that is kept apart from it.
     """
     if not entry.grows:
         return entry
@@ -133,7 +134,9 @@ def allocated_entry(entry: CacheEntry, block_size: Quantity, windowed_pages: Win
     else:
         positions = rounded_up(entry.reserved, block_size)
         if windowed_pages == "window":
-            positions = smallest(positions, rounded_up(kept - 1, block_size) + block_size)
+            pieces = 1 if entry.runs is None else 1 + entry.runs
+            held = floor_divide(kept + pieces * 2 * (block_size - 1), block_size)
+            positions = smallest(positions, held * block_size)
     return replace(entry, shape=(*heads, positions, channels))
 
 

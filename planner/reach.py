@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.components import Component
+from planner.components import Attention, Component
 from planner.components.dependence import PositionSet
+from planner.components.patterns import MaskPattern
 from planner.errors import UnsupportedPlan
 from planner.prototype import REFERENCE_CONTEXT, ScaledSpec, narrowed
 from planner.spec import ArchitectureSpec, Layer
@@ -105,14 +106,14 @@ def _composed(layers: Sequence[Layer], suppliers: Sequence[int | None], seen: Po
 
 def key_value_suppliers(mixers: Sequence[Component | None]) -> tuple[int | None, ...]:
     """For each sequence mixer the index of the layer whose keys and values it reads; ``None`` where it has its own."""
-    latest: dict[tuple[int | None, int | None], int] = {}
+    latest: dict[MaskPattern | None, int] = {}
     suppliers: list[int | None] = []
     for index, mixer in enumerate(mixers):
-        kept = getattr(mixer, "sliding_window", None), getattr(mixer, "attention_chunk_size", None)
+        pattern = getattr(mixer, "pattern", None)
         shares = getattr(mixer, "shares_key_values", None)
         if shares is False:
-            latest[kept] = index
-        suppliers.append(latest[kept] if shares else None)
+            latest[pattern] = index
+        suppliers.append(latest[pattern] if shares else None)
     return tuple(suppliers)
 
 
@@ -130,12 +131,14 @@ def dependent_pairs(mixer: Component, sequence_length: int) -> int:
 
 
 def widest_part(spec: ArchitectureSpec) -> int:
-    """The widest window, with its dilation, or chunk of any layer; 0 where none has one."""
+    """The widest window, with its dilation, or chunks that are seen at once, or stride; 0 where none has one."""
     widest = 0
     for _, layer in spec.iterate_layers():
         for _, part in layer.sequence_mixer.parts() if layer.sequence_mixer is not None else ():
-            window = (getattr(part, "sliding_window", None) or 0) * (getattr(part, "dilation", None) or 1)
-            widest = max(widest, window, getattr(part, "attention_chunk_size", None) or 0)
+            if isinstance(part, Attention):
+                window = (part.sliding_window or 0) * (part.dilation or 1)
+                chunks = (part.attention_chunk_size or 0) * (1 + (part.previous_chunks or 0))
+                widest = max(widest, window, chunks, part.stride or 0)
     return widest
 
 

@@ -85,8 +85,8 @@ def component_token(component: str) -> str:
 
 
 def mixer_token(mixer: Any) -> str:
-    """The token of a mixer: attention with a window has a colour of its own."""
-    if getattr(mixer, "sliding_window", None) is not None:
+    """The token of a mixer: attention that hides earlier keys has a colour of its own."""
+    if getattr(mixer, "sees_a_part", False):
         return "window"
     return component_token(type(mixer).component)
 

@@ -54,8 +54,7 @@ def note(part: Component) -> str:
 
 def described(part: Any) -> str:
     """A mixer in a few words, for a list or a hover: ``Attention, window 4,096``."""
-    window = getattr(part, "sliding_window", None)
-    return kind_label(part.kind) + (f", window {window:,}" if window is not None else "")
+    return kind_label(part.kind) + (f", {part.pattern.words()}" if getattr(part, "sees_a_part", False) else "")
 
 
 def pattern(layers: Any) -> str:
@@ -66,9 +65,7 @@ def pattern(layers: Any) -> str:
         if mixer is None:
             name = "no sequence mixer"
         elif mixer.kind == "attention":
-            name = "full attention" if mixer.sliding_window is None else f"window {mixer.sliding_window:,}"
-            if mixer.dilation is not None:
-                name = f"dilated, stride {mixer.dilation:,}"
+            name = mixer.pattern.words() if mixer.sees_a_part else "full attention"
         else:
             name = kind_label(mixer.kind)
         counts[name] = counts.get(name, 0) + 1

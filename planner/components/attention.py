@@ -1,7 +1,7 @@
-"""Softmax attention with multi, grouped or single KV heads, optional (dilated) windows or chunks, sinks and gates.
+"""Softmax attention with multi, grouped or single KV heads, masks of several patterns, sinks and gates.
 
 Multi-query: Shazeer 2019, arXiv:1911.02150. Grouped-query: Ainslie et al. 2023, arXiv:2305.13245.
-Sliding and dilated windows: Beltagy et al. 2020, arXiv:2004.05150. Linear biases: Press et al. 2021, arXiv:2108.12409.
+Masks: ``planner/components/patterns.py``. Linear biases: Press et al. 2021, arXiv:2108.12409.
 Sinks: Xiao et al. 2023, arXiv:2309.17453, as learned logits in GPT-OSS, arXiv:2508.10925. Keys and values shared by
 layers: Brandon et al. 2024, arXiv:2405.12981. Gated output: Qiu et al. 2025, arXiv:2505.06708.
 """
@@ -12,38 +12,15 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
 from planner.components.dependence import PositionSet, chunk_before, everything_before, window_before
 from planner.components.narrowing import Scale, nearest_heads, stepped
+from planner.components.patterns import MaskPattern
 from planner.components.rotary import RotaryScaling, check_rotation
-from planner.quantities import Quantity, exact_divide, floor_divide, largest, smallest
-
-
-def attended_pairs(
-    sequence_length: Quantity, window: Quantity | None, dilation: Quantity | None, chunk: Quantity | None = None
-) -> Quantity:
-    """Query-key pairs that a causal mask leaves in one sequence.
-
-    A query at position ``i`` sees the keys ``i, i - dilation, i - 2 dilation …``, at most ``window`` of them; or with
-    ``chunk`` those before it of the same ``chunk`` positions, counted from the start of the sequence.
-    """
-    if chunk is not None:
-        whole = floor_divide(sequence_length, chunk)
-        rest = sequence_length - whole * chunk
-        return whole * exact_divide(chunk * (chunk + 1), 2) + exact_divide(rest * (rest + 1), 2)
-    if window is None:
-        return exact_divide(sequence_length * (sequence_length + 1), 2)
-    if dilation is None:
-        growing = smallest(sequence_length, window)
-        return sequence_length * growing - exact_divide(growing * (growing - 1), 2)
-    growing = smallest(sequence_length, window * dilation)
-    rounds = floor_divide(growing, dilation)
-    rest = growing - rounds * dilation
-    return (
-        dilation * exact_divide(rounds * (rounds + 1), 2) + rest * (rounds + 1) + (sequence_length - growing) * window
-    )
+from planner.quantities import Quantity, largest, smallest
 
 
 class Attention(Component):
@@ -60,6 +37,10 @@ class Attention(Component):
         "sliding_window": "w",
         "dilation": "r",
         "attention_chunk_size": "c",
+        "previous_chunks": "p",
+        "chunk_summaries": "u",
+        "global_tokens": "g",
+        "stride": "s",
     }
     reasons: ClassVar[dict[str, str]] = {
         "num_attention_heads": "query heads a KV head are kept",
@@ -68,6 +49,9 @@ class Attention(Component):
         "value_head_dim": "scaled with the rest of the head, a multiple of 8",
         "sliding_window": "the window's share of the context is kept, at least 8",
         "attention_chunk_size": "the chunk's share of the context is kept, at least 8",
+        "chunk_summaries": "the summaries' share of a chunk is kept",
+        "global_tokens": "the global tokens' share of the context is kept, at least 8",
+        "stride": "the stride's share of the context is kept, at least 8",
         "rope_share": "the nearest share that rotates an even number of channels",
         "short_factor": "as many as there are pairs of rotated channels",
         "long_factor": "as many as there are pairs of rotated channels",
@@ -88,9 +72,18 @@ class Attention(Component):
     """Distance between the keys that a windowed query sees; absent: neighbours."""
     attention_chunk_size: int | None = Field(default=None, gt=0)
     """The sequence is cut into chunks of as many positions, and a query sees keys of its own chunk alone (Llama 4)."""
+    previous_chunks: int | None = Field(default=None, gt=0)
+    """Chunks before its own that a query sees too (BigBird's window of blocks)."""
+    chunk_summaries: int | None = Field(default=None, gt=0)
+    """The last positions of every chunk, so many, are seen by all later queries (fixed attention of Sparse
+    Transformers)."""
+    global_tokens: int | None = Field(default=None, gt=0)
+    """The first positions of the sequence, so many, are seen by all later queries (Longformer, StreamingLLM)."""
+    stride: int | None = Field(default=None, gt=1)
+    """A query sees the keys at multiples of this distance too (strided attention of Sparse Transformers)."""
     shares_key_values: bool = False
-    """No keys and values of its own: those of the nearest earlier attention layer that has some and keeps as many
-    positions (the same ``sliding_window`` and ``attention_chunk_size``)."""
+    """No keys and values of its own: those of the nearest earlier attention layer that has some and the same
+    mask."""
     query_key_norm: Literal["head", "projection", "each_head"] | None = None
     """Norm of queries and keys: over each head's channels, over the whole projection, or over each head's channels with
     weights for every head."""
@@ -134,15 +127,7 @@ class Attention(Component):
                 f"Choose a divisor of {self.num_attention_heads}.",
                 "heads_not_divisible",
             )
-        if self.dilation is not None and self.sliding_window is None:
-            refuse("dilation", "A dilation needs a window.", "Set sliding_window, or remove dilation.", "no_window")
-        if self.attention_chunk_size is not None and self.sliding_window is not None:
-            refuse(
-                "attention_chunk_size",
-                "A layer sees a window or a chunk, and this one names both.",
-                "Remove sliding_window or attention_chunk_size.",
-                "window_and_chunk",
-            )
+        self._check_mask()
         rotated = self.rope_share * self.head_dim
         if abs(rotated / 2 - round(rotated / 2)) > 1e-6:
             refuse(
@@ -160,6 +145,42 @@ class Attention(Component):
             )
         self._check_query_key_norm()
         return self
+
+    def _check_mask(self) -> None:
+        if self.dilation is not None and self.sliding_window is None:
+            refuse("dilation", "A dilation needs a window.", "Set sliding_window, or remove dilation.", "no_window")
+        if self.attention_chunk_size is not None and self.sliding_window is not None:
+            refuse(
+                "attention_chunk_size",
+                "A layer sees a window or a chunk, and this one names both.",
+                "Remove sliding_window or attention_chunk_size.",
+                "window_and_chunk",
+            )
+        for field in ("previous_chunks", "chunk_summaries"):
+            if getattr(self, field) is not None and self.attention_chunk_size is None:
+                refuse(field, "There are no chunks.", f"Set attention_chunk_size, or remove {field}.", "no_chunks")
+        if self.chunk_summaries is not None and self.chunk_summaries > (self.attention_chunk_size or 0):
+            refuse(
+                "chunk_summaries",
+                f"A chunk of {self.attention_chunk_size:,} has no {self.chunk_summaries:,} last positions.",
+                "Choose at most attention_chunk_size.",
+                "more_summaries_than_positions",
+            )
+        for field in ("attention_chunk_size", "dilation"):
+            if self.stride is not None and getattr(self, field) is not None:
+                refuse(
+                    "stride",
+                    f"A stride stands alone or beside a window of neighbours, and this layer has {field}.",
+                    f"Remove stride or {field}.",
+                    "stride_beside_others",
+                )
+        if self.global_tokens is not None and not self.sees_a_part:
+            refuse(
+                "global_tokens",
+                "Every query sees all before it, so that no token is more global than others.",
+                "Set sliding_window, attention_chunk_size or stride, or remove global_tokens.",
+                "nothing_hidden",
+            )
 
     def _check_query_key_norm(self) -> None:
         kind, weight, bias = self.query_key_norm_kind, self.query_key_norm_weight, self.query_key_norm_bias
@@ -226,9 +247,12 @@ class Attention(Component):
         }
         if self.value_head_dim is not None:
             changed["value_head_dim"] = stepped(self.value_head_dim, shrunk)
-        for field in ("sliding_window", "attention_chunk_size"):
+        for field in ("sliding_window", "attention_chunk_size", "global_tokens", "stride"):
             if getattr(self, field) is not None:
                 changed[field] = scale.window_of(getattr(self, field))
+        if self.chunk_summaries is not None and self.attention_chunk_size is not None:
+            share = scale.window_of(self.attention_chunk_size) / self.attention_chunk_size
+            changed["chunk_summaries"] = max(1, round(self.chunk_summaries * share))
         if self.softmax_scale is not None:
             changed["softmax_scale"] = self.softmax_scale / math.sqrt(shrunk)
         return self.model_copy(update=changed)
@@ -236,13 +260,7 @@ class Attention(Component):
     def variety(self) -> str:
         heads, shared = self.num_attention_heads, self.num_key_value_heads
         sharing = "multi-head" if shared == heads else "multi-query" if shared == 1 else "grouped-query"
-        if self.attention_chunk_size is not None:
-            reach = f"chunks of {self.attention_chunk_size:,}"
-        elif self.sliding_window is not None:
-            reach = f"{'dilated window' if self.dilation is not None else 'window'} {self.sliding_window:,}"
-        else:
-            reach = "full"
-        return f"{sharing}, {reach}" + (", shared keys and values" if self.shares_key_values else "")
+        return f"{sharing}, {self.pattern.words()}" + (", shared keys and values" if self.shares_key_values else "")
 
     def describe(self) -> str:
         return f"{self.num_attention_heads:,} heads, {self.num_key_value_heads:,} KV, {self.head_dim:,} wide"
@@ -253,9 +271,22 @@ class Attention(Component):
         return round(self.rope_share * self.head_dim)
 
     @property
+    def pattern(self) -> MaskPattern:
+        """Which keys a query sees."""
+        return MaskPattern(
+            sliding_window=self.sliding_window,
+            dilation=self.dilation,
+            attention_chunk_size=self.attention_chunk_size,
+            previous_chunks=self.previous_chunks,
+            chunk_summaries=self.chunk_summaries,
+            global_tokens=self.global_tokens,
+            stride=self.stride,
+        )
+
+    @property
     def sees_a_part(self) -> bool:
-        """Whether a window or a chunk hides earlier keys."""
-        return self.sliding_window is not None or self.attention_chunk_size is not None
+        """Whether a window, chunks or a stride hide earlier keys."""
+        return self.sliding_window is not None or self.attention_chunk_size is not None or self.stride is not None
 
     @property
     def recomputes_scores(self) -> bool:
@@ -315,7 +346,7 @@ class Attention(Component):
             yield projection("key projection", self.component, tokens, hidden_size, keys)
             yield projection("value projection", self.component, tokens, hidden_size, values)
         square = sequence_length * sequence_length
-        pairs = attended_pairs(sequence_length, self.sliding_window, self.dilation, self.attention_chunk_size)
+        pairs = self.pattern.attended_pairs(sequence_length)
         mixed = self.num_attention_heads * self._value_dim
         for name, width in (("scores", queries), ("weighted values", mixed)):
             factor = 2 * batch_size * width
@@ -385,24 +416,23 @@ class Attention(Component):
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         if self.shares_key_values:
             return
-        kept = context_length
-        if self.attention_chunk_size is not None:
-            kept = smallest(context_length, self.attention_chunk_size)
-        elif self.sliding_window is not None:
-            reach = self.sliding_window
-            if self.dilation is not None:
-                reach = (self.sliding_window - 1) * self.dilation + 1
-            kept = smallest(context_length, reach)
+        pattern = self.pattern
+        kept, runs = pattern.kept(context_length), pattern.runs(context_length)
         reserved = context_length if self.sees_a_part else None
-        yield CacheEntry("keys", (self.num_key_value_heads, kept, self.head_dim), True, reserved)
-        yield CacheEntry("values", (self.num_key_value_heads, kept, self._value_dim), True, reserved)
+        yield CacheEntry("keys", (self.num_key_value_heads, kept, self.head_dim), True, reserved, runs)
+        yield CacheEntry("values", (self.num_key_value_heads, kept, self._value_dim), True, reserved, runs)
 
     def reads(self, chosen: PositionSet) -> PositionSet:
-        if self.attention_chunk_size is not None:
-            return chunk_before(chosen, self.attention_chunk_size)
+        if not self.sees_a_part:
+            return everything_before(chosen)
+        seen = chosen
         if self.sliding_window is not None:
-            return window_before(chosen, self.sliding_window, self.dilation or 1)
-        return everything_before(chosen)
+            seen = seen | window_before(chosen, self.sliding_window, self.dilation or 1)
+        if self.attention_chunk_size is not None:
+            seen = seen | chunk_before(chosen, self.attention_chunk_size, self.previous_chunks or 0)
+        if self.stride is not None:
+            seen = seen | window_before(chosen, len(chosen), self.stride)
+        return seen | (everything_before(chosen) & self.pattern.remembers(np.arange(len(chosen))))
 
 
 class _BiasedAttention(Attention):
@@ -413,18 +443,17 @@ class _BiasedAttention(Attention):
 
 def check_shared_key_values(mixers: Sequence[Component | None]) -> tuple[int, str] | None:
     """The first of a model's sequence mixers whose shared keys and values no earlier one supplies, and why."""
-    owners: dict[tuple[int | None, int | None], Attention] = {}
+    owners: dict[MaskPattern, Attention] = {}
     for index, mixer in enumerate(mixers):
         if not isinstance(mixer, Attention):
             continue
-        reach = mixer.sliding_window, mixer.attention_chunk_size
         if not mixer.shares_key_values:
-            owners[reach] = mixer
+            owners[mixer.pattern] = mixer
             continue
-        owner = owners.get(reach)
+        owner = owners.get(mixer.pattern)
         if owner is None:
-            return index, "no earlier attention layer with the same window and chunk has keys and values of its own"
-        for field in ("num_key_value_heads", "head_dim", "value_head_dim", "dilation", "sinks", "logit_softcap"):
+            return index, "no earlier attention layer with the same mask has keys and values of its own"
+        for field in ("num_key_value_heads", "head_dim", "value_head_dim", "sinks", "logit_softcap"):
             if getattr(mixer, field) != getattr(owner, field):
                 return index, f"the layer that they come from has another {field}"
     return None

@@ -62,6 +62,8 @@ class CacheEntry:
     """Whether it grows with the context (KV) or stays (state, convolution)."""
     reserved: Quantity | None = None
     """Positions that are set aside where nothing is freed behind a window; absent: those that are kept."""
+    runs: Quantity | None = None
+    """Runs of neighbouring positions, at most, that are kept apart from the latest ones; absent: none."""
 
     @property
     def elements(self) -> Quantity:

@@ -28,15 +28,21 @@ def window_before(chosen: PositionSet, window: int, dilation: int = 1) -> Positi
     below = np.cumsum(columns[::-1], axis=0)[::-1]
     hidden = np.zeros_like(below)
     if window < rows:
-        hidden[:-window] = below[window:]
+        hidden[: rows - window] = below[window:]
     seen: PositionSet = (below - hidden).reshape(-1)[:length] > 0
     return seen
 
 
-def chunk_before(chosen: PositionSet, chunk: int) -> PositionSet:
-    """The positions of each chosen one's own ``chunk`` up to it, chunks being counted from the sequence's start."""
+def chunk_before(chosen: PositionSet, chunk: int, previous: int = 0) -> PositionSet:
+    """The positions of each chosen one's own ``chunk`` up to it, and those of so many ``previous`` chunks.
+
+    Chunks are counted from the sequence's start.
+    """
     length = len(chosen)
     rows = np.zeros((-(-length // chunk), chunk), dtype=np.bool_)
     rows.reshape(-1)[:length] = chosen
-    seen: PositionSet = np.logical_or.accumulate(rows[:, ::-1], axis=1)[:, ::-1].reshape(-1)[:length]
-    return seen
+    own = np.flip(np.logical_or.accumulate(np.flip(rows, 1), axis=1), 1)
+    # Whether the chunk after it, or one of so many after that, holds a chosen position.
+    following = np.append(rows.any(axis=1)[1:], np.False_)
+    seen: PositionSet = own | window_before(following, previous).reshape(-1, 1)
+    return seen.reshape(-1)[:length]

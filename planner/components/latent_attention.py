@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from planner.components.attention import attended_pairs
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
 from planner.components.narrowing import Scale, nearest_heads, stepped
+from planner.components.patterns import CAUSAL
 from planner.components.rotary import RotaryScaling, check_rotation
 from planner.quantities import Quantity, largest, smallest
 
@@ -143,7 +143,7 @@ class LatentAttention(Component):
         yield projection("key-value latent", self.component, tokens, hidden_size, latent)
         expanded = heads * (self.qk_nope_head_dim + self.v_head_dim)
         yield projection("key-value expansion", self.component, tokens, self.kv_lora_rank, expanded)
-        pairs = attended_pairs(sequence_length, None, None)
+        pairs = CAUSAL.attended_pairs(sequence_length)
         square = sequence_length * sequence_length
         for name, width in (("scores", key_width), ("weighted values", self.v_head_dim)):
             factor = 2 * batch_size * heads * width

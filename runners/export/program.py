@@ -324,7 +324,10 @@ class Program:
                                 found[item.key][str(keyword.arg)].append(None)
                 elif ast.unparse(node.func) == "isinstance":
                     settled |= {id(inner) for inner in ast.walk(node.args[1])}
-            is_head = place.function is None and isinstance(place.unit.body[0], ast.ClassDef)
+            # The bases of a class and the parameters of a type make nothing.
+            is_head = place.function is None and (
+                isinstance(place.unit.body[0], ast.ClassDef) or get_origin(value_of(place.unit.key)) is not None
+            )
             for node in place.nodes:
                 if id(node) in settled or id(node) in place.annotations or is_head:
                     continue

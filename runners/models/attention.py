@@ -8,26 +8,33 @@ import torch
 from torch import Tensor, nn
 
 import planner.components as components
+from planner.components.patterns import MaskPattern
 from runners.kernels.causal_attention import LARGEST_HEAD_DIM, triton_causal_attention
 from runners.kernels.choice import takes_triton
 from runners.models.context import BuildContext, in_compute_type
 from runners.models.norms import inner_norm
 from runners.models.query_key_norm import QueryKeyNorm
 from runners.models.rotary import Rotation, rotate_from
-from runners.models.scores import Scores, attend, linear_slopes, visible
+from runners.models.scores import Scores, attend, linear_slopes
 
-Reach = tuple[int | None, int | None]
-"""A layer's window and chunk: layers that share keys and values keep as many positions."""
-
-KeyValues = dict[Reach, tuple[Tensor, Tensor, Tensor]]
-"""Keys and values (batch, num_key_value_heads, positions, channels) and positions of the latest layer of each reach."""
+KeyValues = dict[MaskPattern, tuple[Tensor, Tensor, Tensor]]
+"""Keys and values (batch, num_key_value_heads, positions, channels) and positions of the latest layer of each mask."""
 
 
 class AttentionCache:
-    """Keys and values of the last ``kept`` positions, in a ring: position p stands at slot p modulo ``kept``."""
+    """Keys and values (batch, num_key_value_heads, slots, channels) of the positions that the mask still shows.
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
+    Of the slots the first are a ring of the latest positions, where p stands at slot p modulo its size. Behind it stand
+    the positions that are remembered for good and that the ring will have left, in their order.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, pattern: MaskPattern, context_length: int) -> None:
+        self.keys, self.values, self.pattern = keys, values, pattern
+        self.ring = context_length if pattern.recent is None else min(context_length, pattern.recent)
+        self.remembers = pattern.global_tokens is not None or pattern.chunk_summaries is not None
+        if self.remembers:
+            left = torch.arange(context_length - self.ring, device=keys.device)
+            self.remembered = left[pattern.remembers(left)]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -36,18 +43,30 @@ class AttentionCache:
 
     def before(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values and positions of what is held of the positions before ``start``, in order."""
-        kept = self.keys.shape[2]
-        positions = torch.arange(max(0, start - kept), start, device=self.keys.device)
-        slots = positions % kept
+        first = max(0, start - self.ring)
+        positions = torch.arange(first, start, device=self.keys.device)
+        slots = positions % self.ring
+        if self.remembers:
+            left = self.pattern.remembered(first)
+            positions = torch.cat((self.remembered[:left], positions))
+            slots = torch.cat((torch.arange(self.ring, self.ring + left, device=slots.device), slots))
         return self.keys[:, :, slots], self.values[:, :, slots], positions
 
     def write(self, keys: Tensor, values: Tensor, start: int) -> None:
         """Hold new keys and values whose first stands at position ``start``."""
-        kept, length = self.keys.shape[2], keys.shape[2]
-        first = max(0, length - kept)
-        slots = torch.arange(start + first, start + length, device=keys.device) % kept
-        self.keys[:, :, slots] = keys[:, :, first:].to(self.keys.dtype)
-        self.values[:, :, slots] = values[:, :, first:].to(self.values.dtype)
+        length = keys.shape[2]
+        first = max(0, length - self.ring)
+        slots = torch.arange(start + first, start + length, device=keys.device) % self.ring
+        self._put(keys[:, :, first:], values[:, :, first:], slots)
+        if self.remembers:
+            begin, end = (self.pattern.remembered(position) for position in (start, start + length))
+            new = self.remembered[begin:end] - start
+            slots = torch.arange(self.ring + begin, self.ring + begin + new.shape[0], device=keys.device)
+            self._put(keys[:, :, new], values[:, :, new], slots)
+
+    def _put(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        self.keys[:, :, slots] = keys.to(self.keys.dtype)
+        self.values[:, :, slots] = values.to(self.values.dtype)
 
 
 def rotation_of(component: components.Attention | components.LatentAttention, context: BuildContext) -> Rotation | None:
@@ -119,7 +138,7 @@ class Attention(nn.Module):
             return None
         shapes = [entry.shape for entry in self.component.cache(self.o_proj.out_features, context_length)]
         made = [torch.zeros(batch_size, *shape, device=device, dtype=dtype) for shape in shapes]
-        return AttentionCache(made[0], made[1])
+        return AttentionCache(made[0], made[1], self.component.pattern, context_length)
 
     def forward(
         self, x: Tensor, cache: AttentionCache | None = None, start: int = 0, shared: KeyValues | None = None
@@ -131,18 +150,19 @@ class Attention(nn.Module):
         norm = self.q_norm if component.query_key_norm is not None else None
         query = self._placed(self.q_proj(x), component.num_attention_heads, norm, start)
         positions = torch.arange(start, start + length, device=x.device)
-        reach = component.sliding_window, component.attention_chunk_size
+        pattern = component.pattern
         if component.shares_key_values:
             assert shared is not None, "a layer that shares keys and values is run by the decoder, which hands them on"
-            key, value, key_positions = shared[reach]
+            key, value, key_positions = shared[pattern]
         else:
             key, value, key_positions = self._key_values(x, cache, start, positions)
             if shared is not None:
-                shared[reach] = key, value, key_positions
+                shared[pattern] = key, value, key_positions
         mask = None
         if component.sees_a_part or key.shape[2] > length:
-            mask = visible(positions, key_positions, component.sliding_window, component.dilation, reach[1])
-        mixed = self._mixed(query, key, value, mask).transpose(1, 2)
+            mask = pattern.sees(positions[:, None], key_positions[None, :])
+        gaps = key_positions if key.shape[2] > length and pattern.recent is not None else None
+        mixed = self._mixed(query, key, value, mask, gaps).transpose(1, 2)
         if component.output_gate is not None:
             scores = self.gate_proj(x)
             gate = torch.sigmoid(scores) if component.output_gate_activation == "sigmoid" else softplus(scores)
@@ -186,14 +206,16 @@ class Attention(nn.Module):
         value = torch.cat((old_value.to(value.dtype), value), 2)
         return key, value, torch.cat((old_positions, positions))
 
-    def _mixed(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def _mixed(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, gaps: Tensor | None = None
+    ) -> Tensor:
+        """``gaps``: positions of the keys (keys,), where they do not all follow each other."""
         component = self.component
         is_simple = self.scores.are_plain and self.sinks is None
-        is_plain_window = component.dilation is None and component.attention_chunk_size is None
         widest = query if query.shape[-1] >= value.shape[-1] else value
         # Without a window PyTorch's own kernel is the faster one on the GPUs that both were timed on.
-        is_worth_it = component.sliding_window is not None or self.kernels == "triton"
-        if is_simple and is_plain_window and is_worth_it and takes_triton(self.kernels, widest, LARGEST_HEAD_DIM):
+        is_known = component.pattern.is_window or (component.pattern.is_causal and self.kernels == "triton")
+        if is_simple and is_known and takes_triton(self.kernels, widest, LARGEST_HEAD_DIM):
             # Queries are the last positions of the keys, cached ones included: what the kernel takes them for.
             return triton_causal_attention(query, key, value, self.scores.scale, component.sliding_window)
-        return attend(query, key, value, mask, self.scores, self.kernels, self.sinks)
+        return attend(query, key, value, mask, self.scores, self.kernels, self.sinks, gaps)

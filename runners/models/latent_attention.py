@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 import planner.components as components
+from planner.components.patterns import CAUSAL
 from runners.models.attention import rotation_of
 from runners.models.context import BuildContext, empty_cache, in_compute_type
 from runners.models.norms import inner_norm
 from runners.models.rotary import joined, rotate_from
-from runners.models.scores import Scores, attend, visible
+from runners.models.scores import Scores, attend
 
 
 class LatentCache:
@@ -90,7 +91,7 @@ class LatentAttention(nn.Module):
         keys = start + length
         latent, rotated = cache.latent[:, :keys].to(query_nope.dtype), cache.rotated[:, :keys].to(query_rope.dtype)
         positions = torch.arange(keys, device=latent.device)
-        seen = visible(positions[start:], positions, None, None)
+        seen = CAUSAL.sees(positions[start:, None], positions[None, :])
         costs = [self.component.mixing_flops(length, keys, absorbed) for absorbed in (False, True)]
         if costs[0] <= costs[1]:
             return self._expanded(query_nope, query_rope, latent, rotated, seen)

@@ -42,21 +42,6 @@ def linear_slopes(heads: int, max_bias: float) -> tuple[float, ...]:
     return tuple((first + rest)[:heads])
 
 
-def visible(
-    queries: Tensor, keys: Tensor, window: int | None, dilation: int | None, chunk: int | None = None
-) -> Tensor:
-    """Which keys each query sees: (queries, keys) of bool, from the positions of both."""
-    distance = queries[:, None] - keys[None, :]
-    seen = distance >= 0
-    if window is not None:
-        seen &= distance < window * (dilation or 1)
-    if dilation is not None:
-        seen &= distance % dilation == 0
-    if chunk is not None:
-        seen &= queries[:, None] // chunk == keys[None, :] // chunk
-    return seen
-
-
 def _widened(x: Tensor, channels: int) -> Tensor:
     """``x`` (batch, heads, positions, channels) with further channels of zeros, laid out positions before heads."""
     return F.pad(x.transpose(1, 2), (0, channels)).transpose(1, 2)
@@ -70,18 +55,19 @@ def attend(
     scores: Scores,
     kernels: Kernels,
     sinks: Tensor | None = None,
+    key_positions: Tensor | None = None,
 ) -> Tensor:
     """Weighted values, (batch, num_attention_heads, queries, value_dim).
 
     ``mask`` is (queries, keys) of bool; ``None`` stands for the plain causal mask over equal positions. Where there are
     more keys than queries, the queries are the last positions of the keys. ``sinks`` (num_attention_heads,) are logits
-    of a key without a value.
+    of a key without a value. ``key_positions`` (keys,) are those of the keys where they do not all follow each other.
     """
     if kernels == "reference":
-        return _plain(query, key, value, mask, scores, sinks)
+        return _plain(query, key, value, mask, scores, sinks, key_positions)
     if sinks is not None or not scores.are_plain:
         return recomputed(
-            lambda query, key, value, mask, sinks: _plain(query, key, value, mask, scores, sinks),
+            lambda query, key, value, mask, sinks: _plain(query, key, value, mask, scores, sinks, key_positions),
             query, key, value, mask, sinks,
         )  # fmt: skip
     missing = query.shape[-1] - value.shape[-1]
@@ -94,7 +80,13 @@ def attend(
 
 
 def _plain(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scores: Scores, sinks: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scores: Scores,
+    sinks: Tensor | None,
+    key_positions: Tensor | None,
 ) -> Tensor:
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
@@ -103,7 +95,7 @@ def _plain(
     if scores.softcap is not None:
         products = scores.softcap * torch.tanh(products / scores.softcap)
     if scores.slopes is not None:
-        products = products.to(wide) + _linear_biases(scores.slopes, products)
+        products = products.to(wide) + _linear_biases(scores.slopes, products, key_positions)
     if mask is None:
         mask = torch.ones(products.shape[-2:], dtype=torch.bool, device=query.device).tril()
     products = products.masked_fill(~mask, float("-inf"))
@@ -116,10 +108,12 @@ def _plain(
     return weights.to(query.dtype) @ value
 
 
-def _linear_biases(slopes: tuple[float, ...], products: Tensor) -> Tensor:
+def _linear_biases(slopes: tuple[float, ...], products: Tensor, key_positions: Tensor | None) -> Tensor:
     """(heads, queries, keys): minus the distance, times the slope of the head."""
     queries, keys = products.shape[-2:]
     wide = products.dtype if products.dtype == torch.float64 else torch.float32
-    rows = torch.arange(keys - queries, keys, device=products.device, dtype=wide)
-    distance = rows[:, None] - torch.arange(keys, device=products.device, dtype=wide)[None, :]
+    if key_positions is None:
+        key_positions = torch.arange(keys, device=products.device)
+    columns = key_positions.to(wide)
+    distance = columns[keys - queries :, None] - columns[None, :]
     return -torch.tensor(slopes, device=products.device, dtype=wide)[:, None, None] * distance

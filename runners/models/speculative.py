@@ -40,7 +40,7 @@ def _overwritten(entry: Any, context_length: int) -> Sequence[Tensor]:
     """
     if isinstance(entry, LatentCache):
         return ()
-    if isinstance(entry, AttentionCache) and entry.keys.shape[2] >= context_length:
+    if isinstance(entry, AttentionCache) and entry.ring >= context_length:
         return ()
     if isinstance(entry, ParallelCache):
         return [tensor for part in entry.entries.values() for tensor in _overwritten(part, context_length)]

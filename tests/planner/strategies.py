@@ -9,6 +9,29 @@ from hypothesis import strategies as st
 from planner import ArchitectureSpec, parse_spec
 
 
+@st.composite
+def mask_fields(draw: st.DrawFn, largest: int) -> dict[str, int]:
+    """Fields of an attention layer's mask, whose sizes are at most ``largest``."""
+    size = st.integers(1, largest)
+    near = draw(st.sampled_from(["all", "window", "dilated window", "chunks", "stride", "window and stride"]))
+    fields: dict[str, int] = {}
+    if "window" in near:
+        fields["sliding_window"] = draw(size)
+    if "dilated" in near:
+        fields["dilation"] = draw(st.integers(2, 5))
+    if "stride" in near:
+        fields["stride"] = draw(st.integers(2, 1 + largest))
+    if near == "chunks":
+        fields["attention_chunk_size"] = draw(size)
+        if draw(st.booleans()):
+            fields["previous_chunks"] = draw(st.integers(1, 3))
+        if draw(st.booleans()):
+            fields["chunk_summaries"] = draw(st.integers(1, fields["attention_chunk_size"]))
+    if near != "all" and draw(st.booleans()):
+        fields["global_tokens"] = draw(size)
+    return fields
+
+
 def _attention() -> st.SearchStrategy[dict[str, Any]]:
     def build(draw: Any) -> dict[str, Any]:
         key_value_heads = draw(st.integers(1, 4))
@@ -30,12 +53,7 @@ def _attention() -> st.SearchStrategy[dict[str, Any]]:
         if mixer["query_key_norm"] is not None:
             kind = draw(st.sampled_from(["rms_norm", "layer_norm"]))
             mixer |= {"query_key_norm_kind": kind, "query_key_norm_bias": kind == "layer_norm" and draw(st.booleans())}
-        reach = draw(st.sampled_from([None, "sliding_window", "attention_chunk_size"]))
-        if reach is not None:
-            mixer[reach] = draw(st.integers(1, 64))
-            if reach == "sliding_window" and draw(st.booleans()):
-                mixer["dilation"] = draw(st.integers(2, 5))
-        return mixer
+        return mixer | draw(mask_fields(64))
 
     return st.composite(build)()
 

@@ -25,7 +25,7 @@ from tests.planner.published import (
     model,
     uniform,
 )
-from tests.planner.strategies import specs
+from tests.planner.strategies import mask_fields, specs
 
 # Llama 2 7B: keys and values of 32 layers with 32 heads of 128 channels.
 TOKEN = 2 * 32 * 32 * 128
@@ -74,6 +74,22 @@ def test_a_windows_blocks_are_those_that_it_touches_wherever_it_stands(window: i
         len({position // block for position in range(end - window, end)}) for end in range(window, window + block)
     )
     assert most <= held // block <= min(-(-context // block), whole)
+
+
+@given(data=st.data(), block=st.integers(1, 9), context=st.integers(1, 60))
+def test_blocks_of_any_mask_hold_all_that_is_kept(data: st.DataObject, block: int, context: int) -> None:
+    """Counted one by one at every moment: the latest positions, and those that all later queries see."""
+    spec = model("one", 10, 8, [uniform(1, attention(1, 1, 8, **data.draw(mask_fields(12))), None)])
+    mixer: Any = spec.layer_groups[0].layers[0].sequence_mixer
+    pattern = mixer.pattern
+    most = 0
+    for end in range(1, context + 1):
+        latest = end if pattern.recent is None else min(end, pattern.recent)
+        kept = [p for p in range(end) if p >= end - latest or all(pattern.sees(query, p) for query in range(end, 200))]
+        most = max(most, len({position // block for position in kept}))
+    held = cache_use(spec, context, block_size=block).allocated_bytes // (2 * 8 * 2)
+    assert held % block == 0
+    assert most <= held // block <= -(-context // block)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner import ArchitectureSpec, UnsupportedPlan, cache_bytes, flops, parse_spec, size
-from planner.components.attention import attended_pairs
 from planner.quantities import ceiling_divide, exact_divide, floor_divide, largest, rounded_up, smallest
 from planner.serving import activation_bytes, pass_bytes, projection_outputs, weights_bytes
 from planner.sizing import count_parameters
@@ -100,28 +99,6 @@ def test_helpers_agree_with_plain_arithmetic(a: int, b: int) -> None:
     array = np.array([a], dtype=np.float64)
     assert ceiling_divide(array, b)[0] == ceiling_divide(a, b)
     assert ceiling_divide(sympy.Integer(a), b) == ceiling_divide(a, b)
-
-
-def brute_force_pairs(length: int, window: int | None, dilation: int | None) -> int:
-    """Ones of the mask, drawn position by position."""
-    step = dilation or 1
-    pairs = 0
-    for query in range(length):
-        for key in range(query + 1):
-            distance = query - key
-            pairs += distance % step == 0 and (window is None or distance // step < window)
-    return pairs
-
-
-@given(
-    length=st.integers(1, 40),
-    window=st.none() | st.integers(1, 50),
-    dilation=st.none() | st.integers(2, 7),
-)
-def test_attended_pairs_are_the_ones_of_the_mask(length: int, window: int | None, dilation: int | None) -> None:
-    if window is None:
-        dilation = None
-    assert attended_pairs(length, window, dilation) == brute_force_pairs(length, window, dilation)
 
 
 def test_a_formula_that_branches_on_a_value_fails_at_once() -> None:

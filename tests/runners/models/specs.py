@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from planner.components.mlp import Pointwise
 from planner.spec import ArchitectureSpec, parse_spec
+from tests.planner.strategies import mask_fields
 
 HIDDEN = 16
 
@@ -53,11 +54,9 @@ OUTPUT_GATES = [
 @st.composite
 def attentions(draw: st.DrawFn) -> dict[str, Any]:
     heads = draw(st.sampled_from([1, 2, 4]))
-    window = draw(st.sampled_from([None, 1, 3, 8]))
     return {
         **draw(query_key_norms()),
         "value_head_dim": draw(st.sampled_from([None, None, 6, 12])),
-        "attention_chunk_size": draw(st.sampled_from([None, 1, 4])) if window is None else None,
         "query_key_value_clip": draw(st.sampled_from([None, None, 0.02])),
         **draw(st.sampled_from([{}, *OUTPUT_GATES])),
         "sub_norm": draw(st.booleans()),
@@ -67,8 +66,7 @@ def attentions(draw: st.DrawFn) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": draw(st.sampled_from([n for n in (1, 2, 4) if heads % n == 0])),
         "head_dim": 8,
-        "sliding_window": window,
-        "dilation": draw(st.sampled_from([None, 2, 3])) if window is not None else None,
+        **draw(mask_fields(8)),
         "query_key_value_bias": draw(st.booleans()),
         "output_bias": draw(st.booleans()),
         "rope_share": draw(st.sampled_from([0.0, 0.5, 1.0])),

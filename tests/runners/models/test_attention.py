@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import planner.components as components
 from planner import ArchitectureSpec, cache_bytes, parse_spec
+from planner.components.patterns import MaskPattern
 from planner.spec import AlibiPositions
 from runners.kernels.base import KernelUnsupported
 from runners.models import build
@@ -126,13 +127,7 @@ def reference(
         for i in range(length):
             odds = {}
             for j in range(i + 1):
-                step = component.dilation or 1
-                if component.sliding_window is not None and (
-                    (i - j) % step or (i - j) // step >= component.sliding_window
-                ):
-                    continue
-                chunk = component.attention_chunk_size
-                if chunk is not None and i // chunk != j // chunk:
+                if not is_seen(component, i, j):
                     continue
                 score = scale * float(query[i, head] @ key[j, source])
                 if component.logit_softcap is not None:
@@ -154,6 +149,22 @@ def reference(
         flat = flat * (weights["sub_norm.weight"] + (1.0 if made.norm.zero_centered else 0.0))
     output = flat @ weights["o_proj.weight"].T + weights.get("o_proj.bias", 0.0)
     return output, (key, value)
+
+
+def is_seen(component: components.Attention, i: int, j: int) -> bool:
+    """Whether query i sees key j, from the sentences that the fields are documented with."""
+    chunk, window, stride = component.attention_chunk_size, component.sliding_window, component.stride
+    if component.global_tokens is not None and j < component.global_tokens:
+        return True
+    if stride is not None and j in range(i, -1, -stride):
+        return True
+    if chunk is not None:
+        if component.chunk_summaries is not None and j % chunk in range(chunk - component.chunk_summaries, chunk):
+            return True
+        return i // chunk - j // chunk <= (component.previous_chunks or 0)
+    if window is not None:
+        return j in [i - (component.dilation or 1) * step for step in range(window)]
+    return stride is None or i == j
 
 
 SLOPES = {1: [2**-8], 2: [2**-4, 2**-8], 4: [2**-2, 2**-4, 2**-6, 2**-8]}
@@ -212,8 +223,8 @@ def test_a_sharing_layer_reads_the_nearest_layer_of_its_own_reach() -> None:
             lambda _, inputs, keywords, at=index: seen.__setitem__(at, dict(keywords["shared"])), with_kwargs=True
         )
     model(torch.arange(6)[None])
-    assert seen[2].keys() == {(3, None), (None, None)}
-    assert seen[3][3, None][0] is seen[2][3, None][0]
+    assert seen[2].keys() == {MaskPattern(3), MaskPattern()}
+    assert seen[3][MaskPattern(3)][0] is seen[2][MaskPattern(3)][0]
     assert cache_bytes(spec, 20, 1, "bf16") == 2 * 2 * 2 * 8 * (3 + 20)  # of two layers, keys and values
 
 

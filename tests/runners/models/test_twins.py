@@ -10,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from planner import ArchitectureSpec, cache_bytes, flops, size
+from planner.components.patterns import MaskPattern
 from runners.models import build
-from runners.models.scores import visible
 from tests.runners.models.specs import specs
 
 DRAWN = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -106,8 +106,7 @@ def test_a_step_under_bf16_autocast_lowers_the_loss(spec: ArchitectureSpec) -> N
     "window, dilation, seen_by_the_last", [(None, None, {0, 1, 2, 3, 4, 5}), (3, None, {3, 4, 5}), (2, 3, {2, 5})]
 )
 def test_what_a_query_sees(window: int | None, dilation: int | None, seen_by_the_last: set[int]) -> None:
-    positions = torch.arange(6)
-    row = visible(positions, positions, window, dilation)[5]
+    row = MaskPattern(window, dilation).sees(5, torch.arange(6))
     assert set(row.nonzero().flatten().tolist()) == seen_by_the_last
 
 

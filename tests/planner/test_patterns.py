@@ -1,0 +1,146 @@
+"""The one description of a mask, against masks that are written out pair by pair."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sympy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from planner.components import Attention
+from planner.components.patterns import CAUSAL, MaskPattern
+from planner.symbolic import substitute, symbolic
+from tests.planner.strategies import mask_fields
+
+HEADS = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
+
+
+@st.composite
+def layers(draw: st.DrawFn, largest: int = 12) -> Attention:
+    return Attention.model_validate({**HEADS, **draw(mask_fields(largest))})
+
+
+def is_seen(layer: Attention, i: int, j: int) -> bool:
+    """Whether query i sees key j, from the sentences that the fields are documented with."""
+    if j > i:
+        return False
+    chunk, window, stride = layer.attention_chunk_size, layer.sliding_window, layer.stride
+    kinds = []
+    if chunk is not None:
+        kinds.append(any(i // chunk - back == j // chunk for back in range((layer.previous_chunks or 0) + 1)))
+        kinds.append(layer.chunk_summaries is not None and (j + layer.chunk_summaries) // chunk > j // chunk)
+    if window is not None:
+        kinds.append(j in [i - (layer.dilation or 1) * step for step in range(window)])
+    if stride is not None:
+        kinds.append(j in range(i, -1, -stride))
+    if layer.global_tokens is not None:
+        kinds.append(j < layer.global_tokens)
+    return any(kinds) if kinds else True
+
+
+def mask(layer: Attention, length: int) -> np.ndarray:
+    """The square, written out."""
+    return np.array([[is_seen(layer, i, j) for j in range(length)] for i in range(length)])
+
+
+@given(layer=layers(), length=st.integers(1, 40))
+@settings(max_examples=200, deadline=None)
+def test_pairs_are_those_of_the_mask_and_positions_are_read_alike(layer: Attention, length: int) -> None:
+    written, pattern = mask(layer, length), layer.pattern
+    positions = np.arange(length)
+    np.testing.assert_array_equal(pattern.sees(positions[:, None], positions[None, :]), written)
+    i, j = length - 1, length // 2
+    assert bool(pattern.sees(i, j)) == written[i, j]
+    assert pattern.attended_pairs(length) == written.sum()
+    assert pattern.density(length) == written.mean()
+
+
+@given(layer=layers(), length=st.integers(1, 60))
+@settings(max_examples=60, deadline=None)
+def test_pairs_and_kept_positions_read_as_numbers_arrays_and_symbols(layer: Attention, length: int) -> None:
+    in_symbols, values = symbolic(layer)
+    symbol = sympy.Symbol("T", integer=True, positive=True)
+    in_arrays = substitute(layer, lambda path, name, value: np.array([value, value], dtype=np.float64))
+    lengths = np.array([length, length], dtype=np.float64)
+    for name in ("attended_pairs", "kept", "density"):
+        number = getattr(layer.pattern, name)(length)
+        np.testing.assert_allclose(np.broadcast_to(getattr(in_arrays.pattern, name)(lengths), (2,)), number, rtol=1e-13)
+        formula = sympy.sympify(getattr(in_symbols.pattern, name)(symbol))
+        assert float(formula.subs({**values, symbol: length})) == pytest.approx(number, rel=1e-12)
+
+
+@given(layer=layers(), length=st.integers(1, 50))
+@settings(max_examples=150, deadline=None)
+def test_what_is_kept_holds_every_key_that_a_later_query_sees(layer: Attention, length: int) -> None:
+    """Of the positions before a query, those that it or a later one can see, at every moment of generating."""
+    pattern, written = layer.pattern, mask(layer, 120)
+    kept = pattern.kept(length)
+    recent = length if pattern.recent is None else min(length, pattern.recent)
+    remembered = [p for p in range(length - recent) if written[100:, p].all()]
+    assert kept == recent + len(remembered)
+    assert pattern.remembered(length - recent) == len(remembered)
+    assert remembered == [p for p in range(length - recent) if pattern.remembers(p)]
+    for query in range(length):
+        held = set(range(max(0, query + 1 - recent), query + 1)) | set(remembered)
+        assert set(np.flatnonzero(written[query])) <= held
+
+
+@given(layer=layers(), length=st.integers(1, 40), data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_set_of_outputs_reads_what_its_queries_see(layer: Attention, length: int, data: st.DataObject) -> None:
+    chosen = np.array(data.draw(st.lists(st.booleans(), min_size=length, max_size=length)))
+    written = mask(layer, length)
+    np.testing.assert_array_equal(layer.reads(chosen), chosen | written[chosen].any(axis=0))
+
+
+@pytest.mark.parametrize(
+    "fields, pairs, kept",
+    [
+        # Strided attention of Child et al. 2019: with stride = window = √n a query sees about 2 √n keys. By hand: 6
+        # queries of 16 see one key at distance 4, 8 or 12 … 12 + 8 + 4 pairs, and the window 4·16 − 6.
+        ({"sliding_window": 4, "stride": 4}, 58 + 12 + 8 + 4, 16),
+        # Their fixed pattern: chunks of 4 (10 pairs each), and the last position of each seen by 12, 8 and 4 queries.
+        ({"attention_chunk_size": 4, "chunk_summaries": 1}, 40 + 12 + 8 + 4, 4 + 3),
+        # StreamingLLM: 2 sinks (15 + 16 pairs), and windows of 4 in the 14 positions behind them.
+        ({"sliding_window": 4, "global_tokens": 2}, 31 + 4 * 14 - 6, 6),
+        # Blocks of 4, each of which sees the one before it: three squares of 16 beside the chunks.
+        ({"attention_chunk_size": 4, "previous_chunks": 1}, 40 + 48, 8),
+    ],
+)
+def test_known_patterns_by_hand(fields: dict[str, int], pairs: int, kept: int) -> None:
+    pattern = Attention.model_validate({**HEADS, **fields}).pattern
+    assert pattern.attended_pairs(16) == pairs
+    assert pattern.kept(16) == kept
+
+
+def test_all_before_is_the_pattern_of_no_field() -> None:
+    layer = Attention.model_validate(HEADS)
+    assert layer.pattern == CAUSAL == MaskPattern()
+    assert CAUSAL.attended_pairs(7) == 28
+    assert CAUSAL.kept(7) == 7
+    assert not CAUSAL.is_window
+    assert MaskPattern(sliding_window=3).is_window
+    assert not MaskPattern(sliding_window=3, global_tokens=1).is_window
+
+
+@pytest.mark.parametrize(
+    "fields, field, code",
+    [
+        ({"dilation": 2}, "dilation", "no_window"),
+        ({"sliding_window": 4, "attention_chunk_size": 4}, "attention_chunk_size", "window_and_chunk"),
+        ({"previous_chunks": 1}, "previous_chunks", "no_chunks"),
+        ({"chunk_summaries": 1, "sliding_window": 4}, "chunk_summaries", "no_chunks"),
+        ({"attention_chunk_size": 4, "chunk_summaries": 5}, "chunk_summaries", "more_summaries_than_positions"),
+        ({"attention_chunk_size": 4, "stride": 2}, "stride", "stride_beside_others"),
+        ({"sliding_window": 4, "dilation": 2, "stride": 2}, "stride", "stride_beside_others"),
+        ({"global_tokens": 1}, "global_tokens", "nothing_hidden"),
+    ],
+)
+def test_what_no_mask_can_be_is_refused_at_its_field(fields: dict[str, int], field: str, code: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Attention.model_validate({**HEADS, **fields})
+    (error,) = refused.value.errors()
+    assert (error["type"], error["ctx"]["field"]) == (code, field)
+    assert error["ctx"]["remedy"]
