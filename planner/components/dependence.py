@@ -43,6 +43,7 @@ def chunk_before(chosen: PositionSet, chunk: int, previous: int = 0) -> Position
     rows.reshape(-1)[:length] = chosen
     own = np.flip(np.logical_or.accumulate(np.flip(rows, 1), axis=1), 1)
     # Whether the chunk after it, or one of so many after that, holds a chosen position.
-    following = np.append(rows.any(axis=1)[1:], np.False_)
+    held: PositionSet = np.logical_or.reduce(rows, axis=1)
+    following = np.append(held[1:], np.False_)
     seen: PositionSet = own | window_before(following, previous).reshape(-1, 1)
     return seen.reshape(-1)[:length]
