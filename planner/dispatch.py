@@ -14,7 +14,17 @@ from planner.compute import flops
 from planner.errors import UnsupportedPlan
 from planner.hardware import MachineProfile
 from planner.plans import BenchmarkPlan, KernelsPlan, Plan, PrototypePlan, TrainingPlan, VerifyPlan
-from planner.probes import ReachPlan, sequence_mixers
+from planner.probes import (
+    AttentionCostPlan,
+    GradientNormsPlan,
+    ReachPlan,
+    RouterLoadPlan,
+    attention_layer,
+    expert_layers,
+    narrowed_for_gradients,
+    narrowed_layer,
+    sequence_mixers,
+)
 from planner.prototype import scale_down
 from planner.reach import narrowed_for_reach
 from planner.routing import check_routing
@@ -64,6 +74,12 @@ def estimate_job(kind: str, spec: ArchitectureSpec, plan: Plan, profile: Machine
             return _kernels(plan)
         case "reach", ReachPlan():
             return _reach(spec, plan, profile)
+        case "attention_cost", AttentionCostPlan():
+            return _attention_cost(spec, plan, profile)
+        case "gradient_norms", GradientNormsPlan():
+            return _gradient_norms(spec, plan, profile)
+        case "router_load", RouterLoadPlan():
+            return _router_load(spec, plan, profile)
     raise UnsupportedPlan.of(
         f"No estimate for a job of kind {kind!r} with a {type(plan).__name__}.",
         path="kind",
@@ -155,6 +171,9 @@ def _kernels(plan: KernelsPlan) -> JobEstimate:
 FP64_SHARE = 0.25
 """Rate of fp64 over that of fp32: half the width of a vector, and twice the bytes, of matrices that are small."""
 
+LAYERS_A_STEP = 4
+"""Layers whose operations take about :data:`STEP_SECONDS` to launch, forward and backward."""
+
 
 def _reach(spec: ArchitectureSpec, plan: ReachPlan, profile: MachineProfile | None) -> JobEstimate:
     small = narrowed_for_reach(spec, plan.hidden_size, plan.sequence_length, plan.keep_windows).spec
@@ -175,4 +194,80 @@ def _reach(spec: ArchitectureSpec, plan: ReachPlan, profile: MachineProfile | No
         2 * estimate_training(small, training).memory.total_bytes,
         f"{small.num_layers:,} layers, {count_text(size(small).parameters.total)} parameters, followed back from "
         f"{len(depths)} depths over {plan.sequence_length:,} positions; {source}",
+    )
+
+
+SCORE_SECONDS = 1e-8
+"""Forward and backward pass of a score beside its products: mask, softmax and their gradients, on a processor."""
+LONGEST_WAYS = 2
+"""Ways of computing attention whose time is that of the square of scores."""
+HELD_SCORES = 5
+"""Tensors of the size of the scores that the plain way holds at its peak."""
+
+
+def _attention_cost(spec: ArchitectureSpec, plan: AttentionCostPlan, profile: MachineProfile | None) -> JobEstimate:
+    index, _ = attention_layer(spec, plan)
+    small = narrowed_layer(spec, index, plan).spec
+    mixer = small.layer_groups[0].layers[0].sequence_mixer
+    heads: int = getattr(mixer, "num_attention_heads", 1)
+    rate, source = _rate(profile, "fp32")
+    seconds, scores = START_SECONDS, 0
+    for context in plan.contexts:
+        scores = plan.batch_size * heads * context**2
+        products = flops(small, context, plan.batch_size, training=True).total
+        a_pass = products / rate + scores * SCORE_SECONDS + STEP_SECONDS
+        if a_pass > plan.seconds_limit:
+            break
+        seconds += LONGEST_WAYS * (plan.repetitions + 2) * a_pass
+    # Crossovers are looked for below the longest context that all ways reach.
+    seconds *= 2
+    return JobEstimate(
+        seconds,
+        0,
+        HELD_SCORES * 4 * scores,
+        f"at most {plan.repetitions:,} repetitions of each way at {len(plan.contexts)} contexts up to "
+        f"{plan.contexts[-1]:,}, and as long again to find the crossovers; {source}",
+    )
+
+
+VALIDATION_PASSES = 8
+"""Forward passes over held-out text at the end of a training."""
+
+
+def _gradient_norms(spec: ArchitectureSpec, plan: GradientNormsPlan, profile: MachineProfile | None) -> JobEstimate:
+    small = narrowed_for_gradients(spec, plan).spec
+    step = flops(small, plan.sequence_length, plan.batch_size, training=True).total
+    rate, source = _rate(profile, "fp32")
+    models = len(set(plan.placements)) * plan.seeds
+    steps = 1 + (plan.steps + 1 + VALIDATION_PASSES / 3 if plan.steps else 0)
+    # A stack of many narrow layers takes longer to launch than to multiply.
+    a_step = step / rate + STEP_SECONDS * (1 + small.num_layers / LAYERS_A_STEP)
+    training = TrainingPlan(
+        micro_batch_size=plan.batch_size, sequence_length=plan.sequence_length, precision="fp32", gradient_dtype="fp32"
+    )
+    return JobEstimate(
+        START_SECONDS + models * steps * a_step,
+        2 * 12 * size(small).parameters.total,
+        estimate_training(small, training).memory.total_bytes,
+        f"{models:,} models of {small.num_layers:,} layers, {count_text(size(small).parameters.total)} parameters, "
+        f"{plan.steps:,} steps each; {source}",
+    )
+
+
+def _router_load(spec: ArchitectureSpec, plan: RouterLoadPlan, profile: MachineProfile | None) -> JobEstimate:
+    expert_layers(spec)
+    scaled = scale_down(spec, plan.parameter_budget, sequence_length=plan.sequence_length)
+    step = flops(scaled.spec, plan.sequence_length, plan.batch_size, training=True).total
+    rate, source = _rate(profile, "fp32")
+    steps = plan.steps + VALIDATION_PASSES / 3 if plan.steps and plan.prototype is None else 0
+    steps += 2 * plan.batches / 3
+    training = TrainingPlan(
+        micro_batch_size=plan.batch_size, sequence_length=plan.sequence_length, precision="fp32", gradient_dtype="fp32"
+    )
+    return JobEstimate(
+        START_SECONDS + steps * (step / rate + STEP_SECONDS * (1 + scaled.spec.num_layers / LAYERS_A_STEP)),
+        2 * 12 * scaled.parameters,
+        estimate_training(scaled.spec, training).memory.total_bytes,
+        f"{count_text(scaled.parameters)} parameters, {plan.steps if plan.prototype is None else 0:,} steps and "
+        f"{plan.batches:,} batches counted; {source}",
     )

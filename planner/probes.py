@@ -15,7 +15,8 @@ from planner.components import Attention, Component, MoE
 from planner.components.base import refuse
 from planner.errors import UnsupportedPlan
 from planner.plans import TEXT, Plan
-from planner.spec import ArchitectureSpec, NormPlacement
+from planner.prototype import REFERENCE_CONTEXT, ScaledSpec, narrowed
+from planner.spec import ArchitectureSpec, LayerGroup, NormPlacement
 
 PLACEMENTS: tuple[NormPlacement, ...] = ("pre", "post", "sandwich", "after_residual")
 
@@ -115,7 +116,7 @@ class RouterLoadPlan(Plan):
     learning_rate: float | None = Field(default=None, gt=0, le=1)
     """Peak rate; absent: by the rule for the model's width."""
     seed: int = Field(default=0, ge=0)
-    prototype: str | None = Field(default=None, min_length=1)
+    prototype: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$", max_length=100)
     """Job whose trained weights are read in place of training: a prototype of this design that was sent with the same
     parameter budget and sequence length."""
     batches: int = Field(default=8, gt=0, le=1024)
@@ -155,6 +156,15 @@ def attention_layer(spec: ArchitectureSpec, plan: AttentionCostPlan) -> tuple[in
     return index, layers[index]
 
 
+def narrowed_layer(spec: ArchitectureSpec, index: int, plan: AttentionCostPlan) -> ScaledSpec:
+    """A model of the one layer with this index, its sequence mixer alone, in the plan's narrow stream; its window or
+    chunk stays as designed."""
+    (layer,) = [layer for place, layer in spec.iterate_layers() if place == index]
+    alone = layer.model_copy(update={"channel_mixer": None, "residual": "sequential", "channel_multipliers": None})
+    group = LayerGroup.model_construct(repeats=1, layers=(alone,))
+    return narrowed(spec.model_copy(update={"layer_groups": (group,)}), plan.hidden_size, plan.last_context, 1.0)
+
+
 def expert_layers(spec: ArchitectureSpec) -> dict[int, MoE]:
     """Layers by index with a mixture of experts; ``UnsupportedPlan`` where there is none."""
     layers = {
@@ -174,6 +184,11 @@ def with_norm_placement(spec: ArchitectureSpec, placement: NormPlacement) -> Arc
     """The same model with the norms of every layer in this place; ``InvalidSpec`` where a layer cannot have them so."""
     layers = [layer.model_copy(update={"norm_placement": placement}) for _, layer in spec.iterate_layers()]
     return spec.with_layers(layers)
+
+
+def narrowed_for_gradients(spec: ArchitectureSpec, plan: GradientNormsPlan) -> ScaledSpec:
+    """All layers of a design in the plan's narrow stream, windows with their share of the context."""
+    return narrowed(spec, plan.hidden_size, plan.sequence_length, min(1.0, plan.sequence_length / REFERENCE_CONTEXT))
 
 
 def sequence_mixers(spec: ArchitectureSpec) -> list[tuple[Component, list[int]]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from planner.errors import UnsupportedPlan
 from planner.generation import GeneratePlan
 from planner.plans import BenchmarkPlan, KernelsPlan, Plan, PrototypePlan, VerifyPlan, parse_plan
-from planner.probes import ReachPlan
+from planner.probes import AttentionCostPlan, GradientNormsPlan, ReachPlan, RouterLoadPlan
 
 if TYPE_CHECKING:
     from db.engine import Store
@@ -22,6 +22,9 @@ PLANS: Mapping[str, type[Plan]] = {
     "generate": GeneratePlan,
     "kernels": KernelsPlan,
     "reach": ReachPlan,
+    "attention_cost": AttentionCostPlan,
+    "gradient_norms": GradientNormsPlan,
+    "router_load": RouterLoadPlan,
 }
 HOW_TO_START = "make app starts one; alone: .venv/bin/python -m runners worker"
 

@@ -42,6 +42,9 @@ JOBS: dict[str, JobKind] = {
     "generate": JobKind("planner.generation:GeneratePlan", "runners.jobs.generate"),
     "kernels": JobKind("planner.plans:KernelsPlan", "runners.jobs.kernels"),
     "reach": JobKind("planner.probes:ReachPlan", "runners.jobs.reach"),
+    "attention_cost": JobKind("planner.probes:AttentionCostPlan", "runners.jobs.attention_cost"),
+    "gradient_norms": JobKind("planner.probes:GradientNormsPlan", "runners.jobs.gradient_norms"),
+    "router_load": JobKind("planner.probes:RouterLoadPlan", "runners.jobs.router_load"),
 }
 
 

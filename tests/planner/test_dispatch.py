@@ -18,6 +18,7 @@ from planner import (
     scale_down,
 )
 from planner.dispatch import SMALL_MODEL_SHARE, START_SECONDS, STEP_SECONDS
+from planner.probes import AttentionCostPlan, GradientNormsPlan, ReachPlan, RouterLoadPlan
 from tests.planner.published import JAMBA, LLAMA_2_7B
 
 PROFILE = MachineProfile(
@@ -59,6 +60,9 @@ def test_twice_the_steps_take_twice_the_time_but_for_the_start() -> None:
         ("benchmark", BenchmarkPlan(precision="bf16_autocast")),
         ("verify", VerifyPlan()),
         ("kernels", KernelsPlan()),
+        ("reach", ReachPlan()),
+        ("attention_cost", AttentionCostPlan()),
+        ("gradient_norms", GradientNormsPlan()),
     ],
 )
 def test_every_kind_is_estimated_without_a_profile_too(kind: str, plan: object) -> None:
@@ -80,3 +84,17 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_queued() -> No
     with pytest.raises(UnsupportedPlan) as caught:
         estimate_job("prototype", JAMBA, PrototypePlan(parameter_budget=50_000), None)
     assert caught.value.path == "parameter_budget"
+
+
+def test_probes_grow_with_their_work() -> None:
+    def seconds(kind: str, plan: object) -> float:
+        return estimate_job(kind, JAMBA, plan, PROFILE).seconds - START_SECONDS  # type: ignore[arg-type]
+
+    once, twice = (seconds("gradient_norms", GradientNormsPlan(seeds=seeds)) for seeds in (2, 4))
+    assert twice == pytest.approx(2 * once)
+    assert seconds("reach", ReachPlan(depths=4)) < seconds("reach", ReachPlan(depths=16))
+    trained, read = (RouterLoadPlan(steps=500), RouterLoadPlan(steps=500, prototype="a1"))
+    assert seconds("router_load", read) < seconds("router_load", trained) / 10
+    assert seconds("attention_cost", AttentionCostPlan(last_context=1024)) < seconds(
+        "attention_cost", AttentionCostPlan()
+    )

@@ -1,0 +1,327 @@
+"""Attention's cost: time and peak memory of one layer, forward and backward, at doubling contexts, computed in several
+ways, and the contexts at which one way becomes cheaper than another.
+
+All ways run in turns within each repetition, and are compared as ratios of one turn: a machine that becomes slower
+slows all of them. A crossover is looked for between two measured contexts whose ratios stand on different sides of 1:
+the bracket is halved by further measurements, then the ratio is interpolated in logarithms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from planner.activations import ACTIVATION_TYPES, saved_bytes
+from planner.components import Attention
+from planner.probes import AttentionCostPlan, attention_layer, narrowed_layer
+from planner.spec import ArchitectureSpec
+from runners.environment import default_device, describe
+from runners.events import Event, Log, Metric, Progress, Result
+from runners.jobs.base import JobContext
+from runners.jobs.verify import prediction
+from runners.models import Kernels, build
+from runners.training.peak import peak_bytes
+from runners.training.timing import median_interval
+
+WAYS: dict[str, Kernels] = {"eager": "reference", "sdpa": "eager"}
+"""Names of the ways, as results have them, and the kernels that they build the layer with."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+GROWTH = 4.0
+"""Time and memory at twice the context, at the most: both are of the square of scores."""
+MEMORY_SHARE = 0.6
+"""Share of the free memory that a call may take."""
+HALVINGS = 3
+LEAST_STEP = 32
+"""Contexts that are nearer to each other are not told apart."""
+WARMUPS = 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measured:
+    """One way at one context; the seconds of each repetition, in turn with those of the other ways."""
+
+    seconds: list[float]
+    peak: int
+
+    @property
+    def median(self) -> float:
+        """Median of the repetitions."""
+        return statistics.median(self.seconds)
+
+
+Point = dict[str, Measured]
+"""By way, what one context gave."""
+
+
+def run(spec: ArchitectureSpec, plan: AttentionCostPlan, context: JobContext) -> Iterator[Event]:
+    """Measure every way at every context, then look for the crossovers."""
+    index, _ = attention_layer(spec, plan)
+    scaled = narrowed_layer(spec, index, plan)
+    device = default_device()
+    dtype = DTYPES[plan.precision]
+    mixer = scaled.spec.layer_groups[0].layers[0].sequence_mixer
+    assert isinstance(mixer, Attention)
+    layers: dict[str, nn.Module] = {}
+    for way, kernels in WAYS.items():
+        decoder: Any = build(scaled.spec, device=device, dtype=dtype, kernels=kernels)
+        layers[way] = decoder.layers[0].sequence_mixer
+    yield Log(f"layer {index}: {mixer.variety()}; {mixer.describe()}, {plan.precision} on {describe(device)['device']}")
+    meter = Meter(layers, scaled.spec.hidden_size, plan, device, dtype)
+    points: dict[int, Point] = {}
+    left_out: dict[str, str] = {}
+    contexts = plan.contexts
+    for done, length in enumerate(contexts):
+        for way, reason in meter.too_much(length, points).items():
+            if way not in left_out:
+                left_out[way] = reason
+                yield Log(f"{way}: {reason}", "warning")
+        ways = [way for way in WAYS if way not in left_out]
+        if not ways:
+            break
+        points[length] = meter.measure(length, ways)
+        yield from _said(length, points[length])
+        yield Progress(done + 1, len(contexts) + 1, "contexts", f"· {length:,} positions")
+    crossovers = []
+    for first, second in pairs_of(list(WAYS)):
+        found = meter.crossover(first, second, points)
+        crossovers.append(found)
+        yield Log(crossover_text(found))
+    yield Progress(len(contexts) + 1, len(contexts) + 1, "contexts")
+    hidden = scaled.spec.hidden_size
+    values = {
+        "layer": index,
+        "mixer": mixer.variety(),
+        "describe": mixer.describe(),
+        "precision": plan.precision,
+        "batch_size": plan.batch_size,
+        "hidden_size": hidden,
+        "contexts": [_context(length, points[length], mixer) for length in sorted(points)],
+        "ways": list(WAYS),
+        "left_out": left_out,
+        "crossovers": crossovers,
+        "rows": [
+            _kept_row(layers["sdpa"], mixer, hidden, length, plan, device, dtype)
+            for length in contexts[:2]
+            if length in points
+        ],
+        "rules": scaled.rules,
+        "spec": scaled.spec.to_dict(),
+    }
+    yield Result("attention_cost", values, describe(device))
+
+
+def pairs_of(ways: Sequence[str]) -> list[tuple[str, str]]:
+    """Each way with each later one."""
+    return [(first, second) for place, first in enumerate(ways) for second in ways[place + 1 :]]
+
+
+class Meter:
+    """Runs the layers, and knows what was measured."""
+
+    def __init__(
+        self, layers: dict[str, nn.Module], hidden_size: int, plan: AttentionCostPlan, device: str, dtype: torch.dtype
+    ) -> None:
+        self.layers, self.hidden_size, self.plan, self.device, self.dtype = layers, hidden_size, plan, device, dtype
+
+    def call(self, way: str, length: int) -> Callable[[], None]:
+        """One forward and backward pass over ``length`` positions."""
+        layer = self.layers[way]
+        generator = torch.Generator().manual_seed(length)
+        shape = (self.plan.batch_size, length, self.hidden_size)
+        given = torch.randn(shape, generator=generator).to(self.device, self.dtype).requires_grad_()
+        gradient = torch.randn(shape, generator=generator).to(self.device, self.dtype)
+
+        def once() -> None:
+            layer(given).backward(gradient)
+            given.grad = None
+            layer.zero_grad(set_to_none=True)
+
+        return once
+
+    def measure(self, length: int, ways: Sequence[str]) -> Point:
+        """Peak memory of each way, then the repetitions in turns, each time beginning with another way."""
+        calls = {way: self.call(way, length) for way in ways}
+        peaks = {}
+        for way, call in calls.items():
+            for _ in range(WARMUPS - 1):
+                call()
+            peaks[way] = peak_bytes(call, self.device)  # the last warm-up: the profiler takes time
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for turn in range(self.plan.repetitions):
+            for place in range(len(ways)):
+                way = ways[(turn + place) % len(ways)]
+                seconds[way].append(self._timed(calls[way]))
+        return {way: Measured(seconds[way], peaks[way]) for way in ways}
+
+    def _timed(self, call: Callable[[], None]) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        before = time.perf_counter()
+        call()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - before
+
+    def too_much(self, length: int, points: dict[int, Point]) -> dict[str, str]:
+        """The ways that would take too long or too much memory at a context, as far as the last one tells."""
+        if not points:
+            return {}
+        last = max(points)
+        growth = max(1.0, (length / last) ** math.log2(GROWTH))
+        free = torch.cuda.mem_get_info()[0] if self.device == "cuda" else psutil.virtual_memory().available
+        found = {}
+        for way, measured in points[last].items():
+            seconds, memory = measured.median * growth, measured.peak * growth
+            if seconds > self.plan.seconds_limit:
+                found[way] = (
+                    f"left out from {length:,} positions on: a pass would take up to {seconds:.1f} s, and the limit is "
+                    f"{self.plan.seconds_limit:g} s"
+                )
+            elif memory > MEMORY_SHARE * free:
+                found[way] = (
+                    f"left out from {length:,} positions on: a pass would take up to {memory / 2**30:.1f} GiB, and "
+                    f"{free / 2**30:.1f} GiB are free"
+                )
+        return found
+
+    def crossover(self, first: str, second: str, points: dict[int, Point]) -> dict[str, Any]:
+        """Where ``second`` becomes faster than ``first``, or the other way; ``points`` receives what is measured."""
+        shared = [length for length in sorted(points) if {first, second} <= points[length].keys()]
+        found: dict[str, Any] = {"first": first, "second": second, "context": None, "low": None, "high": None}
+        if not shared:
+            return found | {"always": None}
+        ratios = {length: ratio(points[length], first, second) for length in shared}
+        bracket = next(
+            ((low, high) for low, high in itertools.pairwise(shared) if (ratios[low][0] < 1) != (ratios[high][0] < 1)),
+            None,
+        )
+        if bracket is None:
+            faster = second if ratios[shared[-1]][0] > 1 else first
+            return found | {"always": faster, "ratio": ratios[shared[-1]][0], "at": shared[-1]}
+        low, high = bracket
+        for _ in range(HALVINGS):
+            middle = LEAST_STEP * round(math.sqrt(low * high) / LEAST_STEP)
+            if not low < middle < high:
+                break
+            measured = self.measure(middle, [first, second])
+            points.setdefault(middle, {}).update(measured)
+            ratios[middle] = ratio(measured, first, second)
+            if (ratios[middle][0] < 1) == (ratios[low][0] < 1):
+                low = middle
+            else:
+                high = middle
+        sides = interval(ratios, ratios[bracket[0]][0] < 1, bracket)
+        at = interpolated(low, ratios[low][0], high, ratios[high][0])
+        return found | {
+            "context": at,
+            "low": min(sides[0], low),
+            "high": max(sides[1], high),
+            "faster_above": second if ratios[bracket[1]][0] > 1 else first,
+            "how": f"{HALVINGS} halvings of {bracket[0]:,} to {bracket[1]:,} at most, then interpolation in logarithms",
+            "always": None,
+        }
+
+
+def ratio(point: Point, first: str, second: str) -> tuple[float, float, float]:
+    """Median of the first way's time over the second's, turn by turn, and its 95% interval."""
+    ratios = [a / b for a, b in zip(point[first].seconds, point[second].seconds, strict=True)]
+    low, high = median_interval(ratios)
+    return statistics.median(ratios), low, high
+
+
+def interval(ratios: dict[int, tuple[float, float, float]], rises: bool, bracket: tuple[int, int]) -> tuple[int, int]:
+    """The nearest contexts of a bracket, its ends at the widest, at which a ratio's whole interval is on one side."""
+    low, high = bracket
+    for length in sorted(length for length in ratios if bracket[0] <= length <= bracket[1]):
+        _, least, most = ratios[length]
+        if most < 1 if rises else least > 1:
+            low = length
+    for length in sorted((length for length in ratios if low < length <= bracket[1]), reverse=True):
+        _, least, most = ratios[length]
+        if least > 1 if rises else most < 1:
+            high = length
+    return low, high
+
+
+def interpolated(low: int, below: float, high: int, above: float) -> float:
+    """The context at which a ratio is 1, where its logarithm is a line in that of the context."""
+    share = math.log(below) / (math.log(below) - math.log(above))
+    return float(low * (high / low) ** share)
+
+
+def crossover_text(found: dict[str, Any]) -> str:
+    """A crossover in words."""
+    first, second = found["first"], found["second"]
+    if found["context"] is not None:
+        return (
+            f"{found['faster_above']} is the faster of {first} and {second} from about {found['context']:,.0f} "
+            f"positions on ({found['low']:,} to {found['high']:,})"
+        )
+    if found["always"] is None:
+        return f"{first} and {second} were not measured at one context"
+    return f"{found['always']} is the faster of {first} and {second} at the longest context that both reached"
+
+
+def _said(length: int, point: Point) -> Iterator[Event]:
+    for way, measured in point.items():
+        yield Metric(f"{way}_seconds", length, measured.median)
+        yield Metric(f"{way}_peak_bytes", length, measured.peak)
+    figures = ", ".join(f"{way} {m.median * 1e3:.1f} ms, {m.peak / 2**20:.1f} MiB" for way, m in point.items())
+    yield Log(f"{length:,} positions: {figures}")
+
+
+def _context(length: int, point: Point, mixer: Attention) -> dict[str, Any]:
+    pairs = next(op for op in mixer.operations(1, length, 1) if op.name == "scores")
+    return {
+        "context": length,
+        "density": pairs.needed_flops / pairs.flops,
+        "ways": {
+            way: {
+                "median_seconds": measured.median,
+                "low_seconds": median_interval(measured.seconds)[0],
+                "high_seconds": median_interval(measured.seconds)[1],
+                "repetitions": len(measured.seconds),
+                "peak_bytes": measured.peak,
+            }
+            for way, measured in point.items()
+        },
+    }
+
+
+def _kept_row(
+    layer: nn.Module,
+    mixer: Attention,
+    hidden_size: int,
+    length: int,
+    plan: AttentionCostPlan,
+    device: str,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """What SDPA's forward pass keeps for the backward pass: the planner's list beside autograd's own."""
+    own = {parameter.untyped_storage()._cdata for parameter in layer.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    given = torch.randn(plan.batch_size, length, hidden_size, device=device, dtype=dtype).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = layer(given)
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del output
+    types = ACTIVATION_TYPES[plan.precision]
+    listed = mixer.saved_activations(hidden_size, length, plan.batch_size)
+    predicted = sum(saved_bytes(saved, types) for saved in listed)
+    how = "tensors that autograd keeps for the backward pass, weights apart; predicted: the planner's list of them"
+    return prediction(f"Kept by SDPA at {length:,} positions", predicted, measured, "bytes", how)
