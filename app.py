@@ -10,7 +10,12 @@ PAGES = {
     "": [("home", "Home", "")],
     "Design": [("studio", "Studio", "studio"), ("gallery", "Gallery", "gallery")],
     "Plan": [("sizing", "Sizing and fit", "sizing"), ("hardware", "Hardware and cost", "hardware")],
-    "Prove": [("jobs", "Jobs", "jobs"), ("benchmarks", "Benchmarks", "benchmarks"), ("kernels", "Kernels", "kernels")],
+    "Prove": [
+        ("jobs", "Jobs", "jobs"),
+        ("generate", "Prompt", "generate"),
+        ("benchmarks", "Benchmarks", "benchmarks"),
+        ("kernels", "Kernels", "kernels"),
+    ],
     "Decide": [("compare", "Compare", "compare"), ("decisions", "Decisions", "decisions")],
 }
 

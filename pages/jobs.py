@@ -134,7 +134,8 @@ def dispatch(store: Store) -> None:
     names = distinct({design.id: f"{design.name} · revision {design.latest.number}" for design in designs})
     chosen = left.selectbox("Design", list(names), format_func=names.__getitem__)
     design = next(design for design in designs if design.id == chosen)
-    kind = right.selectbox("Kind of job", list(client.PLANS), key="dispatch-kind", format_func=str.capitalize)
+    kinds = [kind for kind in client.PLANS if kind != "generate"]  # that has a page of its own
+    kind = right.selectbox("Kind of job", kinds, key="dispatch-kind", format_func=str.capitalize)
     with st.expander("Settings", expanded=False):
         plan = plan_fields(client.PLANS[kind], key=f"plan-{kind}")
     if plan is None:
@@ -181,7 +182,12 @@ def detail(store: Store, job: Job) -> None:
         else:
             with st.popover("More"):
                 manage(store, job)
-        if st.button("Open in compare", type="primary"):
+        if job.kind == "generate" and st.button("Show the texts", type="primary"):
+            st.switch_page("pages/generate.py", query_params={"job": job.id})
+        trained = job.kind == "prototype" and job.state == "succeeded" and job.worker_id != job_view.RECORDED
+        if trained and st.button("Try a prompt"):
+            st.switch_page("pages/generate.py", query_params={"prototypes": job.id})
+        if job.kind != "generate" and st.button("Open in compare", type="primary"):
             st.switch_page("pages/compare.py", query_params={"revisions": str(job.revision_id)})
     if not job.state.ended:
         chrome.worker_banner(store)

@@ -69,8 +69,10 @@ class Token:
     """The likeliest tokens, each with its label and its probability under the model itself, likeliest first."""
     is_proposed: bool | None
     """Whether a draft had proposed it; ``None`` where there is no draft."""
-    seconds: float
-    """Time that the text has taken so far, the prompt included."""
+    log_probability: float
+    """Of the text so far, in nats: the sum over its tokens."""
+    tokens_per_second: float
+    """Of the text so far, the reading of the prompt included."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

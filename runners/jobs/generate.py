@@ -106,7 +106,8 @@ class _Text:
             sampling_probability=float(step.sampling_probabilities[0]),
             alternatives=[[labels[other], share] for other, share in likeliest],
             is_proposed=is_proposed,
-            seconds=self.seconds,
+            log_probability=self.log_probability,
+            tokens_per_second=self.count / self.seconds,
         )
 
     def values(self) -> dict[str, Any]:
@@ -121,7 +122,7 @@ class _Text:
             "tokens": self.count,
             "seconds": self.seconds,
             "first_token_seconds": self.first_seconds,
-            "tokens_per_second": self.count / self.seconds if self.seconds else None,
+            "tokens_per_second": self.count / self.seconds,
             "log_probability": self.log_probability,
             "acceptance_rate": None if speculation is None else speculation.acceptance_rate,
             "tokens_per_pass": None if speculation is None else speculation.tokens_per_pass,

@@ -37,7 +37,7 @@ def test_no_colour_means_two_things() -> None:
 
 def test_what_the_stylesheets_use_is_defined() -> None:
     defined = set(theme.palette_of("light"))
-    own = {"kind", "count", "bars"}
+    own = {"kind", "count", "bars", "shade"}
     for path in [*(ROOT / "pages" / "widgets").glob("*.css"), ROOT / "assets" / "theme.css"]:
         used = set(re.findall(r"var\(--([a-z-]+)", path.read_text()))
         assert {name for name in used if not name.startswith("st-")} <= defined | own, path.name

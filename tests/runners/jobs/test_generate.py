@@ -82,7 +82,8 @@ def test_texts_stand_side_by_side_with_the_probabilities_of_their_models(tmp_pat
         assert values["tokens"] == 9
         expected = float(shares.max(-1).values.log().sum())
         assert values["log_probability"] == pytest.approx(expected, rel=1e-4)
-        assert values["tokens_per_second"] == pytest.approx(9 / own[-1].seconds)
+        assert own[-1].log_probability == values["log_probability"]
+        assert own[-1].tokens_per_second == values["tokens_per_second"] == 9 / values["seconds"]
         assert values["text"] == bytes(token.token for token in own).decode("utf-8", "replace") or "�" in values["text"]
         assert values["acceptance_rate"] is None
 
