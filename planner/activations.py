@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from planner.components.base import SavedTensor
+from planner.components.base import FUSED, Computation, SavedTensor
 from planner.quantities import Quantity
 from planner.sizing import embedding_width, layer_components, layer_tensors
 from planner.spec import ArchitectureSpec, Layer, LearnedPositions
@@ -36,8 +36,8 @@ ACTIVATION_TYPES = {
 }
 
 
-def saved_bytes(tensor: SavedTensor, types: ActivationTypes) -> Quantity:
-    """Bytes of a saved tensor."""
+def saved_bytes(tensor: SavedTensor, types: ActivationTypes, elements: Quantity | None = None) -> Quantity:
+    """Bytes of a saved tensor, or of as many of its ``elements`` as one device holds."""
     width = {
         "compute": types.compute,
         "residual": types.residual,
@@ -47,16 +47,25 @@ def saved_bytes(tensor: SavedTensor, types: ActivationTypes) -> Quantity:
         "int32": 4,
         "bool": 1,
     }[tensor.dtype_class]
-    return tensor.elements * width
+    return (tensor.elements if elements is None else elements) * width
 
 
 def layer_activations(
-    spec: ArchitectureSpec, layer: Layer, sequence_length: Quantity, batch_size: Quantity
+    spec: ArchitectureSpec,
+    layer: Layer,
+    sequence_length: Quantity,
+    batch_size: Quantity,
+    how: Computation = FUSED,
+    dropout: bool = False,
 ) -> Iterator[tuple[str, SavedTensor]]:
-    """What one layer keeps, each tensor with the part of the layer that keeps it."""
+    """What one layer keeps, each tensor with the part of the layer that keeps it.
+
+    ``dropout``: of what each mixer adds to the stream; its mask is kept, a byte a channel (Korthikanti et al. 2022,
+    arXiv:2205.05198, section 4.1).
+    """
     listed: set[str] = set()
     for part, component in layer_components(spec, layer):
-        for saved in component.saved_activations(spec.hidden_size, sequence_length, batch_size):
+        for saved in component.kept(spec.hidden_size, sequence_length, batch_size, how):
             if part.endswith("post_norm"):
                 if saved.dtype_class == "residual":
                     saved = replace(saved, dtype_class="compute")  # it reads the mixer's output, not the stream
@@ -68,6 +77,8 @@ def layer_activations(
                     continue
                 listed.add(role)
             yield part, saved
+        if dropout and part.endswith("_mixer"):
+            yield part, SavedTensor("mask of the dropout", batch_size * sequence_length * spec.hidden_size, "bool")
 
 
 def outer_activations(
@@ -75,14 +86,14 @@ def outer_activations(
 ) -> Iterator[tuple[str, SavedTensor]]:
     """What is kept outside the layers. Logits are kept only where they are bounded: the loss reads their logarithms."""
     tokens = batch_size * sequence_length
-    yield "token_embedding", SavedTensor("token ids", tokens, "int64")
+    yield "token_embedding", SavedTensor("token ids", tokens, "int64", "whole")
     if spec.embedding_size is not None:
         yield "token_embedding", SavedTensor("embedding before its projection", tokens * spec.embedding_size)
     if spec.embedding_norm:
         for saved in spec.norm.saved_activations(spec.hidden_size, sequence_length, batch_size):
             yield "embedding_norm", saved
     if isinstance(spec.positions, LearnedPositions):
-        yield "position_embedding", SavedTensor("positions", sequence_length, "int64")
+        yield "position_embedding", SavedTensor("positions", sequence_length, "int64", "whole")
     if spec.final_norm:
         for saved in spec.norm.saved_activations(spec.hidden_size, sequence_length, batch_size):
             yield "final_norm", saved
@@ -90,10 +101,10 @@ def outer_activations(
         yield "lm_head", SavedTensor("stream before its projection", tokens * spec.hidden_size)
     yield "lm_head", SavedTensor("input", tokens * embedding_width(spec))
     if spec.final_logit_softcap is not None:
-        yield "lm_head", SavedTensor("bounded logits", tokens * spec.vocab_size)
-    yield "loss", SavedTensor("targets", tokens, "int64")
-    yield "loss", SavedTensor("number of targets", 1, "float32")
-    yield "loss", SavedTensor("log-probabilities", tokens * spec.vocab_size, "float32")
+        yield "lm_head", SavedTensor("bounded logits", tokens * spec.vocab_size, split="tensor")
+    yield "loss", SavedTensor("targets", tokens, "int64", "whole")
+    yield "loss", SavedTensor("number of targets", 1, "float32", "whole")
+    yield "loss", SavedTensor("log-probabilities", tokens * spec.vocab_size, "float32", "tensor")
 
 
 def saved_model_activations(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from planner.activations import ACTIVATION_TYPES, layer_activations, outer_activations, saved_bytes
+from planner.activations import ACTIVATION_TYPES, saved_bytes
 from planner.cache import allocated_entry, assumption_text, cache_format, entry_bytes
 from planner.components.base import CacheEntry
 from planner.compute import TRAINING_FACTOR, outer_operations
@@ -45,13 +45,12 @@ from planner.sizing import (
 from planner.spec import ArchitectureSpec, Layer
 from planner.symbolic import symbolic_fields
 from planner.terms import SymbolValue, Term
-from planner.training import (
-    DEVICE_OVERHEAD_BYTES,
-    backward_start_bytes,
-    check_training_plan,
-    is_cast,
-    training_memory,
-)
+from planner.training import DEVICE_OVERHEAD_BYTES, Moment, check_training_plan
+from planner.training.engine import division_of
+from planner.training.estimate import memory_of_stage, shape_of, worst_stage
+from planner.training.layers import kept_by_part
+from planner.training.pipeline import Stage, as_spec, from_spec
+from planner.training.timeline import backward_start_bytes, head_bytes, kept_outside
 from planner.uncertainty import (
     EACH_SAVED_TENSOR,
     PART_OF_A_RULE,
@@ -121,6 +120,8 @@ class _Reading:
     plan: Plan | None
     single: bool = False
     """Whether a layer is counted once, whatever its repeats."""
+    stage: Stage | None = None
+    """Of training memory: the pipeline stage whose layers the specification has."""
 
     @property
     def in_numbers(self) -> bool:
@@ -332,57 +333,75 @@ def _overhead() -> _Node:
 
 def _training_memory(reading: _Reading) -> _Node:
     plan = reading.plan if isinstance(reading.plan, TrainingPlan) else TrainingPlan()
-    memory = training_memory(reading.spec, plan, reading.sequence_length, reading.batch_size)
-    known = training_memory(reading.numbers, plan, plan.sequence_length, plan.micro_batch_size)
+    if reading.stage is None:
+        raise AssertionError("training memory is that of a stage")
     # Which moment is the peak is a matter of numbers; its parts are then read as formulas.
-    moment = memory.moments[known.moments.index(known.peak)]
-    at_start = moment is memory.moments[0]
-    activations = _activations(reading, plan) if at_start else _Node("activations", moment.activations_bytes)
+    numbers = from_spec(reading.numbers, reading.stage)
+    known = memory_of_stage(reading.numbers, plan, numbers, plan.sequence_length, plan.micro_batch_size)
+    stage = from_spec(reading.spec, reading.stage)
+    memory = memory_of_stage(reading.spec, plan, stage, reading.sequence_length, reading.batch_size)
+    place = known.moments.index(known.peak)
+    moment = memory.moments[place]
+    in_parts = moment.name in ("start of the backward pass", "backward pass of the head")
+    activations = _Node("activations", moment.activations_bytes)
+    if in_parts and len(stage.chunks) == 1:
+        activations = _activations(reading, plan, stage, moment)
     if reading.in_numbers:
         own = of_training_activations(reading.numbers, moment.activations_bytes, known, plan)
         activations = replace(activations, uncertainty=own, status="modelled")
     gradients = _Node("gradients", moment.gradients_bytes)
-    if not at_start:
+    if place > 0:
         alive = "what the backward pass has made by then; how far that is off stands with the activations"
         own = Uncertainty(known.peak.gradients_bytes, known.peak.gradients_bytes, alive)
         gradients = replace(gradients, status="modelled", uncertainty=own)
+    buffers = []
+    for buffer, number in zip(memory.buffers, known.buffers, strict=True):
+        own = Uncertainty(number.bytes, number.bytes, f"{buffer.name}: by its rule")
+        node = _Node(buffer.name, buffer.bytes, source=buffer.source, status="modelled", uncertainty=own)
+        buffers.append(node)
+    share = "" if plan.zero_stage == 0 else f", divided as ZeRO stage {plan.zero_stage} says"
+    where = "" if plan.pipeline_parallel == 1 else f" on pipeline rank {stage.rank}"
     return _sum(
-        f"training memory: {moment.name}",
+        f"training memory: {moment.name}{where}",
         [
-            _Node("parameters", moment.parameters_bytes, source=f"Weights under {plan.precision}"),
+            _Node("parameters", moment.parameters_bytes, source=f"Weights under {plan.precision}{share}"),
             gradients,
-            _Node("optimizer", moment.optimizer_bytes, source="AdamW: two moments a parameter, and master weights"),
+            _Node(
+                "optimizer", moment.optimizer_bytes, source=f"What {plan.optimizer} keeps, and master weights{share}"
+            ),
             activations,
+            *([_sum("communication", buffers)] if buffers else []),
             _overhead(),
         ],
     )
 
 
-def _activations(reading: _Reading, plan: TrainingPlan) -> _Node:
+def _activations(reading: _Reading, plan: TrainingPlan, stage: Stage, moment: Moment) -> _Node:
     types, spec = ACTIVATION_TYPES[plan.precision], reading.spec
-    length, batch = reading.sequence_length, reading.batch_size
+    shape, division = shape_of(plan, reading.sequence_length, reading.batch_size), division_of(plan)
+    (chunk,) = stage.chunks
     nodes: list[_Node] = []
     for path, name, layer, repeats, times in reading.layers():
         leaves: dict[str, list[_Node]] = {}
-        for part, saved in layer_activations(spec, layer, length, batch):
-            size = saved_bytes(saved, types) * repeats
-            leaf = _Node(saved.name, size, path=f"{path}.{part}", times=times, status="modelled")
+        for part, kept, size in kept_by_part(spec, layer, plan, division, shape):
+            held = size * repeats * chunk.waiting
+            leaf = _Node(kept, held, path=f"{path}.{part}", times=times, status="modelled")
             leaves.setdefault(part, []).append(leaf)
-        for part, tensor in layer_tensors(spec, layer):
-            if types.copied and is_cast(tensor):
-                copy = types.compute * tensor.count * repeats
-                leaf = _Node(f"{tensor.name}, cast", copy, path=f"{path}.{part}", times=times, status="modelled")
-                leaves.setdefault(part, []).append(leaf)
         parts = [
             _sum(part.replace("_", " "), held, path=f"{path}.{part}", times=times) for part, held in leaves.items()
         ]
         nodes.append(_sum(name, parts, path=path, times=times))
-    for part, saved in outer_activations(spec, length, batch):
-        name = f"{part.replace('_', ' ')}: {saved.name}"
-        nodes.append(_Node(name, saved_bytes(saved, types), path=part, status="modelled"))
+    for part, saved in kept_outside(spec, plan, shape, chunk.is_first, chunk.is_last):
+        size = saved_bytes(saved, types, division.of(saved.elements, saved.split)) * chunk.waiting
+        nodes.append(_Node(f"{part.replace('_', ' ')}: {saved.name}", size, path=part, status="modelled"))
     alive = "Alive when the backward pass starts, beside what the forward pass saved"
-    for name, held in backward_start_bytes(spec, plan, length, batch):
-        nodes.append(_Node(name, held, source=alive, status="modelled"))
+    made = head_bytes if moment.name == "backward pass of the head" else backward_start_bytes
+    if chunk.is_last:
+        for name, size in made(spec, plan, shape, division):
+            nodes.append(_Node(name, size, source=alive, status="modelled"))
+    else:
+        stream = division.of(types.residual * shape.tokens * spec.hidden_size, "stream")
+        nodes.append(_Node("gradient of the stream", stream, source=alive, status="modelled"))
     return _sum("activations", nodes, source="Tensors that each component saves for the backward pass")
 
 
@@ -515,6 +534,7 @@ def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan | None, single:
         )
     chosen = _QUANTITIES[quantity]
     length = batch = 1
+    stage: Stage | None = None
     inputs: dict[str, tuple[int, str]] = {}
     wanted = PLAN_OF[quantity]
     if wanted is not None and plan is not None and not isinstance(plan, wanted):
@@ -527,7 +547,9 @@ def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan | None, single:
     if chosen.inputs == "training":
         training = plan if isinstance(plan, TrainingPlan) else TrainingPlan()
         if quantity == "training_memory":
-            check_training_plan(training)
+            check_training_plan(training, spec)
+            stage = worst_stage(spec, training)
+            spec = as_spec(spec, stage) if training.pipeline_parallel > 1 else spec
         plan, length, batch = training, training.sequence_length, training.micro_batch_size
         inputs = {"T": (length, "sequence_length"), "B": (batch, "micro_batch_size")}
     elif chosen.inputs == "serving":
@@ -539,9 +561,9 @@ def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan | None, single:
     known = {str(symbol): SymbolValue(str(symbol), value, fields[symbol]) for symbol, value in values.items()}
     made = {name: sympy.Symbol(name, integer=True, positive=True) for name in inputs}
     known |= {name: SymbolValue(name, value, f"plan.{field}") for name, (value, field) in inputs.items()}
-    in_numbers = _Reading(spec, spec, length, batch, plan, single)
+    in_numbers = _Reading(spec, spec, length, batch, plan, single, stage)
     numbers = chosen.build(in_numbers)
-    formulas = chosen.build(_Reading(symbols_spec, spec, made.get("T", 1), made.get("B", 1), plan, single))
+    formulas = chosen.build(_Reading(symbols_spec, spec, made.get("T", 1), made.get("B", 1), plan, single, stage))
     whole = chosen.uncertainty(in_numbers) if chosen.uncertainty is not None and not single else None
     return _term(numbers, formulas, chosen, known, chosen.source, whole)
 

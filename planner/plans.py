@@ -94,6 +94,18 @@ class TrainingPlan(Plan):
     chunked_loss: bool = False
     offload: Literal["none", "optimizer", "optimizer_and_parameters"] = "none"
     hardware: str | None = None
+    engine: Literal["auto", "torch", "megatron"] = "auto"
+    """Whose way of keeping tensors is counted: that of PyTorch's own operators, or Megatron-LM's with Transformer
+    Engine's fused kernels. ``auto``: Megatron's where master weights meet gradients in fp32, else PyTorch's."""
+    cross_entropy: Literal["auto", "plain", "parallel", "fused"] = "auto"
+    """``plain``: PyTorch's, of fp32 logits; ``parallel``: Megatron's own, over a divided vocabulary, of fp32 logits
+    that it overwrites; ``fused``: of logits that their gradient overwrites. ``auto``: ``fused`` with Megatron."""
+    gradient_fusion: bool = True
+    """With Megatron: whether weight gradients are summed into the main gradients as they are computed; Transformer
+    Engine then keeps a placeholder for each shape of weight."""
+    context_exchange: Literal["ring", "all_to_all"] = "ring"
+    """How the devices of one sequence attend to each other's keys: these go round, or heads are exchanged for
+    positions."""
 
 
 class ServingPlan(Plan):

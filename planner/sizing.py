@@ -59,7 +59,7 @@ def embedding_width(spec: ArchitectureSpec) -> Quantity:
 def leading_tensors(spec: ArchitectureSpec) -> Iterator[Tensor]:
     """The tensors before the layers."""
     width, hidden_size = embedding_width(spec), spec.hidden_size
-    yield Tensor("embed_tokens.weight", (spec.vocab_size, width), "token_embedding")
+    yield Tensor("embed_tokens.weight", (spec.vocab_size, width), "token_embedding", split="columns")
     if spec.embedding_size is not None:
         yield Tensor("embedding_in.weight", (hidden_size, width), "token_embedding")
     if spec.embedding_norm:
@@ -79,9 +79,9 @@ def trailing_tensors(spec: ArchitectureSpec) -> Iterator[Tensor]:
     if spec.embedding_size is not None:
         yield Tensor("embedding_out.weight", (width, hidden_size), "lm_head")
     if not spec.tie_word_embeddings:
-        yield Tensor("lm_head.weight", (spec.vocab_size, width), "lm_head")
+        yield Tensor("lm_head.weight", (spec.vocab_size, width), "lm_head", split="columns")
     if spec.lm_head_bias:
-        yield Tensor("lm_head.bias", (spec.vocab_size,), "lm_head")
+        yield Tensor("lm_head.bias", (spec.vocab_size,), "lm_head", split="columns")
 
 
 def outer_tensors(spec: ArchitectureSpec) -> Iterator[Tensor]:

@@ -15,12 +15,48 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.components.base import (
+    FUSED,
+    CacheEntry,
+    Component,
+    Computation,
+    Operation,
+    SavedTensor,
+    Tensor,
+    linear,
+    projection,
+    refuse,
+)
 from planner.components.dependence import PositionSet, chunk_before, everything_before, window_before
 from planner.components.narrowing import Scale, nearest_heads, stepped
 from planner.components.patterns import MaskPattern
 from planner.components.rotary import RotaryScaling, check_rotation
 from planner.quantities import Quantity, largest, smallest
+
+
+def of_heads(name: str, elements: Quantity, together: bool = False) -> SavedTensor:
+    """A saved tensor of the compute type that tensor parallelism divides by heads."""
+    return SavedTensor(name, elements, split="tensor", together=together)
+
+
+def eager_scores(
+    heads: Quantity, sequence_length: Quantity, key_length: Quantity, batch_size: Quantity, how: Computation
+) -> Iterator[SavedTensor]:
+    """What attention keeps of its scores where no fused kernel computes them again.
+
+    The softmax's result, which it and the product with the values read; under dropout also the mask and what is left
+    (Korthikanti et al. 2022, arXiv:2205.05198, section 4.1: five bytes a score in 16 bits).
+    """
+    square = batch_size * heads * sequence_length * key_length
+    yield SavedTensor("weights of the values", square, split="tensor", core=True)
+    if how.dropout:
+        yield SavedTensor("mask of dropped weights", square, "bool", "tensor", core=True)
+        yield SavedTensor("weights that are left", square, split="tensor", core=True)
+
+
+def log_sum_exp(rows: Quantity) -> SavedTensor:
+    """What fused attention keeps of the scores of each row."""
+    return SavedTensor("log-sum-exp of scores", rows, "float32", "tensor", together=True, core=True)
 
 
 class Attention(Component):
@@ -57,6 +93,8 @@ class Attention(Component):
         "long_factor": "as many as there are pairs of rotated channels",
         "softmax_scale": "follows the square root of the size of a head",
     }
+    tensor_parallel: ClassVar[tuple[str, ...] | None] = ("num_attention_heads", "num_key_value_heads")
+    context_parallel: ClassVar[bool] = True
     has_linear_biases: ClassVar[bool] = False
     """Whether scores fall with the distance: see :meth:`under`."""
 
@@ -311,22 +349,22 @@ class Attention(Component):
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
         queries, keys, values = self._projected()
         bias = self.query_key_value_bias
-        yield from linear("q_proj", self.component, queries, hidden_size, bias)
+        yield from linear("q_proj", self.component, queries, hidden_size, bias, "columns")
         if not self.shares_key_values:
-            yield from linear("k_proj", self.component, keys, hidden_size, bias)
-            yield from linear("v_proj", self.component, values, hidden_size, bias)
+            yield from linear("k_proj", self.component, keys, hidden_size, bias, "columns")
+            yield from linear("v_proj", self.component, values, hidden_size, bias, "columns")
         if self.output_gate is not None:
-            yield from linear("gate_proj", self.component, self._gates(), hidden_size, bias)
+            yield from linear("gate_proj", self.component, self._gates(), hidden_size, bias, "columns")
         mixed = self.num_attention_heads * self._value_dim
-        yield from linear("o_proj", self.component, hidden_size, mixed, self.output_bias)
+        yield from linear("o_proj", self.component, hidden_size, mixed, self.output_bias, "rows")
         if self.sub_norm:
-            yield Tensor("sub_norm.weight", (mixed,), self.component)
+            yield Tensor("sub_norm.weight", (mixed,), self.component, split="columns")
         if self.query_key_norm is not None and self.query_key_norm_weight:
             yield from self._norm_tensors("q_norm", self.num_attention_heads)
             if not self.shares_key_values:
                 yield from self._norm_tensors("k_norm", self.num_key_value_heads)
         if self.sinks:
-            yield Tensor("sinks", (self.num_attention_heads,), self.component)
+            yield Tensor("sinks", (self.num_attention_heads,), self.component, split="columns")
 
     def _norm_tensors(self, name: str, heads: Quantity) -> Iterator[Tensor]:
         shapes: dict[str | None, tuple[Quantity, ...]] = {
@@ -334,9 +372,11 @@ class Attention(Component):
             "projection": (heads * self.head_dim,),
             "each_head": (heads, self.head_dim),
         }
-        yield Tensor(f"{name}.weight", shapes[self.query_key_norm], self.component, is_matrix=False)
+        split = "whole" if self.query_key_norm == "head" else "columns"
+        shape = shapes[self.query_key_norm]
+        yield Tensor(f"{name}.weight", shape, self.component, is_matrix=False, split=split)
         if self.query_key_norm_bias:
-            yield Tensor(f"{name}.bias", shapes[self.query_key_norm], self.component, is_matrix=False)
+            yield Tensor(f"{name}.bias", shape, self.component, is_matrix=False, split=split)
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
@@ -358,55 +398,72 @@ class Attention(Component):
     def saved_activations(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[SavedTensor]:
+        return self.kept(hidden_size, sequence_length, batch_size, FUSED)
+
+    def kept(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity, how: Computation
+    ) -> Iterator[SavedTensor]:
         tokens = batch_size * sequence_length
         queries, keys, values = self._projected()
         yield SavedTensor("input", tokens * hidden_size)
         if self.query_key_norm is not None:
-            yield SavedTensor("queries and keys before their norms", tokens * (queries + keys))
+            yield of_heads("queries and keys before their norms", tokens * (queries + keys))
             key_heads = 0 if self.shares_key_values else self.num_key_value_heads
             key_rows = 0 if self.shares_key_values else 1
-            rows = 1 + key_rows if self.query_key_norm == "projection" else self.num_attention_heads + key_heads
+            over_all = self.query_key_norm == "projection"
+            rows = 1 + key_rows if over_all else self.num_attention_heads + key_heads
+            split = "whole" if over_all else "tensor"
             if self.query_key_norm_kind == "rms_norm":
-                yield SavedTensor("inverse deviations", tokens * rows, "float32")
+                yield SavedTensor("inverse deviations", tokens * rows, "float32", split)
             else:
-                yield SavedTensor("means and inverse deviations", 2 * tokens * rows, "float32")
+                yield SavedTensor("means and inverse deviations", 2 * tokens * rows, "float32", split)
         if self.query_key_value_clip is not None:
-            yield SavedTensor("queries, keys and values before they are clamped", tokens * (queries + keys + values))
-        yield from self._saved_by_the_kernel(tokens)
+            yield of_heads("queries, keys and values before they are clamped", tokens * (queries + keys + values))
+        key_length = sequence_length if how.key_length is None else how.key_length
+        yield from self._saved_by_the_kernel(sequence_length, key_length, batch_size, how)
         if self.sees_a_part:
-            square = sequence_length * sequence_length
-            yield SavedTensor("mask", square, "bool" if self.recomputes_scores else "compute")
+            square = sequence_length * key_length
+            kept_as = "bool" if self.recomputes_scores and not how.eager_attention else "compute"
+            yield SavedTensor("mask", square, kept_as, "whole")
         if self.output_gate is not None:
-            yield SavedTensor("output gate", tokens * self._gates())
+            yield of_heads("output gate", tokens * self._gates())
             if self.output_gate_activation == "softplus":
-                yield SavedTensor("output gate before its activation", tokens * self._gates())
-            yield SavedTensor("gated output", tokens * self.num_attention_heads * self._value_dim)
+                yield of_heads("output gate before its activation", tokens * self._gates())
+            yield of_heads("gated output", tokens * self.num_attention_heads * self._value_dim)
         if self.sub_norm:
-            yield SavedTensor("inverse deviation of the mixed values", tokens, "float32")
-            yield SavedTensor("normalized mixed values", tokens * self.num_attention_heads * self._value_dim)
+            yield SavedTensor("inverse deviation of the mixed values", tokens, "float32", "whole")
+            yield of_heads("normalized mixed values", tokens * self.num_attention_heads * self._value_dim)
 
-    def _saved_by_the_kernel(self, tokens: Quantity) -> Iterator[SavedTensor]:
+    def _saved_by_the_kernel(
+        self, sequence_length: Quantity, key_length: Quantity, batch_size: Quantity, how: Computation
+    ) -> Iterator[SavedTensor]:
         heads, key_heads, shares = self.num_attention_heads, self.num_key_value_heads, self.shares_key_values
-        if self.recomputes_scores or self.value_head_dim is None:
-            yield SavedTensor("queries", tokens * heads * self.head_dim)
+        tokens = batch_size * sequence_length
+        mixed = tokens * heads * self._value_dim
+        is_one_width = self.value_head_dim is None or not how.pads_heads
+        if how.eager_attention or self.recomputes_scores or is_one_width:
+            yield of_heads("queries", tokens * heads * self.head_dim)
             if not shares:
-                yield SavedTensor("keys", tokens * key_heads * self.head_dim)
-                yield SavedTensor("values", tokens * key_heads * self._value_dim)
-            yield SavedTensor("attention output", tokens * heads * self._value_dim)
+                yield of_heads("keys", tokens * key_heads * self.head_dim, together=True)
+                yield of_heads("values", tokens * key_heads * self._value_dim, together=True)
+            if how.eager_attention:
+                yield from eager_scores(heads, sequence_length, key_length, batch_size, how)
+            yield of_heads("attention output", mixed, together=not how.eager_attention)
         else:
             # Fused attention wants queries, keys and values of one width: the narrower are padded with zeros, and
             # where keys and values are shared, padded copies are the layer's own.
             width = largest(self.head_dim, self.value_head_dim)
             keys_padded, values_padded = (smallest(1, width - own) for own in (self.head_dim, self.value_head_dim))
-            yield SavedTensor("queries", tokens * heads * width)
-            yield SavedTensor("keys", tokens * key_heads * width * (keys_padded if shares else 1))
-            yield SavedTensor("values", tokens * key_heads * width * (values_padded if shares else 1))
-            yield SavedTensor("attention output", tokens * heads * width)
+            yield of_heads("queries", tokens * heads * width)
+            yield of_heads("keys", tokens * key_heads * width * (keys_padded if shares else 1), together=True)
+            yield of_heads("values", tokens * key_heads * width * (values_padded if shares else 1), together=True)
+            yield of_heads("attention output", tokens * heads * width, together=True)
             if self.output_gate is None:
-                unpadded = values_padded * tokens * heads * self.value_head_dim
-                yield SavedTensor("attention output without padding", unpadded)
-        if not self.recomputes_scores:
-            yield SavedTensor("log-sum-exp of scores", tokens * heads, "float32")
+                yield of_heads("attention output without padding", values_padded * mixed)
+        if not self.recomputes_scores and not how.eager_attention:
+            yield log_sum_exp(tokens * heads)
+        if how.keeps_exchanged:
+            yield of_heads("attention output before its exchange", mixed, together=True)
 
     def backward_temporaries(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
         if self.recomputes_scores:

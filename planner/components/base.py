@@ -32,6 +32,9 @@ class Tensor:
     """``weight`` follows the precision of the model; ``float32`` is kept in full precision by convention."""
     is_matrix: bool = True
     """False for what has several dimensions, yet no product is taken with: norm weights and biases of each head."""
+    split: str = "whole"
+    """What tensor and expert parallelism divide: ``columns`` (the outputs), ``rows`` (the inputs), ``experts`` (the
+    experts, and the width of each), or nothing, ``whole``."""
 
     @property
     def count(self) -> Quantity:
@@ -81,6 +84,36 @@ class SavedTensor:
     """``compute`` (the type that matrices are multiplied in), ``residual`` (that of the residual stream, which autocast
     leaves in fp32), ``float32``, ``int64``, ``int32``, ``bool``, or ``copy``: a copy of weights in the compute type,
     made only where that is not their own."""
+    split: str = "stream"
+    """What divides it where a layer is spread over devices. ``stream``: sequence parallelism, by positions; ``tensor``:
+    tensor parallelism, by heads or channels; ``rows``: tokens sent to experts, divided where each expert is whole;
+    ``expert``: what such a token has inside an expert; ``whole``: nothing."""
+    together: bool = False
+    """Whether the operation that reads it reads the one before it too, so that the backward pass frees both at once."""
+    core: bool = False
+    """Whether it is of attention's scores alone: computed again where recomputation is selective."""
+
+
+@dataclass(frozen=True, slots=True)
+class Computation:
+    """How a forward pass computes, as far as it changes what is kept."""
+
+    eager_attention: bool = False
+    """Attention keeps its scores, in place of one statistic a row."""
+    dropout: bool = False
+    """Weights of eager attention are dropped: a mask and the rest are kept."""
+    key_length: Quantity | None = None
+    """Keys that each query meets, where a sequence is divided over devices; absent: as many as there are queries."""
+    pads_heads: bool = True
+    """Fused attention wants queries, keys and values of one width."""
+    weighs_inside: bool = False
+    """An expert's weight multiplies what is activated, so that its output is not kept."""
+    keeps_exchanged: bool = False
+    """Attention's output is kept as it was before the devices of one sequence exchanged it."""
+
+
+FUSED = Computation()
+"""As :meth:`Component.saved_activations` has it."""
 
 
 class Component(Strict):
@@ -103,6 +136,10 @@ class Component(Strict):
     """Why a prototype has another value in a field, where it is no width."""
     symbols: ClassVar[dict[str, str]] = {}
     """Short names of fields in formulas, where the field has one by custom."""
+    tensor_parallel: ClassVar[tuple[str, ...] | None] = None
+    """Fields that tensor parallelism divides; ``None``: nobody has said how the block is divided."""
+    context_parallel: ClassVar[bool] = False
+    """Whether the positions of a sequence may lie on several devices."""
 
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
         """The parameters, with names relative to the component."""
@@ -124,6 +161,12 @@ class Component(Strict):
         A mixer lists its input, which it owns; its output belongs to what reads it.
         """
         raise NotImplementedError
+
+    def kept(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity, how: Computation
+    ) -> Iterator[SavedTensor]:
+        """The same as :meth:`saved_activations` for another way to compute, in the order of the forward pass."""
+        return self.saved_activations(hidden_size, sequence_length, batch_size)
 
     def backward_working_set(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
@@ -197,12 +240,15 @@ class Component(Strict):
 
 
 def linear(
-    name: str, component: str, outputs: Quantity, inputs: Quantity, bias: bool = False, **extra: Any
+    name: str, component: str, outputs: Quantity, inputs: Quantity, bias: bool = False, split: str = "whole"
 ) -> Iterator[Tensor]:
-    """The tensors of a dense projection, ``weight`` (outputs, inputs) and ``bias`` (outputs)."""
-    yield Tensor(f"{name}.weight", (outputs, inputs), component, **extra)
+    """The tensors of a dense projection, ``weight`` (outputs, inputs) and ``bias`` (outputs).
+
+    ``split``: which of the two tensor parallelism divides. The bias goes with the outputs.
+    """
+    yield Tensor(f"{name}.weight", (outputs, inputs), component, split=split)
     if bias:
-        yield Tensor(f"{name}.bias", (outputs,), component, **extra)
+        yield Tensor(f"{name}.bias", (outputs,), component, split="columns" if split == "columns" else "whole")
 
 
 def projection(name: str, component: str, tokens: Quantity, inputs: Quantity, outputs: Quantity) -> Operation:

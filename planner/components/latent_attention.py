@@ -8,7 +8,19 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.components.attention import eager_scores, log_sum_exp, of_heads
+from planner.components.base import (
+    FUSED,
+    CacheEntry,
+    Component,
+    Computation,
+    Operation,
+    SavedTensor,
+    Tensor,
+    linear,
+    projection,
+    refuse,
+)
 from planner.components.narrowing import Scale, nearest_heads, stepped
 from planner.components.patterns import CAUSAL
 from planner.components.rotary import RotaryScaling, check_rotation
@@ -39,6 +51,8 @@ class LatentAttention(Component):
         "qk_rope_head_dim": "d_rope",
         "v_head_dim": "d_v",
     }
+    tensor_parallel: ClassVar[tuple[str, ...] | None] = ("num_attention_heads",)
+    context_parallel: ClassVar[bool] = True
 
     kind: Literal["latent_attention"] = "latent_attention"
     num_attention_heads: int = Field(gt=0)
@@ -117,18 +131,17 @@ class LatentAttention(Component):
         heads = self.num_attention_heads
         query_width = heads * (self.qk_nope_head_dim + self.qk_rope_head_dim)
         if self.q_lora_rank is None:
-            yield from linear("q_proj", self.component, query_width, hidden_size)
+            yield from linear("q_proj", self.component, query_width, hidden_size, split="columns")
         else:
             yield from linear("q_a_proj", self.component, self.q_lora_rank, hidden_size, self.attention_bias)
             yield Tensor("q_a_norm.weight", (self.q_lora_rank,), self.component)
-            yield from linear("q_b_proj", self.component, query_width, self.q_lora_rank)
+            yield from linear("q_b_proj", self.component, query_width, self.q_lora_rank, split="columns")
         latent = self.kv_lora_rank + self.qk_rope_head_dim
         yield from linear("kv_a_proj", self.component, latent, hidden_size, self.attention_bias)
         yield Tensor("kv_a_norm.weight", (self.kv_lora_rank,), self.component)
-        yield from linear(
-            "kv_b_proj", self.component, heads * (self.qk_nope_head_dim + self.v_head_dim), self.kv_lora_rank
-        )
-        yield from linear("o_proj", self.component, hidden_size, heads * self.v_head_dim, self.attention_bias)
+        expanded = heads * (self.qk_nope_head_dim + self.v_head_dim)
+        yield from linear("kv_b_proj", self.component, expanded, self.kv_lora_rank, split="columns")
+        yield from linear("o_proj", self.component, hidden_size, heads * self.v_head_dim, self.attention_bias, "rows")
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
@@ -164,6 +177,11 @@ class LatentAttention(Component):
     def saved_activations(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[SavedTensor]:
+        return self.kept(hidden_size, sequence_length, batch_size, FUSED)
+
+    def kept(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity, how: Computation
+    ) -> Iterator[SavedTensor]:
         tokens = batch_size * sequence_length
         heads = self.num_attention_heads
         yield SavedTensor("input", tokens * hidden_size)
@@ -174,13 +192,24 @@ class LatentAttention(Component):
         yield SavedTensor("key-value latent and rotated key", tokens * (self.kv_lora_rank + self.qk_rope_head_dim))
         yield SavedTensor("inverse deviation of the key-value latent", tokens, "float32")
         yield SavedTensor("normalized key-value latent", tokens * self.kv_lora_rank)
+        key_width, mixed = self.qk_nope_head_dim + self.qk_rope_head_dim, tokens * heads * self.v_head_dim
         # Fused attention wants queries, keys and values of one width: the narrower are padded with zeros.
-        width = largest(self.qk_nope_head_dim + self.qk_rope_head_dim, self.v_head_dim)
-        for name in ("queries", "keys", "values", "attention output"):
-            yield SavedTensor(name, tokens * heads * width)
-        yield SavedTensor("log-sum-exp of scores", tokens * heads, "float32")
-        padded = smallest(1, width - self.v_head_dim)
-        yield SavedTensor("attention output without padding", padded * tokens * heads * self.v_head_dim)
+        is_padded = how.pads_heads and not how.eager_attention
+        width = largest(key_width, self.v_head_dim) if is_padded else key_width
+        value_width = width if is_padded else self.v_head_dim
+        yield of_heads("queries", tokens * heads * width)
+        yield of_heads("keys", tokens * heads * width, together=True)
+        yield of_heads("values", tokens * heads * value_width, together=True)
+        if how.eager_attention:
+            key_length = sequence_length if how.key_length is None else how.key_length
+            yield from eager_scores(heads, sequence_length, key_length, batch_size, how)
+        yield of_heads("attention output", tokens * heads * value_width, together=not how.eager_attention)
+        if not how.eager_attention:
+            yield log_sum_exp(tokens * heads)
+        if is_padded:
+            yield of_heads("attention output without padding", smallest(1, width - self.v_head_dim) * mixed)
+        if how.keeps_exchanged:
+            yield of_heads("attention output before its exchange", mixed, together=True)
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("key-value latent", (context_length, self.kv_lora_rank), grows=True)

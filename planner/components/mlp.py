@@ -42,13 +42,15 @@ READ_FROM_RESULT = frozenset({"relu", "sigmoid", "tanh", "linear"})
 """Activations whose derivative is computed from their result, so that their input need not be kept."""
 
 
-def saved_inside(activation: MLPActivation, gated: bool, rows: Quantity, width: Quantity) -> Iterator[SavedTensor]:
+def saved_inside(
+    activation: MLPActivation, gated: bool, rows: Quantity, width: Quantity, split: str = "tensor"
+) -> Iterator[SavedTensor]:
     """What is kept between the projections of ``rows`` rows through ``width`` channels."""
     if gated:
-        yield SavedTensor("gate and up projections", rows * 2 * width)
+        yield SavedTensor("gate and up projections", rows * 2 * width, split=split)
     elif activation not in READ_FROM_RESULT:
-        yield SavedTensor("up projection", rows * width)
-    yield SavedTensor("activated", rows * width)
+        yield SavedTensor("up projection", rows * width, split=split)
+    yield SavedTensor("activated", rows * width, split=split)
 
 
 def check_gate(activation: MLPActivation, gated: bool) -> None:
@@ -95,6 +97,8 @@ class MLP(Component):
     grows: ClassVar[tuple[str, ...] | None] = ("intermediate_size",)
     widths: ClassVar[tuple[str, ...]] = ("intermediate_size",)
     symbols: ClassVar[dict[str, str]] = {"intermediate_size": "f"}
+    tensor_parallel: ClassVar[tuple[str, ...] | None] = ("intermediate_size",)
+    context_parallel: ClassVar[bool] = True
 
     kind: Literal["mlp"] = "mlp"
     intermediate_size: int = Field(gt=0)
@@ -123,14 +127,14 @@ class MLP(Component):
 
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
         if self.gated:
-            yield from linear("gate_proj", self.component, self.intermediate_size, hidden_size, self.bias)
-        yield from linear("up_proj", self.component, self.intermediate_size, hidden_size, self.bias)
-        yield from linear("down_proj", self.component, hidden_size, self.intermediate_size, self.bias)
+            yield from linear("gate_proj", self.component, self.intermediate_size, hidden_size, self.bias, "columns")
+        yield from linear("up_proj", self.component, self.intermediate_size, hidden_size, self.bias, "columns")
+        yield from linear("down_proj", self.component, hidden_size, self.intermediate_size, self.bias, "rows")
         if self.activation == "xielu":
             yield Tensor("xielu.alpha_p", (1,), self.component)
             yield Tensor("xielu.alpha_n", (1,), self.component)
         if self.sub_norm:
-            yield Tensor("sub_norm.weight", (self.intermediate_size,), self.component)
+            yield Tensor("sub_norm.weight", (self.intermediate_size,), self.component, split="columns")
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
@@ -147,4 +151,4 @@ class MLP(Component):
         yield from saved_inside(self.activation, self.gated, tokens, self.intermediate_size)
         if self.sub_norm:
             yield SavedTensor("inverse deviation of what was activated", tokens, "float32")
-            yield SavedTensor("normalized", tokens * self.intermediate_size)
+            yield SavedTensor("normalized", tokens * self.intermediate_size, split="tensor")

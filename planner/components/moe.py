@@ -13,7 +13,17 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from planner.components.base import Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.components.base import (
+    FUSED,
+    Component,
+    Computation,
+    Operation,
+    SavedTensor,
+    Tensor,
+    linear,
+    projection,
+    refuse,
+)
 from planner.components.mlp import Activation, activation_words, check_gate, saved_inside
 from planner.components.narrowing import Scale
 from planner.quantities import Quantity
@@ -36,6 +46,8 @@ class MoE(Component):
         "shared_intermediate_size": "f_s",
         "latent_size": "l",
     }
+    tensor_parallel: ClassVar[tuple[str, ...] | None] = ("shared_intermediate_size",)
+    context_parallel: ClassVar[bool] = True
 
     kind: Literal["moe"] = "moe"
     num_experts: int = Field(gt=0)
@@ -180,20 +192,22 @@ class MoE(Component):
         if self.latent_size is not None:
             yield from linear("latent_in", self.component, self.latent_size, hidden_size, self.latent_bias)
         name, rows = ("experts.gate_up_proj", 2 * width) if self.gated else ("experts.up_proj", width)
-        yield Tensor(name, (experts, rows, inputs), self.component, share)
+        yield Tensor(name, (experts, rows, inputs), self.component, share, split="experts")
         if self.expert_bias:
-            yield Tensor(f"{name}_bias", (experts, rows), self.component, share, is_matrix=False)
-        yield Tensor("experts.down_proj", (experts, inputs, width), self.component, share)
+            yield Tensor(f"{name}_bias", (experts, rows), self.component, share, is_matrix=False, split="experts")
+        yield Tensor("experts.down_proj", (experts, inputs, width), self.component, share, split="experts")
         if self.expert_bias:
-            yield Tensor("experts.down_proj_bias", (experts, inputs), self.component, share, is_matrix=False)
+            yield Tensor(
+                "experts.down_proj_bias", (experts, inputs), self.component, share, is_matrix=False, split="experts"
+            )
         if self.latent_size is not None:
             yield from linear("latent_out", self.component, hidden_size, self.latent_size, self.latent_bias)
         if self.shared_intermediate_size is not None:
             shared, bias = self.shared_intermediate_size, self.shared_expert_bias
             if self.gated:
-                yield from linear("shared_expert.gate_proj", self.component, shared, hidden_size, bias)
-            yield from linear("shared_expert.up_proj", self.component, shared, hidden_size, bias)
-            yield from linear("shared_expert.down_proj", self.component, hidden_size, shared, bias)
+                yield from linear("shared_expert.gate_proj", self.component, shared, hidden_size, bias, "columns")
+            yield from linear("shared_expert.up_proj", self.component, shared, hidden_size, bias, "columns")
+            yield from linear("shared_expert.down_proj", self.component, hidden_size, shared, bias, "rows")
         if self.shared_expert_gate:
             yield from linear("shared_expert_gate", self.component, 1, hidden_size)
 
@@ -229,6 +243,11 @@ class MoE(Component):
     def saved_activations(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[SavedTensor]:
+        return self.kept(hidden_size, sequence_length, batch_size, FUSED)
+
+    def kept(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity, how: Computation
+    ) -> Iterator[SavedTensor]:
         tokens = batch_size * sequence_length
         rows, inputs = tokens * self.num_experts_per_tok, self._expert_inputs(hidden_size)
         yield SavedTensor("input", tokens * hidden_size)
@@ -237,14 +256,19 @@ class MoE(Component):
         if self.weights_on_input:
             yield SavedTensor("order of the rows", rows, "int64")
         if self.expert_bias:
-            yield SavedTensor("experts of the sorted rows", rows, "int64")
+            yield SavedTensor("experts of the sorted rows", rows, "int64", "rows")
         if self.normalize_weights:
             yield SavedTensor("weights and their sum", rows + tokens, "float32")
-        yield SavedTensor("weights of the chosen experts", rows)
-        yield SavedTensor("ends of the experts' rows", self.num_experts, "int32")
-        yield SavedTensor("rows sorted by expert", rows * inputs)
-        yield from saved_inside(self.activation, self.gated, rows, self.intermediate_size)
-        yield SavedTensor("weighted expert inputs" if self.weights_on_input else "expert outputs", rows * inputs)
+        if how.weighs_inside:
+            yield SavedTensor("weights of the sorted rows", rows, "float32", "rows")
+        else:
+            yield SavedTensor("weights of the chosen experts", rows)
+        yield SavedTensor("ends of the experts' rows", self.num_experts, "int32", "whole")
+        yield SavedTensor("rows sorted by expert", rows * inputs, split="rows")
+        yield from saved_inside(self.activation, self.gated, rows, self.intermediate_size, "expert")
+        if not how.weighs_inside:
+            name = "weighted expert inputs" if self.weights_on_input else "expert outputs"
+            yield SavedTensor(name, rows * inputs, split="rows")
         if self.latent_size is not None:
             yield SavedTensor("mixed latents", tokens * self.latent_size)
         if self.shared_intermediate_size is not None:

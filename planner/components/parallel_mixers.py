@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, refuse
+from planner.components.base import (
+    FUSED,
+    CacheEntry,
+    Component,
+    Computation,
+    Operation,
+    SavedTensor,
+    Tensor,
+    refuse,
+)
 from planner.components.dependence import PositionSet
 from planner.components.narrowing import Scale
 from planner.quantities import Quantity, largest
@@ -95,9 +104,14 @@ class ParallelMixers(Component):
     def saved_activations(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[SavedTensor]:
+        return self.kept(hidden_size, sequence_length, batch_size, FUSED)
+
+    def kept(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity, how: Computation
+    ) -> Iterator[SavedTensor]:
         is_listed = False
         for _, part in self.parts():
-            for saved in part.saved_activations(hidden_size, sequence_length, batch_size):
+            for saved in part.kept(hidden_size, sequence_length, batch_size, how):
                 # Both read one tensor, which is cast once for both; some mixers do not keep it.
                 if saved.name == "input" and is_listed:
                     continue

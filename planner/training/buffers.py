@@ -1,0 +1,117 @@
+"""What an engine sets aside beside states and activations: for communication, and in place of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from planner.activations import ACTIVATION_TYPES
+from planner.plans import TrainingPlan
+from planner.quantities import Quantity, largest
+from planner.sizing import layer_tensors, leading_tensors, trailing_tensors
+from planner.spec import ArchitectureSpec
+from planner.training.engine import Division, engine_of, is_many
+from planner.training.layers import Shape, multiplied_shapes
+from planner.training.pipeline import Stage
+from planner.training.records import Buffer
+from planner.training.states import state_bytes
+
+
+def engine_buffers(
+    spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, shape: Shape, division: Division
+) -> Iterator[Buffer]:
+    """All that a stage's engine sets aside."""
+    types = ACTIVATION_TYPES[plan.precision]
+    stream = division.of(types.residual * shape.tokens * spec.hidden_size, "stream")
+    if engine_of(plan).has_placeholders:
+        yield Buffer(
+            "placeholders of weight gradients",
+            types.compute * _placeholder_elements(spec, stage, division),
+            "Transformer Engine's get_dummy_wgrad: one tensor a shape of weight, kept for the whole run, where "
+            "gradients are summed into main gradients",
+        )
+    if is_many(plan.pipeline_parallel):
+        yield Buffer(
+            "what a stage sends on", stream, "Point to point, one tensor of the stream: Narayanan et al. 2021, 2.2"
+        )
+    if is_many(plan.context_parallel) and plan.context_exchange == "ring":
+        yield Buffer(
+            "keys and values on their way round",
+            types.compute * _ring_elements(spec, stage, shape, division),
+            "Ring attention (Liu et al. 2023, arXiv:2310.01889): the block that is attended to and the next one",
+        )
+    if plan.zero_stage == 3 and is_many(division.replicas):
+        yield from _gathered(spec, plan, stage, division)
+
+
+def _placeholder_elements(spec: ArchitectureSpec, stage: Stage, division: Division) -> Quantity:
+    seen: set[tuple[str, ...] | tuple[int, int]] = set()
+    total: Quantity = 0
+    for chunk in stage.chunks:
+        for _, layers in chunk.runs:
+            for layer in layers:
+                for name, (outputs, inputs) in multiplied_shapes(spec, layer, division):
+                    is_known = isinstance(outputs, int) and isinstance(inputs, int)
+                    key = (outputs, inputs) if is_known else (name, str(outputs), str(inputs))
+                    if key not in seen:
+                        seen.add(key)
+                        total = total + outputs * inputs
+    return total
+
+
+def _ring_elements(spec: ArchitectureSpec, stage: Stage, shape: Shape, division: Division) -> Quantity:
+    """Keys and values of one layer, twice: the block at hand and the one that is received."""
+    most: Quantity = 0
+    for chunk in stage.chunks:
+        for _, layers in chunk.runs:
+            for layer in layers:
+                mixer = layer.sequence_mixer
+                if mixer is None:
+                    continue
+                for saved in mixer.saved_activations(spec.hidden_size, shape.positions, shape.batch_size):
+                    if saved.name in ("keys", "values"):
+                        most = largest(most, 2 * 2 * division.of(saved.elements, saved.split))
+    return most
+
+
+def _gathered(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, division: Division) -> Iterator[Buffer]:
+    """Weights that are whole while they are used, and gradients before they are divided (FSDP2)."""
+    width = state_bytes(plan)
+    outer: Quantity = 0
+    most: Quantity = 0
+    in_layers: Quantity = 0
+    for chunk in stage.chunks:
+        if chunk.is_first:
+            for tensor in leading_tensors(spec):
+                outer = outer + division.of_parameter(tensor.count, tensor.split)
+        if chunk.is_last:
+            for tensor in trailing_tensors(spec):
+                outer = outer + division.of_parameter(tensor.count, tensor.split)
+        for repeats, layers in chunk.runs:
+            for layer in layers:
+                own: Quantity = 0
+                for _, tensor in layer_tensors(spec, layer):
+                    own = own + division.of_parameter(tensor.count, tensor.split)
+                most = largest(most, own)
+                in_layers = in_layers + repeats * own
+    yield Buffer(
+        "gathered weights outside the layers",
+        width.weight * outer,
+        "The root of FSDP2 keeps embedding, final norm and head whole from the forward to the end of the backward pass",
+    )
+    if plan.fsdp_reshard:
+        yield Buffer(
+            "gathered weights of two layers",
+            2 * width.weight * most,
+            "FSDP2 with reshard_after_forward: the layer that runs and the one that is fetched ahead",
+        )
+    else:
+        yield Buffer(
+            "gathered weights of all layers",
+            width.weight * in_layers,
+            "FSDP2 without reshard_after_forward: every layer stays whole from its forward to its backward pass",
+        )
+    yield Buffer(
+        "gradients of a layer before they are divided",
+        width.gradient * most,
+        "The input of a reduce-scatter in FSDP2",
+    )

@@ -1,0 +1,95 @@
+"""Memory of a training step under a plan: the entry to what the other modules of this package count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from planner.plans import TrainingPlan
+from planner.quantities import Quantity, largest
+from planner.spec import ArchitectureSpec
+from planner.training.checks import check_training_plan
+from planner.training.engine import divided
+from planner.training.layers import LayerCost, Shape
+from planner.training.pipeline import Stage, stages
+from planner.training.records import TrainingEstimate, TrainingMemory
+from planner.training.timeline import stage_memory
+
+TIME_NOTE = "The time of a step is not modelled yet: measure it with a benchmark, or use a budget at a stated share."
+
+
+def estimate_training(spec: ArchitectureSpec, plan: TrainingPlan) -> TrainingEstimate:
+    """Memory of a training step, on the device that needs most.
+
+    Raises
+    ------
+    UnsupportedPlan
+        naming every field of the plan that is not modelled, or does not fit the specification.
+    """
+    check_training_plan(plan, spec)
+    return TrainingEstimate(
+        memory=training_memory(spec, plan, plan.sequence_length, plan.micro_batch_size),
+        step_seconds=None,
+        tokens_per_second=None,
+        model_flops_utilization=None,
+        time_note=TIME_NOTE,
+    )
+
+
+def shape_of(plan: TrainingPlan, sequence_length: Quantity, micro_batch_size: Quantity) -> Shape:
+    """Tokens of a micro batch as one device sees them."""
+    return Shape(sequence_length, divided(sequence_length, plan.context_parallel), micro_batch_size)
+
+
+def memory_of_stage(
+    spec: ArchitectureSpec,
+    plan: TrainingPlan,
+    stage: Stage,
+    sequence_length: Quantity,
+    micro_batch_size: Quantity,
+) -> TrainingMemory:
+    """Memory of one pipeline rank, whose layers are those of ``spec`` in whichever reading it is."""
+    return stage_memory(spec, plan, stage, shape_of(plan, sequence_length, micro_batch_size), {})
+
+
+def stage_memories(
+    spec: ArchitectureSpec, plan: TrainingPlan, sequence_length: Quantity, micro_batch_size: Quantity
+) -> Iterator[TrainingMemory]:
+    """Memory of every pipeline rank, in order; layers that are alike are counted once."""
+    shape = shape_of(plan, sequence_length, micro_batch_size)
+    costs: dict[int, LayerCost] = {}
+    for stage in stages(spec, plan):
+        yield stage_memory(spec, plan, stage, shape, costs)
+
+
+def training_memory(
+    spec: ArchitectureSpec, plan: TrainingPlan, sequence_length: Quantity, micro_batch_size: Quantity
+) -> TrainingMemory:
+    """The same with quantities in place of the plan's numbers: works on all three readings.
+
+    Which stage of a pipeline needs most is a matter of numbers: with several, see :func:`allocated_bytes`.
+    """
+    found = list(stage_memories(spec, plan, sequence_length, micro_batch_size))
+    if len(found) == 1:
+        return found[0]
+    peaks = tuple(memory.allocated_bytes for memory in found)
+    return replace(found[peaks.index(max(peaks))], stage_bytes=peaks)
+
+
+def worst_stage(spec: ArchitectureSpec, plan: TrainingPlan) -> Stage:
+    """The stage of the pipeline rank that needs most, in numbers."""
+    whole = training_memory(spec, plan, plan.sequence_length, plan.micro_batch_size)
+    return next(stage for stage in stages(spec, plan) if stage.rank == whole.pipeline_rank)
+
+
+def allocated_bytes(spec: ArchitectureSpec, plan: TrainingPlan) -> Quantity:
+    """The peak that an allocator reports on the rank that needs most, also of arrays.
+
+    ``float64`` arrays may stand in the plan's micro and global batch size, length, and degrees of data, tensor, context
+    and expert parallelism, and in the specification's fields; all else, pipelines among it, is structure. Nothing is
+    checked: see :func:`check_training_plan`.
+    """
+    most: Quantity = 0
+    for memory in stage_memories(spec, plan, plan.sequence_length, plan.micro_batch_size):
+        most = largest(most, memory.allocated_bytes)
+    return most

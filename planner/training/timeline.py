@@ -1,0 +1,285 @@
+"""A step on one pipeline rank, moment by moment, from the states, the layers' costs and what stands around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from planner.activations import ACTIVATION_TYPES, multiplied_outer_weights, outer_activations, saved_bytes
+from planner.components.base import SavedTensor
+from planner.plans import TrainingPlan
+from planner.quantities import Quantity
+from planner.sizing import embedding_width, layer_buffers, layer_tensors, leading_tensors, trailing_tensors
+from planner.spec import ArchitectureSpec
+from planner.training.buffers import engine_buffers
+from planner.training.engine import Division, division_of, engine_of, is_many
+from planner.training.layers import LayerCost, Shape, layer_cost
+from planner.training.pipeline import Chunk, Stage
+from planner.training.records import DEVICE_OVERHEAD_BYTES, Moment, TrainingMemory
+from planner.training.states import Placed, States, held_states, placed, state_bytes
+
+NORM_TEMPORARIES = 6
+"""fp32 tensors of the stream's size while a norm runs backward: its input and gradient, the normalized and the weighted
+gradient, and two on the way to the result."""
+
+
+def kept_outside(
+    spec: ArchitectureSpec, plan: TrainingPlan, shape: Shape, is_first: bool, is_last: bool
+) -> Iterator[tuple[str, SavedTensor]]:
+    """What is kept outside the layers of a stage."""
+    loss = engine_of(plan).cross_entropy
+    for part, saved in outer_activations(spec, shape.positions, shape.batch_size):
+        if part in ("token_embedding", "embedding_norm", "position_embedding"):
+            if is_first:
+                yield part, saved
+        elif is_last and (loss == "plain" or saved.name != "log-probabilities"):
+            yield part, saved
+    if is_first and plan.dropout != 0:
+        mask = shape.tokens * spec.hidden_size
+        yield "token_embedding", SavedTensor("mask of the dropout", mask, "bool")
+
+
+def backward_start_bytes(
+    spec: ArchitectureSpec, plan: TrainingPlan, shape: Shape, division: Division
+) -> Iterator[tuple[str, Quantity]]:
+    """What is alive when the backward pass starts, beside what the forward pass saved; in bytes, by name."""
+    logits = division.of(shape.tokens * spec.vocab_size, "tensor")
+    types = ACTIVATION_TYPES[plan.precision]
+    match engine_of(plan).cross_entropy:
+        case "fused":
+            yield "logits, overwritten by their gradient", types.compute * logits
+        case "parallel":
+            # In fp32 the logits themselves are overwritten by the exponentials.
+            yield "exponentials of the logits", 4 * logits
+            if types.compute != 4:
+                yield "gradient of the logits", types.compute * logits
+        case _:
+            yield "logits", types.compute * logits
+            yield "gradients of the log-probabilities and of what they were made from", 2 * 4 * logits
+    yield "the loss", 4
+    if types.copied:
+        outer = multiplied_outer_weights(spec)
+        yield "weights outside the layers, cast for multiplication", division.of(types.compute * outer, "tensor")
+
+
+def head_bytes(
+    spec: ArchitectureSpec, plan: TrainingPlan, shape: Shape, division: Division
+) -> Iterator[tuple[str, Quantity]]:
+    """What is alive while Megatron's head runs backward, beside what the forward pass saved; in bytes, by name."""
+    types = ACTIVATION_TYPES[plan.precision]
+    yield "gradient of the logits", types.compute * division.of(shape.tokens * spec.vocab_size, "tensor")
+    weight = division.of_parameter(spec.vocab_size * embedding_width(spec), "columns")
+    yield "the head's own gradient in the compute type, or a placeholder for it", types.compute * weight
+    whole = types.compute * shape.tokens * embedding_width(spec)
+    yield "gradient of the head's input", whole
+    if is_many(division.sequence):
+        yield "the head's input, gathered from all positions", whole
+        yield "gradient of the head's input, scattered", division.of(whole, "stream")
+    yield "the loss", 4
+
+
+def stage_parameters(spec: ArchitectureSpec, stage: Stage, division: Division) -> Iterator[Placed]:
+    """The parameters of a stage. A tied matrix is on the first stage and, where that is another, on the last one."""
+    for chunk in stage.chunks:
+        if chunk.is_first:
+            for tensor in leading_tensors(spec):
+                yield placed(tensor, 1, False, division)
+        for repeats, layers in chunk.runs:
+            for layer in layers:
+                for _, tensor in layer_tensors(spec, layer):
+                    yield placed(tensor, repeats, True, division)
+        if chunk.is_last:
+            for tensor in trailing_tensors(spec):
+                yield placed(tensor, 1, False, division)
+            if spec.tie_word_embeddings and not chunk.is_first:
+                yield placed(next(leading_tensors(spec)), 1, False, division)
+
+
+def stage_buffer_bytes(spec: ArchitectureSpec, stage: Stage) -> Quantity:
+    """Bytes of the persistent buffers of a stage."""
+    total: Quantity = 0
+    for chunk in stage.chunks:
+        for repeats, layers in chunk.runs:
+            for layer in layers:
+                for _, buffer in layer_buffers(spec, layer):
+                    total = total + 4 * buffer.count * repeats
+    return total
+
+
+def holds_gradients(plan: TrainingPlan) -> bool:
+    """Whether gradients stay allocated from step to step: accumulated, main gradients, or in buckets of replicas."""
+    if engine_of(plan).is_megatron or plan.precision == "bf16_mixed":
+        return True
+    if is_many(plan.data_parallel) and plan.zero_stage < 2:
+        return True
+    per_pass: Quantity = plan.micro_batch_size * plan.data_parallel
+    if plan.global_batch_size is None:
+        return False
+    accumulated: Quantity = plan.global_batch_size
+    if not isinstance(per_pass, int) or not isinstance(accumulated, int):
+        return True  # arrays: taken to be accumulated
+    return accumulated > per_pass
+
+
+@dataclass(slots=True)
+class _Timeline:
+    """Moments as they come; ``made`` are the bytes of gradients that the backward pass has made so far."""
+
+    states: States
+    held: bool
+    communication: Quantity
+    moments: list[Moment] = field(default_factory=list)
+
+    def add(self, name: str, made: Quantity, alive: Quantity) -> None:
+        gradients = self.states.gradients if self.held else made
+        self.moments.append(
+            Moment(name, self.states.parameters, gradients, self.states.optimizer, alive, self.communication)
+        )
+
+
+def stage_memory(
+    spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, shape: Shape, costs: dict[int, LayerCost]
+) -> TrainingMemory:
+    """Memory of one pipeline rank. ``costs`` are those of layers seen before, by their identity."""
+    division, types = division_of(plan), ACTIVATION_TYPES[plan.precision]
+    states = held_states(stage_parameters(spec, stage, division), stage_buffer_bytes(spec, stage), plan, division)
+    for chunk in stage.chunks:
+        for _, layers in chunk.runs:
+            for layer in layers:
+                if id(layer) not in costs:
+                    costs[id(layer)] = layer_cost(spec, layer, plan, division, shape)
+    buffers = tuple(engine_buffers(spec, plan, stage, shape, division))
+    communication: Quantity = 0
+    for buffer in buffers:
+        communication = communication + buffer.bytes
+    line = _Timeline(states, holds_gradients(plan), communication)
+    own = [_kept_of(chunk, costs) for chunk in stage.chunks]
+    outside = []
+    for chunk in stage.chunks:
+        total: Quantity = 0
+        for _, saved in kept_outside(spec, plan, shape, chunk.is_first, chunk.is_last):
+            total = total + saved_bytes(saved, types, division.of(saved.elements, saved.split))
+        outside.append(total)
+    throughout: Quantity = 0
+    for place, (chunk, layers_kept, outer) in enumerate(zip(stage.chunks, own, outside, strict=True)):
+        if not _is(chunk.waiting, 0):
+            waiting: Quantity = 0
+            for index, other in enumerate(stage.chunks):
+                beside = other.waiting - 1 if index == place else other.waiting
+                if not _is(beside, 0):
+                    waiting = waiting + beside * (own[index] + outside[index])
+            throughout = _chunk_moments(spec, plan, chunk, shape, division, costs, line, waiting, layers_kept, outer)
+    line.add("optimizer step", states.gradients, throughout)
+    return TrainingMemory(
+        parameters_bytes=states.parameters,
+        gradients_bytes=states.gradients,
+        optimizer_bytes=states.optimizer,
+        activations_bytes=line.moments[0].activations_bytes,
+        communication_bytes=communication,
+        overhead_bytes=DEVICE_OVERHEAD_BYTES,
+        moments=tuple(line.moments),
+        buffers=buffers,
+        pipeline_rank=stage.rank,
+    )
+
+
+def _is(quantity: Quantity, value: int) -> bool:
+    """Whether a quantity is known to be a number; of arrays and symbols it is not known."""
+    return isinstance(quantity, int) and quantity == value
+
+
+def _kept_of(chunk: Chunk, costs: dict[int, LayerCost]) -> Quantity:
+    total: Quantity = 0
+    for repeats, layers in chunk.runs:
+        for layer in layers:
+            total = total + repeats * costs[id(layer)].kept
+    return total
+
+
+def _chunk_moments(
+    spec: ArchitectureSpec,
+    plan: TrainingPlan,
+    chunk: Chunk,
+    shape: Shape,
+    division: Division,
+    costs: dict[int, LayerCost],
+    line: _Timeline,
+    waiting: Quantity,
+    layers_kept: Quantity,
+    outer: Quantity,
+) -> Quantity:
+    """The backward pass of one micro batch through one chunk, while ``waiting`` bytes belong to others.
+
+    Returns the bytes that stay until the step is over.
+    """
+    states, types, engine = state_bytes(plan), ACTIVATION_TYPES[plan.precision], engine_of(plan)
+    stream = division.of(types.residual * shape.tokens * spec.hidden_size, "stream")
+    embedding = division.of_parameter(spec.vocab_size * embedding_width(spec), "columns")
+    ids = 2 * 8 * shape.tokens
+    alive = waiting + layers_kept + outer
+    made: Quantity = 0
+    throughout: Quantity = ids
+    if chunk.is_last:
+        start = alive
+        for _, size in backward_start_bytes(spec, plan, shape, division):
+            start = start + size
+        line.add("start of the backward pass", 0, start)
+        for tensor in trailing_tensors(spec):
+            made = made + states.gradient * division.of_parameter(tensor.count, tensor.split)
+        if spec.tie_word_embeddings:
+            made = made + states.gradient * embedding  # of the matrix as the head's
+        logits = types.compute * division.of(shape.tokens * spec.vocab_size, "tensor")
+        if engine.is_megatron:
+            parts = alive
+            for _, size in head_bytes(spec, plan, shape, division):
+                parts = parts + size
+            line.add("backward pass of the head", made, parts)
+        else:
+            # Whoever calls the model holds its logits, and the token ids and labels, until the step is over.
+            throughout = throughout + logits
+    else:
+        line.add("start of the backward pass", 0, alive + stream)
+    kept = waiting + layers_kept + throughout
+    if chunk.is_last and spec.final_norm:
+        temporaries = 2 * stream
+        if not engine.is_megatron:
+            temporaries = division.of(NORM_TEMPORARIES * 4 * shape.tokens * spec.hidden_size, "stream")
+        line.add("backward pass of the final norm", made, kept + temporaries)
+    for repeats, layers in reversed(chunk.runs):
+        kept, made = _run_moments(repeats, [costs[id(layer)] for layer in layers], line, kept, made)
+    if chunk.is_first:
+        if engine.is_megatron:
+            line.add("backward pass of the embedding", made, kept + types.compute * embedding + stream)
+        else:
+            # The embedding's gradient is made whole, then added to a held one; of a tied matrix, autograd first adds it
+            # to the head's, out of place.
+            copies = (2 if spec.tie_word_embeddings and chunk.is_last else 0) + (1 if line.held else 0)
+            if copies:
+                alive = kept + copies * states.gradient * embedding
+                line.add("backward pass of the embedding", line.states.gradients, alive)
+    return throughout
+
+
+def _run_moments(
+    repeats: Quantity, costs: list[LayerCost], line: _Timeline, kept: Quantity, made: Quantity
+) -> tuple[Quantity, Quantity]:
+    """Moments of a run of layers, from its last to its first; what is kept and what is made after them.
+
+    Inside a run both are linear in the layers done, so the most is at an end.
+    """
+    layer_kept: Quantity = 0
+    layer_made: Quantity = 0
+    for cost in costs:
+        layer_kept, layer_made = layer_kept + cost.kept, layer_made + cost.gradients
+    for done, name in ((0, "backward pass of a group's last layers"), (repeats - 1, "of a group's first layers")):
+        rest, ready = kept, made
+        if not _is(done, 0):
+            rest, ready = kept - done * layer_kept, made + done * layer_made
+        for cost in reversed(costs):
+            now = rest if _is(cost.again, 0) else rest + cost.again
+            for mixer in reversed(cost.mixers):
+                for step in mixer.steps:
+                    line.add(name, ready, now + step.made if _is(step.freed, 0) else now - step.freed + step.made)
+                now, ready = now - mixer.saved, ready + mixer.gradients
+            rest = rest - cost.kept
+    return kept - repeats * layer_kept, made + repeats * layer_made

@@ -1,0 +1,195 @@
+"""Training memory under recomputation, eager attention, dropout and parallelism, against published figures."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import pytest
+
+from planner import ArchitectureSpec, PlannerError, TrainingPlan, estimate_training, load, parse_spec
+from planner.measured import training_rows
+from planner.training.engine import division_of
+from planner.training.estimate import shape_of
+from planner.training.layers import layer_cost
+from planner.training.pipeline import stages
+from tests.planner.published import DEEPSEEK_V3, LLAMA_2_7B, MAMBA_2_130M, MIXTRAL_8X7B
+
+GB = 10**9
+
+
+def gpt(layers: int, hidden: int, heads: int, vocabulary: int = 51_200, tied: bool = True) -> ArchitectureSpec:
+    """GPT as Korthikanti et al. have it: LayerNorm, biases, GELU, an MLP four times as wide."""
+    mixer = {
+        "kind": "attention",
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": hidden // heads,
+        "query_key_value_bias": True,
+        "output_bias": True,
+    }
+    channel = {"kind": "mlp", "intermediate_size": 4 * hidden, "gated": False, "activation": "gelu", "bias": True}
+    return parse_spec(
+        {
+            "vocab_size": vocabulary,
+            "hidden_size": hidden,
+            "tie_word_embeddings": tied,
+            "positions": {"kind": "learned", "num_positions": 2048},
+            "norm": {"kind": "layer_norm"},
+            "layer_groups": [{"repeats": layers, "layers": [{"sequence_mixer": mixer, "channel_mixer": channel}]}],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "zero_stage, gigabytes", [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)], ids=["baseline", "os", "os+g", "os+g+p"]
+)
+def test_zero_divides_the_states_as_its_first_table_says(zero_stage: Any, gigabytes: float) -> None:
+    """Rajbhandari et al. 2020 (arXiv:1910.02054), figure 1: 7.5 billion parameters on 64 devices, K = 12."""
+    spec = gpt(75, 2880, 30, vocabulary=14_400)  # 75 × 12 h² and a small table: 7.5 billion
+    plan = TrainingPlan(precision="bf16_mixed", data_parallel=64, zero_stage=zero_stage)
+    memory = estimate_training(spec, plan).memory
+    states = memory.parameters_bytes + memory.gradients_bytes + memory.optimizer_bytes
+    assert states / GB == pytest.approx(gigabytes, rel=0.02)
+
+
+@pytest.mark.parametrize("tensor, sequence", [(1, False), (8, False), (8, True)])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_a_layer_keeps_what_korthikanti_counts(tensor: int, sequence: bool, recompute: Any) -> None:
+    """arXiv:2205.05198, equations 1, 2 and 4, table 2; without the norms' statistics, which it leaves out."""
+    s, b, h, a, t = 2048, 4, 6144, 64, tensor
+    plan = TrainingPlan(
+        precision="bf16_mixed",
+        attention="eager",
+        dropout=0.1,
+        recompute=recompute,
+        tensor_parallel=t,
+        sequence_parallel=sequence,
+        sequence_length=s,
+        micro_batch_size=b,
+    )
+    spec = gpt(4, h, a)
+    layer = spec.layer_groups[0].layers[0]
+    kept = layer_cost(spec, layer, plan, division_of(plan), shape_of(plan, s, b)).kept
+    statistics_bytes = 2 * 2 * 4 * s * b // (t if sequence else 1)
+    outside = s * b * h * 10 // (t if sequence else 1)
+    scores = 5 * a * s * s * b // t
+    expected = {
+        "none": outside + s * b * h * 24 // t + scores + statistics_bytes,
+        "selective": outside + s * b * h * 24 // t + statistics_bytes,
+        "full": 2 * s * b * h // (t if sequence else 1),
+    }
+    assert kept == expected[recompute]
+
+
+@pytest.mark.parametrize(
+    "schedule, virtual, expected",
+    [
+        ("1f1b", 1, [4, 3, 2, 1]),
+        ("zero_bubble", 1, [4, 4, 4, 4]),
+        # 2(p - r - 1) + (v - 1)p + 1 chunks: 11, 9, 7, 5 of half a stage each.
+        ("interleaved", 2, [11, 9, 7, 5]),
+    ],
+)
+def test_micro_batches_wait_by_rank(schedule: Any, virtual: int, expected: list[int]) -> None:
+    plan = TrainingPlan(pipeline_parallel=4, pipeline_schedule=schedule, virtual_stages=virtual, global_batch_size=32)
+    waiting = [sum(chunk.waiting for chunk in stage.chunks) for stage in stages(LLAMA_2_7B, plan)]
+    assert waiting == expected
+    few = plan.model_copy(update={"global_batch_size": 2})
+    assert max(sum(chunk.waiting for chunk in stage.chunks) for stage in stages(LLAMA_2_7B, few)) <= 2 * virtual
+
+
+def test_the_interleaved_schedule_keeps_one_and_a_part_of_the_plain_ones() -> None:
+    """Korthikanti et al. 2022, section 4.2.3: 1 + (p - 1) / (p v) times the activations of all layers on rank 0."""
+    p, v = 4, 2
+    plain = TrainingPlan(pipeline_parallel=p, global_batch_size=32)
+    woven = plain.model_copy(update={"pipeline_schedule": "interleaved", "virtual_stages": v})
+    held = {}
+    for name, plan in (("plain", plain), ("woven", woven)):
+        first = next(iter(stages(LLAMA_2_7B, plan)))
+        held[name] = sum(
+            chunk.waiting * sum(repeats * len(layers) for repeats, layers in chunk.runs) for chunk in first.chunks
+        )
+    assert held["plain"] == 32
+    assert held["woven"] == pytest.approx(32 * (1 + (p - 1) / (p * v)))
+
+
+def test_experts_are_divided_over_their_own_replicas() -> None:
+    """Mixtral 8x7B on 8 devices, 4 groups of experts: 45.1 of 46.7 billion parameters are experts'."""
+    experts = 32 * 8 * 3 * 4096 * 14_336
+    dense = 46_702_792_704 - experts
+    plan = TrainingPlan(precision="bf16_mixed", gradient_dtype="fp32", zero_stage=1, data_parallel=8, expert_parallel=4)
+    memory = estimate_training(MIXTRAL_8X7B, plan).memory
+    assert memory.parameters_bytes == 2 * (dense + experts // 4)
+    assert memory.gradients_bytes == 4 * (dense + experts // 4)
+    assert memory.optimizer_bytes == 12 * (dense // 8 + experts // 4 // 2)
+
+
+def test_one_rank_of_a_tied_pipeline_has_the_table_and_so_has_the_last() -> None:
+    spec = gpt(4, 512, 8, vocabulary=50_304)
+    layer, table, positions = 12 * 512**2 + 13 * 512, 50_304 * 512, 2048 * 512
+    plan = TrainingPlan(pipeline_parallel=2, precision="fp32")
+    assert estimate_training(spec, plan).memory.pipeline_rank == 1  # logits and their gradients
+    last = estimate_training(spec, plan).memory
+    assert last.parameters_bytes == 4 * (2 * layer + table + 2 * 512)
+    first = estimate_training(spec, TrainingPlan(precision="fp32")).memory
+    assert first.parameters_bytes == 4 * (4 * layer + table + positions + 2 * 512)
+
+
+@pytest.mark.parametrize(
+    "optimizer, bytes_a_parameter",
+    [("adamw", 12.0), ("lion", 8.0), ("sgd", 4.0), ("adamw_8bit", 4 + 2 + 8 / 256)],
+)
+def test_optimizers_keep_what_they_keep(optimizer: Any, bytes_a_parameter: float) -> None:
+    memory = estimate_training(LLAMA_2_7B, TrainingPlan(precision="bf16_mixed", optimizer=optimizer)).memory
+    assert memory.optimizer_bytes == pytest.approx(bytes_a_parameter * 6_738_415_616, rel=1e-6)
+
+
+def test_muon_and_adafactor_look_at_the_shape() -> None:
+    h, f, v = 4096, 11_008, 32_000
+    matrices = 32 * (4 * h * h + 3 * h * f)
+    rest = 2 * v * h + (2 * 32 + 1) * h
+    plan = TrainingPlan(precision="fp32", optimizer="muon")
+    assert estimate_training(LLAMA_2_7B, plan).memory.optimizer_bytes == 4 * matrices + 8 * rest
+    plan = TrainingPlan(precision="fp32", optimizer="adafactor")
+    factored = 32 * (4 * (h + h) + 3 * (h + f)) + 2 * (v + h)
+    assert estimate_training(LLAMA_2_7B, plan).memory.optimizer_bytes == 4 * (factored + (2 * 32 + 1) * h)
+
+
+# --- measured elsewhere ---
+
+
+def test_steps_on_eight_b200_are_within_two_percent() -> None:
+    """Megatron on 8 B200 (SimuMax), 22 rows: tensor, pipeline, expert and context parallelism."""
+    errors = []
+    for row in training_rows():
+        if row.id.startswith("training_b200"):
+            assert row.memory is not None
+            memory = estimate_training(row.spec, row.plan).memory
+            errors.append((memory.total_bytes - memory.overhead_bytes) / row.memory.peak_bytes - 1)
+    assert len(errors) == 22
+    assert statistics.fmean(map(abs, errors)) <= 0.02
+    assert max(map(abs, errors)) <= 0.06
+
+
+# --- what cannot be ---
+
+
+@pytest.mark.parametrize(
+    "spec, change, path",
+    [
+        (MAMBA_2_130M, {"tensor_parallel": 2}, "tensor_parallel"),
+        (MAMBA_2_130M, {"context_parallel": 2}, "context_parallel"),
+        (MIXTRAL_8X7B, {"expert_parallel": 3, "data_parallel": 3}, "expert_parallel"),
+        (MIXTRAL_8X7B, {"tensor_parallel": 2}, "sequence_parallel"),
+        (DEEPSEEK_V3, {"pipeline_parallel": 2}, "pipeline_parallel"),
+        (load("gemma-2-2b"), {"attention": "eager"}, "attention"),
+        (load("mistral-7b"), {"context_parallel": 2}, "context_parallel"),
+        (load("opt-6.7b"), {"tensor_parallel": 5}, "tensor_parallel"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused_by_name(spec: ArchitectureSpec, change: dict[str, Any], path: str) -> None:
+    with pytest.raises(PlannerError) as caught:
+        estimate_training(spec, TrainingPlan(**change))
+    assert caught.value.path == path
+    assert caught.value.remedy
