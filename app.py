@@ -9,7 +9,11 @@ from pages.widgets import chrome
 PAGES = {
     "": [("home", "Home", "")],
     "Design": [("studio", "Studio", "studio"), ("gallery", "Gallery", "gallery")],
-    "Plan": [("sizing", "Sizing and fit", "sizing"), ("hardware", "Hardware and cost", "hardware")],
+    "Plan": [
+        ("sizing", "Sizing and fit", "sizing"),
+        ("sensitivity", "Sensitivity", "sensitivity"),
+        ("hardware", "Hardware and cost", "hardware"),
+    ],
     "Prove": [
         ("jobs", "Jobs", "jobs"),
         ("generate", "Prompt", "generate"),

@@ -13,6 +13,7 @@ from pages.widgets import (
     charts,
     checks,
     chrome,
+    design_source,
     figures,
     fit_bars,
     key_numbers,
@@ -49,8 +50,8 @@ COMPUTE_TYPES = ("bf16", "fp16", "fp32")
 
 def main() -> None:
     """Draw the page from the address."""
-    draft = sizing_source.from_address()
-    view = View("sizing", defaults(draft), kept=sizing_source.PARAMETERS)
+    draft = design_source.from_address("sizing")
+    view = View("sizing", defaults(draft), kept=design_source.PARAMETERS)
     known = {device.id: device for device in known_devices()}
     choices: dict[str, Iterable[str]] = {
         "layers": MEASURES, "phase": PHASE_LABELS, "grow": DIRECTIONS, "share": GROWN, "run": RUNS,
@@ -62,7 +63,7 @@ def main() -> None:
         actions = chrome.header("Sizing and fit", draft.spec.name, key="sizing")
         sizing_source.take_settings(view, draft)
         with actions:
-            chrome.link("studio", "Open in the Studio", **sizing_source.studio_query(draft))
+            chrome.link("studio", "Open in the Studio", **design_source.studio_query(draft))
         numbers = studio_numbers.key_numbers(draft.spec, draft.baseline or draft.spec, draft.settings)
         if draft.baseline in (None, draft.spec):  # nothing to be compared with
             numbers[0] = replace(numbers[0], note="counted")

@@ -323,6 +323,19 @@ class Limit:
     reason: str
 
 
+def numeric_fields(spec: ArchitectureSpec, plan: Plan | None) -> dict[str, int]:
+    """The fields that :func:`largest` can be asked about, with their values: those that are the same in all layers."""
+    found: dict[str, int] = {}
+    if plan is not None:
+        found |= {f"plan.{name}": value for name, value in plan if _is_count(value)}
+    found["num_layers"] = spec.num_layers
+    values: dict[str, set[int]] = {}
+    for _, called, _, value in _leaves(spec):
+        if _is_count(value) and called != "repeats":
+            values.setdefault(called, set()).add(value)
+    return found | {name: next(iter(each)) for name, each in values.items() if len(each) == 1}
+
+
 def field_of(spec: ArchitectureSpec, plan: Plan | None, name: str) -> Field:
     """The numeric field of that name: of the plan, by its path in the specification, or as a tornado calls it.
 

@@ -171,6 +171,11 @@ def bars(entries: Sequence[Bar], *, x: Axis, row_height: int = 26) -> dict[str, 
     }
 
 
+def frame(height: int, *, right: int, bottom: int = 40, top: int = 12) -> dict[str, Any]:
+    """The layout that all plots share, for a figure of another kind than those here."""
+    return _layout(theme.palette(), height, right=right, bottom=bottom, top=top)
+
+
 def show(figure: dict[str, Any], *, key: str, alt: str) -> None:
     """Draw a figure of this module; ``alt`` says in words what it shows."""
     st.plotly_chart(figure, key=key, theme=None, config=CONFIG, alt=alt)

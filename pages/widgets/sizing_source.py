@@ -1,4 +1,4 @@
-"""What the sizing page sizes: a preset, a stored revision, or the Studio's draft; and for what context and types."""
+"""For what context, batch and types the sizing page sizes a design."""
 
 from __future__ import annotations
 
@@ -6,48 +6,16 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from pages.widgets import address, chrome, edits, figures
-from pages.widgets import draft as drafts
+from pages.widgets import design_source, edits, figures
 from pages.widgets.address import View
 from pages.widgets.draft import Draft, Settings
-from pages.widgets.labels import distinct
-from pages.widgets.starting import starting_spec
-from planner import PlannerError
 from planner.cache import formats_for
-from planner.presets import preset, preset_ids
 from planner.serving import WEIGHT_FORMATS
 
-PARAMETERS = ("preset", "design", "revision", "draft")
-"""Query parameters that say what is sized."""
 CONTEXTS = tuple(2**exponent for exponent in range(10, 21))
 BATCHES = tuple(2**exponent for exponent in range(0, 11))
 BLOCKS = tuple(2**exponent for exponent in range(0, 9))
 PAGES = {"window": "freed behind windows", "context": "kept for the whole context"}
-
-
-def from_address() -> Draft:
-    """What the address asks for; without a wish, what the Studio has open in this session."""
-    asked = {name: value for name, value in address.asked("sizing").items() if name in PARAMETERS}
-    if "preset" in asked:
-        try:
-            return drafts.opened(preset(asked["preset"]).spec)
-        except PlannerError as error:
-            draft = drafts.opened(starting_spec())
-            draft.notice = str(error)
-            return draft
-    if asked:
-        return drafts.from_address(asked, starting_spec())
-    open_in_studio: Draft | None = st.session_state.get("draft")
-    if open_in_studio is None:
-        return drafts.opened(starting_spec())
-    draft = drafts.opened(open_in_studio.spec, open_in_studio.origin)
-    draft.settings = open_in_studio.settings
-    return draft
-
-
-def studio_query(draft: Draft) -> dict[str, str]:
-    """The address under which the Studio opens what is sized."""
-    return {"draft": drafts.pack(draft.spec, draft.settings)}
 
 
 def take_settings(view: View, draft: Draft) -> None:
@@ -85,7 +53,7 @@ def form(view: View, draft: Draft) -> None:
     with st.container(border=True, key="panel-sizing-settings", gap="small"):
         row = st.columns([1.7, 1.25, 1, 0.75, 0.75, 1.25], gap="small", vertical_alignment="top")
         with row[0]:
-            _source(view, draft)
+            design_source.choice(view, draft)
         fields: list[tuple[int, str, str, list[str], Callable[[str], str], str]] = [
             (1, "context", "Context", _with(CONTEXTS, view.defaults["context"]), _length, "slider"),
             (2, "batch", "Sequences", _with(BATCHES, view.defaults["batch"]), lambda text: f"{int(text):,}", "slider"),
@@ -116,38 +84,3 @@ def blocks_form(view: View) -> None:
 
 def _length(text: str) -> str:
     return figures.context(int(text))
-
-
-def _source(view: View, draft: Draft) -> None:
-    """A choice of presets, saved designs and what is open."""
-    labels: dict[str, str] = {}
-    asked = address.asked("sizing")
-    now = "here"
-    if "preset" in asked and asked["preset"] in preset_ids():
-        now = f"preset:{asked['preset']}"
-    elif "draft" not in asked and draft.origin is not None:
-        now = f"design:{draft.origin.design_id}:{draft.origin.number}"
-    if now == "here":
-        labels["here"] = f"Studio: {draft.spec.name}"
-    designs: dict[str, str] = {}
-    with chrome.guard():
-        for design in chrome.get_store().designs.list():
-            designs[f"design:{design.id}:{design.latest.number}"] = f"{design.name}, revision {design.latest.number}"
-    if now.startswith("design:"):  # an older revision, or an archived design, may still be looked at
-        designs.setdefault(now, f"{draft.spec.name}, revision {now.rsplit(':', 1)[-1]}")
-    labels |= designs
-    labels |= {f"preset:{name}": preset(name).title for name in preset_ids()}
-    labels = distinct(labels)
-    key = f"sizing-source-{now}"
-
-    def choose() -> None:
-        kind, _, rest = str(st.session_state[key]).partition(":")
-        cleared: dict[str, str | None] = dict.fromkeys(PARAMETERS)
-        if kind == "preset":
-            cleared["preset"] = rest
-        elif kind == "design":
-            cleared["design"], cleared["revision"] = rest.split(":")
-        view.write(**cleared)
-
-    options = list(labels)
-    st.selectbox("Design", options, index=options.index(now), key=key, format_func=labels.__getitem__, on_change=choose)
