@@ -1,0 +1,82 @@
+"""Pairs of predicted and measured: their errors, groups and neighbours, by hand."""
+
+from __future__ import annotations
+
+import datetime
+import math
+
+import pytest
+
+from planner import load
+from planner.ledger import BY, ErrorSummary, Pair, kinds_of_spec, nearest, published_pairs, summarise, unpredicted
+from planner.measured import training_rows
+
+
+def pair(predicted: float, measured: float, **changed: object) -> Pair:
+    fields: dict[str, object] = {
+        "quantity": "Peak training memory",
+        "unit": "bytes",
+        "device": "H100",
+        "kinds": frozenset({"attention", "mlp"}),
+        "parameters": 7_000_000_000,
+        "origin": "own",
+        "label": "a run",
+        "source": "job-1",
+        "when": datetime.date(2026, 11, 26),
+    }
+    return Pair(predicted=predicted, measured=measured, **{**fields, **changed})  # type: ignore[arg-type]
+
+
+def test_the_error_is_the_predictions_as_a_share_of_what_was_measured() -> None:
+    assert pair(110, 100).error == pytest.approx(0.1)
+    assert pair(90, 100).error == pytest.approx(-0.1)
+    assert pair(0, 0).error == 0
+    assert pair(1, 0).error == math.inf
+
+
+def test_a_group_is_told_by_its_median_its_ninth_decile_and_its_worst() -> None:
+    # Errors of +1, −2, +3 … −10 percent: sizes 1 to 10, whose median is 5.5 and whose ninth is 9.
+    pairs = [pair(100 + (number if number % 2 else -number), 100) for number in range(1, 11)]
+    found = ErrorSummary.of("all", pairs)
+    assert (found.count, found.median, found.ninth_decile, found.worst) == pytest.approx((10, 0.055, 0.09, 0.1))
+    assert found.bias == pytest.approx(-0.005)  # between −2 and +1
+
+
+def test_groups_come_with_the_worst_first_and_a_pair_counts_for_each_of_its_components() -> None:
+    pairs = [
+        pair(110, 100, kinds=frozenset({"attention", "moe"})),
+        pair(101, 100, kinds=frozenset({"attention", "mlp"})),
+        pair(140, 100, device="T4", kinds=frozenset({"mamba2"}), when=datetime.date(2026, 10, 1)),
+    ]
+    assert [(each.name, each.count) for each in summarise(pairs, BY["component"])] == [
+        ("mamba2", 1), ("moe", 1), ("attention", 2), ("mlp", 1),
+    ]  # fmt: skip
+    assert [each.name for each in summarise(pairs, BY["device"])] == ["T4", "H100"]
+    assert {each.name for each in summarise(pairs, BY["month"])} == {"2026-10", "2026-11"}
+
+
+def test_the_nearest_pairs_share_the_device_then_the_components_then_the_size() -> None:
+    spec = load("llama-2-7b")
+    same = pair(1, 1, label="same")
+    smaller = pair(1, 1, label="smaller", parameters=70_000_000)  # two powers of ten: a step
+    other = pair(1, 1, label="other components", kinds=frozenset({"mamba2"}))
+    elsewhere = pair(1, 1, label="elsewhere", device="A100")
+    far = pair(1, 1, label="far", device="A100", kinds=frozenset({"mamba2"}), parameters=70_000_000)
+    time = pair(1, 1, label="another quantity", quantity="Time of a training step")
+    found = nearest([far, time, other, smaller, elsewhere, same], spec, "Peak training memory", "h100", count=5)
+    assert found[0].label == "same"
+    assert {each.label for each in found[1:4]} == {"smaller", "other components", "elsewhere"}
+    assert found[4].label == "far"
+
+
+def test_published_runs_are_predicted_and_what_is_not_is_counted() -> None:
+    readings = sum((row.memory is not None) + (row.step_seconds is not None) for row in training_rows())
+    found = published_pairs()
+    assert len(found) >= 100
+    assert len(found) <= readings
+    assert all(each.source and each.measured > 0 and each.predicted > 0 for each in found)
+    assert (len(found) == readings) == (not unpredicted())
+
+
+def test_the_kinds_of_a_model_are_those_of_its_mixers() -> None:
+    assert kinds_of_spec(load("jamba-v0.1")) == {"attention", "mamba1", "mlp", "moe"}
