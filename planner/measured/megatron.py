@@ -33,6 +33,7 @@ _NOT_SAID = {
     "spec": "Megatron's hybrid models",
     "first-last-layers-bf16": "layers of different precisions",
     "moe-expert-capacity-factor": "tokens dropped by experts",
+    "defer-embedding-wgrad-compute": "gradients of the head put off",
 }
 """Arguments that no plan or specification can say, each with the reason that is counted."""
 
@@ -56,6 +57,8 @@ def arguments(raw: Raw) -> dict[str, Any]:
     for argument, reason in _NOT_SAID.items():
         if given.get(argument):
             skip(reason)
+    if given.get("cross-entropy-loss-fusion") and given.get("cross-entropy-fusion-impl") != "te":
+        skip("a loss that is compiled from several operations")
     for argument, column in (
         ("tensor-model-parallel-size", "tensor_parallel"),
         ("pipeline-model-parallel-size", "pipeline_parallel"),
@@ -229,6 +232,12 @@ def plan_fields(given: dict[str, Any], raw: Raw) -> dict[str, Any]:
     if len(dropouts) != 1:
         skip("different dropout in attention and on the stream")
     fields["dropout"] = float(dropouts.pop())
+    fields |= {
+        "engine": "megatron",
+        "cross_entropy": "fused" if given.get("cross-entropy-loss-fusion") else "parallel",
+        "gradient_fusion": not given.get("no-gradient-accumulation-fusion", False),
+        "context_exchange": "all_to_all" if given.get("cp-comm-type") == "a2a" else "ring",
+    }
     if given.get("optimizer", "adam") not in ("adam", "muon"):
         skip("an optimizer that is not read")
     return fields

@@ -207,6 +207,9 @@ def _bigscience(raw: Raw) -> _Read:
         "zero_stage": 1,
         "attention": "eager",
         "recompute": "full",
+        "engine": "megatron",
+        "cross_entropy": "parallel",
+        "gradient_fusion": False,
     }
     assumed = ["ALiBi and no dropout, as in BLOOM"]
     if half:
@@ -220,6 +223,10 @@ def _nanotron(raw: Raw) -> _Read:
         "gradient_dtype": "fp32",
         "zero_stage": int(raw["zero_or_fsdp"].removeprefix("ZeRO-")),
         "sequence_parallel": whole(raw, "tensor_parallel") > 1,
+        # Its own operators: logits in fp32, and weight gradients in bf16 before they are summed.
+        "engine": "megatron",
+        "cross_entropy": "parallel",
+        "gradient_fusion": False,
     }
     return _Read(_model(raw), fields, ["nothing computed again, and a 1F1B pipeline, as nanotron's benchmark has it"])
 
@@ -458,6 +465,10 @@ def _b200_row(identifier: str, raw: Raw) -> TrainingRow:
             "gradient_dtype": "fp32",
             "zero_stage": 1,
             "sequence_parallel": whole(raw, "tensor_parallel") > 1,
+            # simu_tools/megatron_scripts of the same repository.
+            "engine": "megatron",
+            "cross_entropy": "fused",
+            "context_exchange": "all_to_all",
             "hardware": "b200",
         },
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner.activations import ACTIVATION_TYPES
+from planner.components.moe import MoE
+from planner.hardware import hardware
 from planner.plans import TrainingPlan
 from planner.quantities import Quantity, largest
 from planner.sizing import layer_tensors, leading_tensors, trailing_tensors
@@ -15,6 +17,9 @@ from planner.training.pipeline import Stage
 from planner.training.records import Buffer
 from planner.training.states import state_bytes
 
+LARGE_WORKSPACE, SMALL_WORKSPACE = 32 * 2**20, 4 * 2**20
+EXPERT_STREAMS = 4
+
 
 def engine_buffers(
     spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, shape: Shape, division: Division
@@ -22,6 +27,12 @@ def engine_buffers(
     """All that a stage's engine sets aside."""
     types = ACTIVATION_TYPES[plan.precision]
     stream = division.of(types.residual * shape.tokens * spec.hidden_size, "stream")
+    if engine_of(plan).is_megatron:
+        yield Buffer(
+            "workspaces of matrix multiplications",
+            _workspace_bytes(spec, plan),
+            "cuBLAS's for the forward and for the backward thread, and Transformer Engine's own",
+        )
     if engine_of(plan).has_placeholders:
         yield Buffer(
             "placeholders of weight gradients",
@@ -41,6 +52,20 @@ def engine_buffers(
         )
     if plan.zero_stage == 3 and is_many(division.replicas):
         yield from _gathered(spec, plan, stage, division)
+
+
+def _workspace_bytes(spec: ArchitectureSpec, plan: TrainingPlan) -> int:
+    """Bytes that libraries of matrix multiplications take from the allocator, by their own defaults.
+
+    PyTorch gives cuBLAS 32 MiB a thread and stream on Hopper and later devices, or where results are to be the same
+    from run to run; Transformer Engine takes as much once, or 4 MiB on older devices, and four times as much again for
+    the streams that multiply experts.
+    """
+    own = LARGE_WORKSPACE
+    if plan.hardware is not None and "fp8" not in hardware(plan.hardware).peak_flops:
+        own = SMALL_WORKSPACE
+    has_experts = any(isinstance(layer.channel_mixer, MoE) for group in spec.layer_groups for layer in group.layers)
+    return 2 * LARGE_WORKSPACE + own * (1 + (EXPERT_STREAMS if has_experts else 0))
 
 
 def _placeholder_elements(spec: ArchitectureSpec, stage: Stage, division: Division) -> Quantity:
