@@ -19,8 +19,12 @@ PAGES = {
         ("generate", "Prompt", "generate"),
         ("benchmarks", "Benchmarks", "benchmarks"),
         ("kernels", "Kernels", "kernels"),
+        ("ledger", "Ledger", "ledger"),
     ],
-    "Decide": [("compare", "Compare", "compare"), ("decisions", "Decisions", "decisions")],
+    "Decide": [
+        ("compare", "Compare", "compare"),
+        ("decisions", "Decisions", "decisions"),
+    ],
 }
 
 st.set_page_config(

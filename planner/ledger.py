@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planner.errors import PlannerError
+from planner.hardware import hardware
 from planner.measured import TrainingRow, training_rows
 from planner.sizing import size
 from planner.spec import ArchitectureSpec
@@ -38,7 +39,7 @@ class Pair:
     predicted: float
     measured: float
     device: str
-    """The device's name, as whoever measured wrote it."""
+    """The device's name: the catalogue's, else as whoever measured wrote it."""
     kinds: frozenset[str]
     """Kinds of components of the model."""
     parameters: int
@@ -182,7 +183,7 @@ def _pair(row: TrainingRow, quantity: str, unit: str, predicted: float, measured
         unit=unit,
         predicted=predicted,
         measured=measured,
-        device=row.gpu,
+        device=row.gpu if row.plan.hardware is None else hardware(row.plan.hardware).name,
         kinds=kinds_of_spec(row.spec),
         parameters=size(row.spec).parameters.total,
         origin="published",

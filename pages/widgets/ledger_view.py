@@ -1,0 +1,173 @@
+"""Pairs of predicted and measured on a page: those of stored results, the scatter, and the tables of errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from pages.widgets import charts, chrome, job_view, theme
+from planner import ArchitectureSpec, PlannerError, size
+from planner.ledger import Pair, kinds_of_spec, summarise
+from planner.spec import parse_spec
+
+if TYPE_CHECKING:
+    from db.engine import Store
+
+SHOWN = 10
+MOST_GROUPS = 16
+_SCALES = {"bytes": (2**30, "GiB"), "seconds": (1.0, "s")}
+
+
+def stored_pairs(store: Store) -> list[Pair]:
+    """The pairs of all stored results, the newest first."""
+    found = []
+    for result in store.results.list():
+        rows = result.values.get("rows", ())
+        pairs = [row for row in rows if _is_pair(row)]
+        if not pairs:
+            continue
+        revision = store.designs.revision(result.revision_id)
+        described = _described(revision.content_hash, _Spec(result.values.get("spec") or revision.spec))
+        if described is None:
+            continue
+        kinds, parameters = described
+        for row in pairs:
+            found.append(
+                Pair(
+                    quantity=row["quantity"],
+                    unit=row.get("unit", ""),
+                    predicted=float(row["predicted"]),
+                    measured=float(row["measured"]),
+                    device=str(result.environment.get("device", "not recorded")),
+                    kinds=kinds,
+                    parameters=parameters,
+                    origin="own",
+                    label=f"{result.name}, {result.kind}",
+                    source=result.job_id,
+                    when=result.created_at.date(),
+                    profile=str(row.get("profile", "")),
+                )
+            )
+    return found
+
+
+def _is_pair(row: Any) -> bool:
+    return (
+        isinstance(row, Mapping)
+        and isinstance(row.get("quantity"), str)
+        and all(isinstance(row.get(name), (int, float)) for name in ("predicted", "measured"))
+    )
+
+
+class _Spec:
+    """A specification as plain data that takes no part in what is remembered: its hash does."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Spec) and other.data == self.data
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@lru_cache(maxsize=512)
+def _described(content_hash: str, spec: _Spec) -> tuple[frozenset[str], int] | None:
+    """Kinds of components and parameters; ``None`` of a specification that is not read any more."""
+    try:
+        read: ArchitectureSpec = parse_spec(spec.data)
+    except PlannerError:
+        return None
+    return kinds_of_spec(read), size(read).parameters.total
+
+
+def scatter(pairs: Sequence[Pair], unit: str) -> dict[str, Any]:
+    """Predicted against measured on log axes, with the line on which they are equal and those 15% off."""
+    palette = theme.palette()
+    scale, name = _SCALES[unit]
+    values = [value / scale for pair in pairs for value in (pair.predicted, pair.measured) if value > 0]
+    low, high = math.log10(min(values)) - 0.15, math.log10(max(values)) + 0.15
+    ends = [10**low, 10**high]
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter", "mode": "lines", "x": ends, "y": [factor * end for end in ends], "hoverinfo": "skip",
+            "line": {"color": palette["line" if factor != 1 else "soft"], "width": 1.2, "dash": dash},
+        }
+        for factor, dash in ((1.0, "solid"), (1.15, "dot"), (1 / 1.15, "dot"))
+    ]  # fmt: skip
+    for origin, symbol, colour in (("published", "circle-open", "soft"), ("own", "circle", "accent")):
+        chosen = [pair for pair in pairs if pair.origin == origin and pair.predicted > 0 and pair.measured > 0]
+        if chosen:
+            data.append(
+                {
+                    "type": "scatter", "mode": "markers", "name": origin,
+                    "x": [pair.measured / scale for pair in chosen], "y": [pair.predicted / scale for pair in chosen],
+                    "marker": {"symbol": symbol, "size": 7, "color": palette[colour], "line": {"width": 1.2}},
+                    "text": [_hover(pair) for pair in chosen], "hovertemplate": "%{text}<extra></extra>",
+                }
+            )  # fmt: skip
+    axis = {
+        "type": "log", "range": [low, high], "gridcolor": palette["line"], "zeroline": False, "dtick": 1,
+        "tickfont": {"size": 11, "color": palette["faint"]}, "automargin": True,
+    }  # fmt: skip
+    font = {"size": 11.5, "color": palette["soft"]}
+    return {
+        "data": data,
+        "layout": {
+            **charts.frame(340, right=12),
+            "xaxis": {**axis, "title": {"text": f"measured, {name}", "font": font}},
+            "yaxis": {**axis, "title": {"text": f"predicted, {name}", "font": font}},
+            "showlegend": False,
+            "hovermode": "closest",
+        },
+    }
+
+
+def _hover(pair: Pair) -> str:
+    predicted, measured = (job_view.quantity_text(value, pair.unit) for value in (pair.predicted, pair.measured))
+    lines = [
+        pair.label, f"{pair.quantity}, {pair.device}", f"predicted {predicted}, measured {measured}: {pair.error:+.1%}",
+        pair.source if pair.origin == "published" else f"job {pair.source}",
+    ]  # fmt: skip
+    return "<br>".join(chrome.escape(line) for line in lines)
+
+
+def summary_html(pairs: Sequence[Pair], by: Callable[[Pair], Iterable[str]], title: str) -> str:
+    """HTML of the errors by group."""
+    groups = summarise(pairs, by)
+    head = "".join(f"<th>{text}</th>" for text in (title, "Pairs", "Median", "Nine of ten", "Worst", "Leaning"))
+    rows = "".join(
+        f'<tr><td>{chrome.escape(each.name)}</td><td class="fig">{each.count:,}</td>'
+        f'<td class="fig">{each.median:.1%}</td><td class="fig">{each.ninth_decile:.1%}</td>'
+        f'<td class="fig">{each.worst:.1%}</td><td class="fig">{job_view.error_html(each.bias)}</td></tr>'
+        for each in groups[:MOST_GROUPS]
+    )
+    more = f'<p class="pl-note">{len(groups) - MOST_GROUPS} more.</p>' if len(groups) > MOST_GROUPS else ""
+    return f'<div class="pl-scroll"><table class="pl-table"><tr>{head}</tr>{rows}</table></div>{more}'
+
+
+def worst_html(pairs: Sequence[Pair]) -> str:
+    """HTML of the largest errors."""
+    chosen = sorted(pairs, key=lambda pair: -abs(pair.error))[:SHOWN]
+    head = "".join(f"<th>{text}</th>" for text in ("Run", "Predicted", "Measured", "Error"))
+    rows = "".join(
+        f'<tr title="{chrome.escape(pair.source)}"><td class="pl-break">{chrome.escape(pair.label)}<br>'
+        f'<span class="pl-soft">{chrome.escape(f"{pair.quantity}, {pair.device}")}</span></td>'
+        f'<td class="fig">{job_view.quantity_text(pair.predicted, pair.unit)}</td>'
+        f'<td class="fig">{job_view.quantity_text(pair.measured, pair.unit)}</td>'
+        f'<td class="fig">{job_view.error_html(pair.error)}</td></tr>'
+        for pair in chosen
+    )
+    return f'<div class="pl-scroll"><table class="pl-table"><tr>{head}</tr>{rows}</table></div>'
+
+
+def reasons_html(reasons: Mapping[str, int]) -> str:
+    """HTML of why readings have no prediction, the commonest first."""
+    items = "".join(
+        f"<li>{count:,} × {chrome.escape(reason)}</li>"
+        for reason, count in sorted(reasons.items(), key=lambda item: -item[1])
+    )
+    return f'<ul class="pl-list">{items}</ul>'
