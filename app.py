@@ -11,6 +11,7 @@ PAGES = {
     "Design": [("studio", "Studio", "studio"), ("gallery", "Gallery", "gallery")],
     "Plan": [
         ("sizing", "Sizing and fit", "sizing"),
+        ("training_plan", "Training plan", "training_plan"),
         ("sensitivity", "Sensitivity", "sensitivity"),
         ("hardware", "Hardware and cost", "hardware"),
     ],

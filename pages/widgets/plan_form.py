@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import streamlit as st
@@ -23,24 +24,30 @@ def plan_fields(
     given: dict[str, Any] | None = None,
     fixed: dict[str, Any] | None = None,
     notes: dict[str, str] | None = None,
+    sections: Mapping[str, Sequence[str]] | None = None,
 ) -> PlanType | None:
     """Widgets for every field that is not ``fixed``; the plan they make, or ``None`` while a field is wrong (and says
-    so). ``notes`` are words on a field's question mark."""
+    so).
+
+    ``notes`` are words on a field's question mark. ``sections`` has the fields that stand together, by the heading
+    under which they fold away (none folds where it is empty); the rest folds away under *More*.
+    """
     data: dict[str, Any] = dict(fixed or {})
     places: dict[str, Any] = {}
-    cells: list[Any] = []
     asked = {name: field for name, field in plan_class.model_fields.items() if name not in data}
-    for index, (name, field) in enumerate(asked.items()):
-        if index % columns == 0:
-            cells = list(st.columns(columns))
-        with cells[index % columns]:
-            default = (given or {}).get(
-                name, None if field.is_required() else field.get_default(call_default_factory=True)
-            )
-            value = _field(name, field, default, f"{key}-{name}", (notes or {}).get(name))
-            places[name] = st.container()
-        if value is not None:
-            data[name] = value
+    known = {name for names in (sections or {}).values() for name in names}
+    rest = [name for name in asked if name not in known]
+    for heading, names in {**(sections or {}), ("More" if sections else ""): rest}.items():
+        with st.expander(heading) if heading else st.container():
+            cells: list[Any] = []
+            for index, name in enumerate(name for name in names if name in asked):
+                if index % columns == 0:
+                    cells = list(st.columns(columns))
+                with cells[index % columns]:
+                    value = _field(name, asked[name], _start(asked[name], name, given), f"{key}-{name}", notes)
+                    places[name] = st.container()
+                if value is not None:
+                    data[name] = value
     try:
         return parse_plan(plan_class, data)
     except UnsupportedPlan as refused:
@@ -55,20 +62,28 @@ def label_of(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _field(name: str, field: FieldInfo, default: Any, key: str, note: str | None) -> Any:
+def _start(field: FieldInfo, name: str, given: Mapping[str, Any] | None) -> Any:
+    """What a field's widget begins with."""
+    return (given or {}).get(name, None if field.is_required() else field.get_default(call_default_factory=True))
+
+
+def _field(name: str, field: FieldInfo, default: Any, key: str, notes: Mapping[str, str] | None) -> Any:
     """The value that the widget holds, as plain data; ``None`` where it is left empty."""
+    note = (notes or {}).get(name)
     label = field.title or label_of(name)
     choices, several, plain = _shape(field.annotation)
     if choices and several:
-        chosen = st.multiselect(label, choices, default=list(default), key=key, help=note)
+        chosen = st.multiselect(
+            label, choices, default=[each for each in default if each in choices], key=key, help=note
+        )
         return chosen
     if choices:
-        options = choices if default in choices else [None, *choices]
+        options = [None, *choices] if default is None else choices
         shown = {None: "none"}
         return st.selectbox(
             label,
             options,
-            index=options.index(default),
+            index=options.index(default) if default in options else 0,
             format_func=lambda choice: shown.get(choice, choice),
             key=key,
             help=note,
