@@ -15,9 +15,10 @@ from typing import Literal
 from planner.components import Attention, LatentAttention
 from planner.components.base import Component
 from planner.hardware import Device
+from planner.matrices import between_tokens, matrix_flops
 from planner.quantities import Quantity
 from planner.serving import largest_true
-from planner.serving.operators import Operator, between_tokens, matrix_flops
+from planner.serving.operators import Operator
 from planner.spec import ArchitectureSpec
 
 LONGEST_CROSSOVER = 2**30

@@ -20,6 +20,7 @@ from planner.cache import entry_bytes
 from planner.components import LatentAttention
 from planner.components.base import CacheEntry, Component, Tensor
 from planner.compute import model_operations
+from planner.matrices import between_tokens, matrices
 from planner.plans import ServingPlan
 from planner.quantities import Quantity, exact_divide, product
 from planner.serving.devices import Split, kept_layers, part_of
@@ -34,9 +35,6 @@ ACTIVATION_BYTES = 2
 """Activations are moved in 16 bits, whatever the weights are kept in."""
 STATE_FLOPS = 4
 """FLOPs an element of recurrent state takes a token: one multiply-add to update it and one to read it."""
-
-_VECTORS = ("bias", "norm", "conv")
-"""In the names of tensors of several dimensions that no token is multiplied by as by a matrix."""
 HEAD = "lm_head"
 MIXING = "mixing"
 
@@ -235,35 +233,10 @@ class _Reader:
             yield Operator(path, operation.component, path, times, flops, read, 0, moved)
 
 
-def matrices(mixer: Component, hidden_size: Quantity) -> Iterator[Tensor]:
-    """The tensors of a mixer that tokens are multiplied by."""
-    for tensor in mixer.tensors(hidden_size):
-        own = tensor.name.removesuffix(".weight")
-        is_matrix = len(tensor.shape) >= 2 and tensor.is_matrix and tensor.dtype_class == "weight"
-        if is_matrix and not any(word in own for word in _VECTORS):
-            yield tensor
-
-
-def matrix_flops(mixer: Component, hidden_size: Quantity, tokens: Quantity) -> Quantity:
-    """FLOPs of ``tokens`` tokens through a mixer's matrices: two a weight that a token touches."""
-    total: Quantity = 0
-    for tensor in matrices(mixer, hidden_size):
-        total = total + 2 * tokens * active_count(tensor)
-    return total
-
-
 def _absorbed_bytes(mixer: LatentAttention, tokens: Quantity) -> Quantity:
     """What the expansion moves beside its weights: queries into the latent space, and mixed latents out of it."""
     unrotated = mixer.qk_nope_head_dim + mixer.v_head_dim
     return ACTIVATION_BYTES * tokens * mixer.num_attention_heads * (unrotated + 2 * mixer.kv_lora_rank)
-
-
-def between_tokens(mixer: Component, hidden_size: Quantity, length: Quantity, batch: Quantity) -> Quantity:
-    """FLOPs of a mixer beside its matrices, without what a mask leaves out."""
-    total: Quantity = 0
-    for operation in mixer.operations(hidden_size, length, batch):
-        total = total + operation.needed_flops
-    return total - matrix_flops(mixer, hidden_size, length * batch)
 
 
 def _between_matrices(mixer: Component, hidden_size: Quantity) -> Quantity:

@@ -2,7 +2,7 @@
 
 The states are counted to the element and divided as the plan says; the activations are the tensors that each component
 says it keeps (:mod:`planner.activations`), divided likewise. What is not modelled is refused by name
-(:mod:`planner.training.checks`). Time is not modelled yet, so the fields of time are ``None``: see ``time_note``.
+(:mod:`planner.training.checks`). The time of a step is of :mod:`planner.step_time`.
 
 A step has moments at which much is alive at once; the largest decides (``peak``). With a large vocabulary that is
 mostly the start of the backward pass, where logits and their gradients meet everything that was saved; with a small

@@ -8,6 +8,7 @@ from dataclasses import replace
 from planner.plans import TrainingPlan
 from planner.quantities import Quantity, largest
 from planner.spec import ArchitectureSpec
+from planner.step_time import step_time
 from planner.training.checks import check_training_plan
 from planner.training.engine import divided
 from planner.training.layers import LayerCost, Shape
@@ -15,11 +16,9 @@ from planner.training.pipeline import Stage, stages
 from planner.training.records import TrainingEstimate, TrainingMemory
 from planner.training.timeline import stage_memory
 
-TIME_NOTE = "The time of a step is not modelled yet: measure it with a benchmark, or use a budget at a stated share."
-
 
 def estimate_training(spec: ArchitectureSpec, plan: TrainingPlan) -> TrainingEstimate:
-    """Memory of a training step, on the device that needs most.
+    """Memory of a training step, on the device that needs most, and its time on the plan's ``hardware``.
 
     Raises
     ------
@@ -27,12 +26,14 @@ def estimate_training(spec: ArchitectureSpec, plan: TrainingPlan) -> TrainingEst
         naming every field of the plan that is not modelled, or does not fit the specification.
     """
     check_training_plan(plan, spec)
+    time = step_time(spec, plan)
     return TrainingEstimate(
         memory=training_memory(spec, plan, plan.sequence_length, plan.micro_batch_size),
-        step_seconds=None,
-        tokens_per_second=None,
-        model_flops_utilization=None,
-        time_note=TIME_NOTE,
+        step_seconds=time.seconds,
+        tokens_per_second=time.tokens_per_second,
+        model_flops_utilization=time.model_flops_utilization,
+        time=time,
+        time_note=time.text,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.quantities import Quantity, largest
+from planner.step_time import StepTime
 
 DEVICE_OVERHEAD_BYTES = 512 * 2**20
 """What a process takes on a device beside its allocator: the CUDA context and the libraries' workspaces (0.3 to 0.6 GiB
@@ -103,5 +104,7 @@ class TrainingEstimate:
     step_seconds: float | None
     tokens_per_second: float | None
     model_flops_utilization: float | None
+    time: StepTime
+    """The step's time by part, and the profile of efficiencies that was used (:mod:`planner.step_time`)."""
     time_note: str
     status: str = "modelled"

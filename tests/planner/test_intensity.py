@@ -21,7 +21,8 @@ from planner.intensity import (
     crossover_counted,
     ridge_point,
 )
-from planner.serving.operators import PHASES, Operator, Phase, matrix_flops, merged, operators
+from planner.matrices import matrix_flops
+from planner.serving.operators import PHASES, Operator, Phase, merged, operators
 from planner.symbolic import substitute, symbolic
 from tests.planner.strategies import specs
 

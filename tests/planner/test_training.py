@@ -19,6 +19,7 @@ from planner import (
     parse_spec,
     scale_down,
 )
+from planner.step_time import step_time
 from planner.training import training_memory
 from tests.planner.published import DEEPSEEK_V3, GEMMA_2_2B, LLAMA_2_7B, MAMBA_2_130M, MAMBA_130M, MIXTRAL_8X7B
 from tests.planner.strategies import specs
@@ -90,11 +91,21 @@ def test_accumulation_keeps_gradients_through_the_forward_pass() -> None:
     assert often.moments[0].gradients_bytes == often.gradients_bytes == 4 * LLAMA_PARAMETERS
 
 
-def test_time_is_absent_and_says_so() -> None:
-    estimate = estimate_training(LLAMA_2_7B, TrainingPlan(hardware="h100"))
+def test_time_is_absent_without_a_device_and_says_so() -> None:
+    estimate = estimate_training(LLAMA_2_7B, TrainingPlan())
     assert (estimate.step_seconds, estimate.tokens_per_second, estimate.model_flops_utilization) == (None, None, None)
-    assert "not modelled" in estimate.time_note
+    assert "hardware" in estimate.time_note
     assert estimate.status == "modelled"
+
+
+def test_time_is_that_of_the_plan_s_device_and_names_what_it_stands_on() -> None:
+    plan = TrainingPlan(hardware="h100", micro_batch_size=2)
+    estimate = estimate_training(LLAMA_2_7B, plan)
+    assert estimate.step_seconds == step_time(LLAMA_2_7B, plan).seconds
+    assert estimate.tokens_per_second == pytest.approx(2 * 2048 / estimate.step_seconds)
+    assert 0.3 < estimate.model_flops_utilization < 0.6
+    assert estimate.time.profile == "hopper"
+    assert "hopper" in estimate.time_note
 
 
 @pytest.mark.parametrize(

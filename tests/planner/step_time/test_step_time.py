@@ -1,0 +1,260 @@
+"""The time of a step: hand calculations, what holds of every plan, and measured runs."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.compute import flops
+from planner.efficiency import SHARES, Efficiency, Profile, profile_of, profiles
+from planner.errors import UnsupportedPlan
+from planner.hardware import hardware
+from planner.measured import TrainingRow, training_rows
+from planner.measured.split import is_held_out, setting
+from planner.nodes import nodes
+from planner.plans import TrainingPlan
+from planner.presets import preset
+from planner.sizing import count_parameters
+from planner.spec import parse_spec
+from planner.step_time import StepTime, step_time
+from planner.symbolic import candidates
+from tests.planner.strategies import specs
+
+BILLION = 1_000_000_000
+LLAMA = preset("llama-3-8b").spec
+PLAN = TrainingPlan(micro_batch_size=1, sequence_length=8192, precision="bf16_mixed", hardware="h100")
+
+
+def _profile(**shares: float) -> Profile:
+    """A profile of which everything is reached, but for what is told."""
+    whole = dict.fromkeys(SHARES, 1.0) | {name: value for name, value in shares.items() if name in SHARES}
+    return Profile(
+        id="whole",
+        devices=("h100",),
+        launch_seconds=shares.get("launch_seconds", 1e-12),
+        latency_seconds=shares.get("latency_seconds", 1e-12),
+        relative_interval=(1.0, 1.0),
+        calibrated_on="nothing",
+        **{name: Efficiency(value=value, low=value, high=value) for name, value in whole.items()},
+    )
+
+
+def test_matrices_take_three_passes_at_the_peak() -> None:
+    found = step_time(LLAMA, PLAN, _profile())
+    # Of 8,030 M parameters all but the embedding's 525 M and the norms' 266 K are multiplied by each of 8,192 tokens.
+    matrices = 8_030_261_248 - 128_256 * 4096 - 65 * 4096
+    assert found.parts["matmul"] == pytest.approx(6 * matrices * 8192 / 989.4e12, rel=1e-3)
+    # Attention: 4 · s²/2 · 4,096 forward in each of 32 layers, two and a half times that backward.
+    assert found.parts["attention"] == pytest.approx(3.5 * 32 * 4 * 8192 * 8193 / 2 * 4096 / 989.4e12, rel=1e-3)
+
+
+def test_utilization_is_of_needed_flops_over_the_peak() -> None:
+    found = step_time(LLAMA, PLAN)
+    needed = 3 * flops(LLAMA, 8192).needed_total
+    assert found.seconds is not None
+    assert found.model_flops_utilization == pytest.approx(needed / found.seconds / 989.4e12)
+    full = step_time(LLAMA, PLAN.model_copy(update={"recompute": "full"}))
+    assert full.hardware_flops_utilization == pytest.approx(full.model_flops_utilization * 4 / 3)
+    assert full.parts["recomputation"] > 0
+    assert full.seconds > found.seconds
+
+
+def test_sharded_data_parallel_ranks_exchange_gradients_and_parameters() -> None:
+    plan = PLAN.model_copy(update={"data_parallel": 8, "zero_stage": 1, "gradient_dtype": "fp32"})
+    found = step_time(LLAMA, plan, _profile(overlap=0.01))
+    # 7/8 of four bytes and of two a parameter, at 450 GB/s.
+    elements = 8_030_261_248
+    assert found.parts["data_parallel"] == pytest.approx(7 / 8 * 6 * elements / 450e9, rel=0.02)
+    # A rank's eighth: gradients read twice, two moments and the master copy read and written, weights written.
+    assert found.parts["optimizer"] == pytest.approx(elements / 8 * (8 + 16 + 8 + 2) / 3.35e12, rel=0.01)
+
+
+def test_tensor_parallel_ranks_exchange_the_stream_twice_a_mixer() -> None:
+    plan = PLAN.model_copy(update={"tensor_parallel": 8, "sequence_parallel": True})
+    found = step_time(LLAMA, plan, _profile())
+    stream = 2 * 8192 * 4096
+    once = 7 / 8 * stream / 450e9
+    # 64 mixers, each a gather and a scatter forward and backward; the head gathers twice, the embedding scatters once.
+    assert found.parts["tensor_parallel"] == pytest.approx((64 * 4 + 3) * once, rel=0.01)
+
+
+def test_experts_send_their_tokens_there_and_back() -> None:
+    spec = preset("mixtral-8x7b").spec
+    plan = PLAN.model_copy(update={"expert_parallel": 8, "data_parallel": 8, "sequence_length": 4096})
+    found = step_time(spec, plan, _profile())
+    rows = 2 * 4096 * 2 * 4096
+    assert found.parts["expert_parallel"] == pytest.approx(32 * 4 * 7 / 8 * rows / 450e9, rel=0.01)
+
+
+def test_a_pipeline_s_bubble_is_that_of_its_stages() -> None:
+    plan = PLAN.model_copy(update={"pipeline_parallel": 4, "global_batch_size": 8})
+    found = step_time(LLAMA, plan)
+    waiting = ("bubble", "pipeline", "optimizer", "data_parallel")
+    slowest = sum(seconds for part, seconds in found.parts.items() if part not in waiting) / 8
+    # On one device a micro batch takes what all stages take together: the others' time fills and drains the pipeline.
+    alone = step_time(LLAMA, PLAN).parts
+    whole = sum(seconds for part, seconds in alone.items() if part not in waiting)
+    assert found.parts["bubble"] == pytest.approx(whole - slowest, rel=1e-6)
+    halved = step_time(LLAMA, plan.model_copy(update={"pipeline_schedule": "interleaved", "virtual_stages": 2}))
+    assert halved.parts["bubble"] == pytest.approx(found.parts["bubble"] / 2, rel=0.01)
+    filled = step_time(LLAMA, plan.model_copy(update={"pipeline_schedule": "zero_bubble"}))
+    assert filled.parts["bubble"] < halved.parts["bubble"]
+
+
+def test_without_a_device_there_is_a_note_in_place_of_a_time() -> None:
+    found = step_time(LLAMA, PLAN.model_copy(update={"hardware": None}))
+    assert (found.seconds, found.tokens_per_second, found.model_flops_utilization) == (None, None, None)
+    assert "hardware" in found.text
+
+
+@pytest.mark.parametrize("device", ["m4_max", "tpu_v5p", "mi300x"])
+def test_a_device_of_which_no_run_is_known_has_no_time(device: str) -> None:
+    found = step_time(LLAMA, PLAN.model_copy(update={"hardware": device}))
+    assert found.seconds is None
+    assert hardware(device).name in found.text
+
+
+def test_fp8_where_there_is_none_has_no_time() -> None:
+    found = step_time(LLAMA, PLAN.model_copy(update={"hardware": "a100", "precision": "fp8"}))
+    assert found.seconds is None
+    assert "fp8" in found.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"offload": "optimizer"}, "offload"),
+        ({"virtual_stages": 2}, "virtual_stages"),
+        ({"pipeline_parallel": 2, "virtual_stages": 2}, "virtual_stages"),
+        ({"pipeline_parallel": 2, "zero_stage": 2}, "zero_stage"),
+        ({"expert_parallel": 3, "data_parallel": 4}, "expert_parallel"),
+        ({"global_batch_size": 3, "data_parallel": 2}, "global_batch_size"),
+        ({"pipeline_parallel": 64}, "pipeline_parallel"),
+    ],
+)
+def test_what_is_not_modelled_is_refused_by_name(fields: dict[str, Any], path: str) -> None:
+    with pytest.raises(UnsupportedPlan) as caught:
+        step_time(LLAMA, PLAN.model_copy(update=fields))
+    assert [problem.path for problem in caught.value.problems] == [path]
+
+
+PLANS = st.builds(
+    lambda device, precision, sizes, recompute, attention, zero, batches: TrainingPlan(
+        micro_batch_size=1,
+        sequence_length=1024,
+        hardware=device,
+        precision=precision,
+        recompute=recompute,
+        attention=attention,
+        zero_stage=zero,
+        tensor_parallel=sizes[0],
+        sequence_parallel=sizes[0] > 1,
+        context_parallel=sizes[1],
+        data_parallel=sizes[2],
+        global_batch_size=batches * sizes[2],
+    ),
+    st.sampled_from(["a100", "h100", "b200", "gb200"]),
+    st.sampled_from(["bf16_mixed", "bf16", "bf16_autocast"]),
+    st.tuples(st.sampled_from([1, 2, 8]), st.sampled_from([1, 2]), st.sampled_from([1, 4, 32])),
+    st.sampled_from(["none", "selective", "full"]),
+    st.sampled_from(["eager", "fused"]),
+    st.sampled_from([0, 1, 2, 3]),
+    st.sampled_from([1, 4]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(spec=specs(), plan=PLANS, better=st.sampled_from(SHARES))
+def test_no_step_is_faster_than_its_arithmetic_and_better_rates_are_never_slower(
+    spec: Any, plan: TrainingPlan, better: str
+) -> None:
+    assert plan.hardware is not None
+    profile = profile_of(plan.hardware)
+    assert profile is not None
+    before = step_time(spec, plan, profile)
+    assert before.seconds is not None
+    assert before.ideal_seconds is not None
+    assert before.seconds >= before.ideal_seconds
+    assert before.seconds == pytest.approx(sum(before.parts.values()))
+    assert all(seconds >= 0 for seconds in before.parts.values())
+    whole = Efficiency(value=1.0, low=1.0, high=1.0)
+    after = step_time(spec, plan, profile.model_copy(update={better: whole}))
+    assert after.seconds is not None
+    assert after.seconds <= before.seconds * (1 + 1e-9)
+
+
+def test_arrays_in_a_specification_give_the_times_of_each() -> None:
+    path = "layer_groups[0].layers[0].channel_mixer.intermediate_size"
+    many = candidates(LLAMA, {"layer_groups[0].repeats": np.array([8.0, 32.0]), path: np.array([4096.0, 14336.0])})
+    found = step_time(many, PLAN.model_copy(update={"data_parallel": 8, "zero_stage": 3})).seconds
+    assert found is not None
+    for index, (layers, width) in enumerate([(8, 4096), (32, 14336)]):
+        data = LLAMA.to_dict()
+        data["layer_groups"][0]["repeats"] = layers
+        data["layer_groups"][0]["layers"][0]["channel_mixer"]["intermediate_size"] = width
+        alone = step_time(parse_spec(data), PLAN.model_copy(update={"data_parallel": 8, "zero_stage": 3})).seconds
+        assert found[index] == pytest.approx(alone)
+
+
+def _errors(rows: list[TrainingRow]) -> list[float]:
+    found = []
+    for row in rows:
+        try:
+            seconds = step_time(row.spec, row.plan).seconds
+        except UnsupportedPlan:
+            continue
+        if seconds is not None and row.step_seconds is not None:
+            found.append(seconds / row.step_seconds - 1)
+    return found
+
+
+def _timed() -> list[TrainingRow]:
+    return [row for row in training_rows() if row.step_seconds is not None]
+
+
+def test_steps_on_eight_b200_are_predicted_within_12_percent_in_the_mean() -> None:
+    errors = _errors([row for row in _timed() if "SimuMax" in row.source])
+    assert len(errors) == 22
+    assert statistics.mean(map(abs, errors)) <= 0.12
+
+
+def test_half_of_the_published_steps_of_large_models_are_predicted_within_20_percent() -> None:
+    rows = [row for row in _timed() if "SimuMax" not in row.source and count_parameters(row.spec).total >= BILLION]
+    errors = _errors(rows)
+    assert len(errors) >= 330
+    assert statistics.median(map(abs, errors)) <= 0.12
+    held = _errors([row for row in rows if is_held_out(row)])
+    known = _errors([row for row in rows if not is_held_out(row)])
+    assert min(len(held), len(known)) >= 100
+    assert statistics.median(map(abs, held)) <= 0.13
+    assert statistics.median(map(abs, held)) <= 2 * statistics.median(map(abs, known))
+
+
+def test_rows_of_one_setting_are_in_one_half() -> None:
+    halves: dict[str, set[bool]] = {}
+    for row in _timed():
+        halves.setdefault(setting(row), set()).add(is_held_out(row))
+    assert all(len(half) == 1 for half in halves.values())
+
+
+def test_every_profile_has_devices_of_the_catalogue_that_are_wired() -> None:
+    for profile in profiles().values():
+        for device in profile.devices:
+            assert hardware(device).peak_flops["bf16"] > 0
+            assert device in nodes()
+        for name in SHARES:
+            share = getattr(profile, name)
+            if share is not None:
+                assert share.low <= share.value <= share.high
+
+
+def test_a_prediction_names_its_profile_and_its_interval() -> None:
+    found: StepTime = step_time(LLAMA, PLAN)
+    assert found.profile == "hopper"
+    assert found.low_seconds < found.seconds < found.high_seconds
+    assert "hopper" in found.text
