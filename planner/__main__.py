@@ -1,4 +1,4 @@
-"""The planner without a browser: ``python -m planner size|flops|cache|train|serve|fit|budget|compare|explain|… SPEC``.
+"""The planner without a browser: ``python -m planner size|flops|cache|train|serve|fit|sensitivity|compare|… SPEC``.
 
 SPEC is a YAML or JSON specification, a Hugging Face ``config.json``, the name of a preset, or ``-`` for standard input.
 ``--json`` prints data for scripts. Bad input ends with status 2 and one line on stderr.
@@ -111,6 +111,14 @@ def _parser() -> argparse.ArgumentParser:
     compared = command("compare", _compare, "several designs against the first")
     compared.add_argument("--sequence-length", type=int, default=4096)
     compared.add_argument("--context-length", type=int, default=32_768)
+    swung = command("sensitivity", _sensitivity, "which setting changes a number, and how far one goes")
+    swung.add_argument("--output", help="the number (default inference_memory)")
+    swung.add_argument("--first", type=int, default=15, help="fields to print (default 15)")
+    swung.add_argument("--largest", metavar="FIELD", help="instead: the greatest value of a field, such as num_layers")
+    swung.add_argument("--device", help="with --largest: the device that everything has to fit")
+    swung.add_argument("--at-most", type=float, help="with --largest: the bound of --output")
+    swung.add_argument("--training", action="store_true", help="settings are those of training")
+    _add_settings(swung)
     explained = command("explain", _explain, "a number opened into its terms")
     explained.add_argument("quantity", metavar="QUANTITY")
     explained.add_argument("--block", help="one block, such as layer_groups[0].layers[0].sequence_mixer")
@@ -350,6 +358,36 @@ def _fit(options: argparse.Namespace) -> tuple[Any, str]:
             }
         )
     return data, table(rows)
+
+
+def _sensitivity(options: argparse.Namespace) -> tuple[Any, str]:
+    from planner.sensitivity import PLANS, largest, output_of, tornado
+
+    _positive(options, "first")
+    output = options.output or (None if options.device else "inference_memory")
+    wanted = PLANS[output_of(output).plan] if output is not None else None
+    plan_class = wanted or (TrainingPlan if options.training else ServingPlan)
+    plan = _plan(plan_class, options.settings)
+    spec = _read(options.spec).spec
+    if options.largest is not None:
+        limit = largest(spec, options.largest, plan, output=output, at_most=options.at_most, device=options.device)
+        value = "none" if limit.value is None else f"{limit.value:,}"
+        return limit, f"{limit.field}: {value}\n{limit.reason}"
+    if output is None or options.at_most is not None:
+        raise PlannerError.of(
+            "A device or a bound belongs to one field.", path="--largest", remedy="Name the field.", code="no_field"
+        )
+    found = tornado(spec, output, plan)
+    texts: dict[str, Callable[[float], str]] = {"bytes": bytes_text, "flops": flops_text, "seconds": seconds_text}
+    write = texts.get(found.unit, count_text)
+    rows: Rows = [("field", "now", "least", "with", "most", "with")]
+    for swing in found.swings[: options.first]:
+        ends = (write(swing.low), str(swing.low_value), write(swing.high), str(swing.high_value))
+        rows.append((swing.field, str(swing.value), *ends))
+    left = len(found.swings) - options.first
+    notes = [f"{output}: {write(found.base)} as it is"]
+    notes += [f"{left} fields more do less"] if left > 0 else []
+    return found, "\n".join([table(rows), *notes, f"{len(found.unmoved)} fields change nothing of it"])
 
 
 def _budget(options: argparse.Namespace) -> tuple[Any, str]:

@@ -69,6 +69,22 @@ def test_serve_and_fit(spec_file: str, capsys: pytest.CaptureFixture[str]) -> No
     assert "does not fit" in output_of(capsys, "fit", spec_file, "--device", "t4")
 
 
+def test_sensitivity(spec_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = data_of(capsys, "sensitivity", spec_file, "--output", "parameters")
+    # Half and double of 32 layers of four matrices of 4,096², three of 4,096 by 11,008, and two norms.
+    repeats = next(swing for swing in data["swings"] if swing["field"] == "repeats")
+    assert repeats["high"] - repeats["low"] == 48 * (4 * 4096**2 + 3 * 4096 * 11_008 + 2 * 4096)
+    text = output_of(capsys, "sensitivity", spec_file, "--first", "2", "--set", "batch_size=4")
+    assert "fields more do less" in text
+    found = data_of(
+        capsys, "sensitivity", spec_file, "--largest", "num_layers", "--output", "parameters", "--at-most", "1e10"
+    )
+    assert (found["value"], found["next_value"]) == (48, 49)  # 262,148,096 outside of layers of 202,383,360
+    on_a_card = data_of(capsys, "sensitivity", spec_file, "--largest", "context_length", "--device", "rtx4090")
+    served = data_of(capsys, "serve", spec_file, "--set", "hardware=rtx4090")
+    assert on_a_card["value"] == served["max_context_length"]
+
+
 def test_budget(spec_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     data = data_of(capsys, "budget", spec_file, "--device", "h100", "--devices", "8", "--tokens", "1e12")
     assert data["tokens"] == 10**12
@@ -181,6 +197,12 @@ HUGE = "1" + 200 * "0"
         ["serve", "llama-2-7b", "--set", "hardware=h1000"],
         ["serve", "llama-2-7b", "--set", "hardware"],
         ["fit", "llama-2-7b", "--device", "abacus"],
+        ["sensitivity", "llama-2-7b", "--output", "beauty"],
+        ["sensitivity", "llama-2-7b", "--first", "0"],
+        ["sensitivity", "llama-2-7b", "--device", "h100"],
+        ["sensitivity", "llama-2-7b", "--at-most", "1e9"],
+        ["sensitivity", "llama-2-7b", "--largest", "colour", "--device", "h100"],
+        ["sensitivity", "llama-2-7b", "--largest", "num_layers"],
         ["export", "tiny-hybrid"],
         ["flops", "llama-2-7b", "--sequence-length", HUGE],
         ["cache", "llama-2-7b", "--batch-size", HUGE],
