@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.errors import PlannerError
 from planner.hardware import hardware
 from planner.measured import TrainingRow, training_rows
+from planner.measured.predicted import Reading, memory_of, time_of
 from planner.sizing import size
 from planner.spec import ArchitectureSpec
-from planner.training import estimate_training
 
 Origin = Literal["own", "published"]
 NEAREST = 10
@@ -161,28 +160,23 @@ def unpredicted() -> dict[str, int]:
 
 @functools.cache
 def _of_training(row: TrainingRow) -> tuple[Pair | str, ...]:
-    try:
-        estimate = estimate_training(row.spec, row.plan)
-    except PlannerError as error:
-        return (error.problems[0].message,)
     found: list[Pair | str] = []
-    if row.memory is not None:
-        allocated = estimate.memory.total_bytes - estimate.memory.overhead_bytes
-        found.append(_pair(row, MEMORY, "bytes", float(allocated), float(row.memory.peak_bytes)))
-    if row.step_seconds is not None:
-        if estimate.step_seconds is None:
-            found.append(estimate.time_note)
+    for reading, quantity, unit in ((memory_of(row), MEMORY, "bytes"), (time_of(row), STEP_TIME, "seconds")):
+        if reading is None:
+            continue
+        if reading.predicted is None:
+            found.append(reading.reason)
         else:
-            found.append(_pair(row, STEP_TIME, "seconds", float(estimate.step_seconds), row.step_seconds))
+            found.append(_pair(row, quantity, unit, reading))
     return tuple(found)
 
 
-def _pair(row: TrainingRow, quantity: str, unit: str, predicted: float, measured: float) -> Pair:
+def _pair(row: TrainingRow, quantity: str, unit: str, reading: Reading) -> Pair:
     return Pair(
         quantity=quantity,
         unit=unit,
-        predicted=predicted,
-        measured=measured,
+        predicted=reading.predicted or 0.0,
+        measured=reading.measured,
         device=row.gpu if row.plan.hardware is None else hardware(row.plan.hardware).name,
         kinds=kinds_of_spec(row.spec),
         parameters=size(row.spec).parameters.total,
@@ -190,4 +184,5 @@ def _pair(row: TrainingRow, quantity: str, unit: str, predicted: float, measured
         label=row.model,
         source=row.source,
         when=None,
+        profile=reading.profile,
     )
