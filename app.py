@@ -19,6 +19,7 @@ PAGES = {
         ("jobs", "Jobs", "jobs"),
         ("generate", "Prompt", "generate"),
         ("benchmarks", "Benchmarks", "benchmarks"),
+        ("mechanics", "Mechanics", "mechanics"),
         ("kernels", "Kernels", "kernels"),
         ("ledger", "Ledger", "ledger"),
     ],

@@ -10,11 +10,10 @@ import streamlit as st
 from db.engine import Store
 from db.errors import StoreError
 from db.records import Job
-from pages.widgets import chrome, figures, job_view
+from pages.widgets import chrome, figures, job_view, probe_view
+from pages.widgets.job_form import job_form
 from pages.widgets.labels import distinct
 from pages.widgets.plan_form import label_of as plan_label
-from pages.widgets.plan_form import plan_fields
-from planner import PlannerError, parse_spec
 from runners.engines import client
 
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
@@ -135,31 +134,10 @@ def dispatch(store: Store) -> None:
     chosen = left.selectbox("Design", list(names), format_func=names.__getitem__)
     design = next(design for design in designs if design.id == chosen)
     kinds = [kind for kind in client.PLANS if kind != "generate"]  # that has a page of its own
-    kind = right.selectbox("Kind of job", kinds, key="dispatch-kind", format_func=str.capitalize)
-    with st.expander("Settings", expanded=False):
-        plan = plan_fields(client.PLANS[kind], key=f"plan-{kind}")
-    if plan is None:
-        chrome.note("A setting above is not valid yet.")
-        return
-    words = None
-    try:
-        from planner.dispatch import estimate_job
-        from planner.hardware import machine_profile
-
-        estimate = estimate_job(kind, parse_spec(dict(design.latest.spec)), plan, machine_profile())
-        words = (
-            f"About {figures.duration(estimate.seconds)}"
-            f"{f' and {figures.disk(estimate.disk_bytes)} of disk' if estimate.disk_bytes else ''} · {estimate.basis}"
-        )
-    except PlannerError as refused:
-        chrome.error(refused)
-        return
-    button, note = st.columns([1, 5], vertical_alignment="center")
-    with note:
-        chrome.note(words)
-    if button.button("Send", type="primary", key="send-job"):
-        with chrome.guard():
-            open_job(client.submit(store, kind, design.latest.id, plan).id)
+    kind = right.selectbox("Kind of job", kinds, key="dispatch-kind", format_func=plan_label)
+    job = job_form(store, design.latest, kind, plan_key=f"plan-{kind}")
+    if job is not None:
+        open_job(job.id)
 
 
 # --- one job ---
@@ -235,6 +213,8 @@ def body(store: Store, job: Job) -> None:
             job_view.progress(job)
     results = store.results.list(job_id=job.id, include_archived=True)
     values: Mapping[str, Any] = results[0].values if results else {}
+    if results and job.kind in probe_view.DRAWINGS:
+        probe_view.draw(job.kind, values, f"drawn-{job.id}")
     # Without curves, what was found has the wider place.
     drawn = bool(store.jobs.metric_names(job.id))
     left, right = st.columns([3, 2]) if drawn or not results else st.columns([3, 2])[::-1]

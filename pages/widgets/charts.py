@@ -36,6 +36,11 @@ class Curve:
     width: float = 1.8
     exact: Sequence[str] | None = None
     opacity: float = 1.0
+    low: Sequence[float] | None = None
+    """Lower edge of a band around the line; with ``high``."""
+    high: Sequence[float] | None = None
+    points: bool = False
+    """Whether each value has a mark of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +88,11 @@ def lines(
 ) -> dict[str, Any]:
     """Curves over a shared x axis, as a Plotly figure in plain data; draw it with :func:`show`."""
     palette = theme.palette()
-    traces = [_trace(curve, palette) for curve in curves if len(curve.x)]
-    y_range = _range([value for curve in curves for value in curve.y], y)
+    bands = [_band(curve, palette) for curve in curves if curve.low is not None and curve.high is not None]
+    traces = bands + [_trace(curve, palette) for curve in curves if len(curve.x)]
+    y_range = _range(
+        [value for curve in curves for values in (curve.y, curve.low or (), curve.high or ()) for value in values], y
+    )
     x_range = _range([value for curve in curves for value in curve.x], x, padding=0.0)
     right = 12
     annotations: list[dict[str, Any]] = []
@@ -176,15 +184,84 @@ def frame(height: int, *, right: int, bottom: int = 40, top: int = 12) -> dict[s
     return _layout(theme.palette(), height, right=right, bottom=bottom, top=top)
 
 
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Values in rows and columns; ``None`` leaves a cell empty. The first row stands at the bottom."""
+
+    values: Sequence[Sequence[float | None]]
+    x: Sequence[float]
+    y: Sequence[str]
+    colour: str = "ink"
+    unit: str = ""
+    """What a value counts, for the bar of shades and the hover."""
+    range: tuple[float, float] | None = None
+
+
+def grid(
+    cells: Grid, *, x: Axis, y: Axis, height: int = 250, over: Sequence[Curve] = (), scale: bool = True
+) -> dict[str, Any]:
+    """Cells in shades of one colour, with curves over them whose y values are names of rows."""
+    palette = theme.palette()
+    shades: dict[str, Any] = {
+        "type": "heatmap",
+        "z": [list(row) for row in cells.values],
+        "x": list(cells.x),
+        "y": list(cells.y),
+        "colorscale": [[0.0, palette["line"]], [1.0, palette[cells.colour]]],
+        "hoverongaps": False,
+        "hovertemplate": f"{x.title} %{{x}}, {y.title} %{{y}}: %{{z:.3~g}} {cells.unit}<extra></extra>",
+        "showscale": scale,
+        "colorbar": {
+            "title": {"text": cells.unit, "font": {"size": 11, "color": palette["soft"]}, "side": "right"},
+            "thickness": 8,
+            "outlinewidth": 0,
+            "tickfont": {"size": 10.5, "color": palette["faint"]},
+        },
+    }
+    if cells.range is not None:
+        shades["zmin"], shades["zmax"] = cells.range
+    traces = [_trace(curve, palette) | {"hoverinfo": "skip", "hovertemplate": None} for curve in over]
+    step = max(1, -(-len(cells.y) * 20 // max(1, height - 52)))
+    return {
+        "data": [shades, *traces],
+        "layout": {
+            **_layout(palette, height, right=12),
+            "xaxis": {**_axis(x, None, palette, grid=False), "constrain": "domain"},
+            "yaxis": {
+                **_axis(y, None, palette, grid=False),
+                "type": "category",
+                "tickvals": list(cells.y)[::step],
+                "ticktext": list(cells.y)[::step],
+            },
+            "showlegend": False,
+        },
+    }
+
+
 def show(figure: dict[str, Any], *, key: str, alt: str) -> None:
     """Draw a figure of this module; ``alt`` says in words what it shows."""
     st.plotly_chart(figure, key=key, theme=None, config=CONFIG, alt=alt)
 
 
+def _band(curve: Curve, palette: theme.Palette) -> dict[str, Any]:
+    low, high = list(curve.low or ()), list(curve.high or ())
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [*curve.x, *reversed(curve.x)],
+        "y": [*high, *reversed(low)],
+        "fill": "toself",
+        "fillcolor": palette[curve.colour],
+        "opacity": 0.16,
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+    }
+
+
 def _trace(curve: Curve, palette: theme.Palette) -> dict[str, Any]:
     trace: dict[str, Any] = {
         "type": "scatter",
-        "mode": "lines" if len(curve.x) > 1 else "markers",
+        "mode": "markers" if len(curve.x) == 1 else "lines+markers" if curve.points else "lines",
         "name": curve.label,
         "x": list(curve.x),
         "y": list(curve.y),
@@ -192,6 +269,9 @@ def _trace(curve: Curve, palette: theme.Palette) -> dict[str, Any]:
         "line": {"color": palette[curve.colour], "width": curve.width, "dash": curve.dash},
         "hovertemplate": "%{y:.6~g}" if curve.exact is None else "%{text}",
     }
+    if curve.points:
+        trace["marker"] = {"size": 5, "color": palette[curve.colour]}
+        trace["cliponaxis"] = False
     if curve.exact is not None:
         trace["text"] = list(curve.exact)
     return trace
@@ -244,6 +324,8 @@ def _axis(
         step = max(1, math.ceil((high - low) / 6))
         ticks = [2.0**exponent for exponent in range(low, high + 1, step)]
         labels = [label(tick) for tick in ticks]
+    if axis.log == 10 and limits is not None and limits[1] - limits[0] > 1.2:
+        drawn["dtick"], drawn["exponentformat"] = 1, "power"  # whole decades alone
     if ticks is not None:
         drawn["tickvals"] = list(ticks)
         drawn["ticktext"] = list(labels) if labels is not None else [f"{tick:g}" for tick in ticks]

@@ -2,14 +2,13 @@
 ways, and the contexts at which one way becomes cheaper than another.
 
 All ways run in turns within each repetition, and are compared as ratios of one turn: a machine that becomes slower
-slows all of them. A crossover is looked for between two measured contexts whose ratios stand on different sides of 1:
-the bracket is halved by further measurements, then the ratio is interpolated in logarithms.
+slows all of them. A crossover is looked for between two measured contexts at which the ratio's interval stands on
+different sides of 1: the bracket is halved by further measurements, then the ratio is interpolated in logarithms.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import statistics
 import time
@@ -74,7 +73,9 @@ def run(spec: ArchitectureSpec, plan: AttentionCostPlan, context: JobContext) ->
     for way, kernels in WAYS.items():
         decoder: Any = build(scaled.spec, device=device, dtype=dtype, kernels=kernels)
         layers[way] = decoder.layers[0].sequence_mixer
-    yield Log(f"layer {index}: {mixer.variety()}; {mixer.describe()}, {plan.precision} on {describe(device)['device']}")
+    yield Log(
+        f"layer {index}: {mixer.pattern.words()}; {mixer.describe()}, {plan.precision} on {describe(device)['device']}"
+    )
     meter = Meter(layers, scaled.spec.hidden_size, plan, device, dtype)
     points: dict[int, Point] = {}
     left_out: dict[str, str] = {}
@@ -93,13 +94,14 @@ def run(spec: ArchitectureSpec, plan: AttentionCostPlan, context: JobContext) ->
     crossovers = []
     for first, second in pairs_of(list(WAYS)):
         found = meter.crossover(first, second, points)
+        found["words"] = crossover_text(found)
         crossovers.append(found)
-        yield Log(crossover_text(found))
+        yield Log(found["words"])
     yield Progress(len(contexts) + 1, len(contexts) + 1, "contexts")
     hidden = scaled.spec.hidden_size
     values = {
         "layer": index,
-        "mixer": mixer.variety(),
+        "mixer": mixer.pattern.words(),
         "describe": mixer.describe(),
         "precision": plan.precision,
         "batch_size": plan.batch_size,
@@ -194,41 +196,39 @@ class Meter:
         return found
 
     def crossover(self, first: str, second: str, points: dict[int, Point]) -> dict[str, Any]:
-        """Where ``second`` becomes faster than ``first``, or the other way; ``points`` receives what is measured."""
+        """Where ``second`` becomes faster than ``first``, or the other way; ``points`` receives what is measured.
+
+        A context counts for a side only where the ratio's whole interval stands on it.
+        """
         shared = [length for length in sorted(points) if {first, second} <= points[length].keys()]
         found: dict[str, Any] = {"first": first, "second": second, "context": None, "low": None, "high": None}
-        if not shared:
-            return found | {"always": None}
+        found |= {"faster": None, "since": None, "how": None}
         ratios = {length: ratio(points[length], first, second) for length in shared}
-        bracket = next(
-            ((low, high) for low, high in itertools.pairwise(shared) if (ratios[low][0] < 1) != (ratios[high][0] < 1)),
-            None,
-        )
-        if bracket is None:
-            faster = second if ratios[shared[-1]][0] > 1 else first
-            return found | {"always": faster, "ratio": ratios[shared[-1]][0], "at": shared[-1]}
-        low, high = bracket
+        sides = {length: side_of(ratios[length]) for length in shared}
+        last = sides[shared[-1]] if shared else 0
+        if not last:
+            return found
+        found["faster"] = second if last > 0 else first
+        others = [length for length in shared if sides[length] == -last]
+        if not others:
+            return found | {"since": min(length for length in shared if sides[length] == last)}
+        low = others[-1]
+        high = min(length for length in shared if length > low and sides[length] == last)
+        bracket = low, high
         for _ in range(HALVINGS):
             middle = LEAST_STEP * round(math.sqrt(low * high) / LEAST_STEP)
             if not low < middle < high:
                 break
-            measured = self.measure(middle, [first, second])
-            points.setdefault(middle, {}).update(measured)
-            ratios[middle] = ratio(measured, first, second)
-            if (ratios[middle][0] < 1) == (ratios[low][0] < 1):
-                low = middle
-            else:
-                high = middle
-        sides = interval(ratios, ratios[bracket[0]][0] < 1, bracket)
+            if not {first, second} <= points.get(middle, {}).keys():
+                points[middle] = points.get(middle, {}) | self.measure(middle, [first, second])
+            ratios[middle] = ratio(points[middle], first, second)
+            side = side_of(ratios[middle])
+            if side == 0:  # too near to be told apart: further halvings would be no surer
+                break
+            low, high = (low, middle) if side == last else (middle, high)
+        how = f"halving {bracket[0]:,} to {bracket[1]:,} up to {HALVINGS} times, then interpolating in logarithms"
         at = interpolated(low, ratios[low][0], high, ratios[high][0])
-        return found | {
-            "context": at,
-            "low": min(sides[0], low),
-            "high": max(sides[1], high),
-            "faster_above": second if ratios[bracket[1]][0] > 1 else first,
-            "how": f"{HALVINGS} halvings of {bracket[0]:,} to {bracket[1]:,} at most, then interpolation in logarithms",
-            "always": None,
-        }
+        return found | {"context": at, "low": low, "high": high, "how": how}
 
 
 def ratio(point: Point, first: str, second: str) -> tuple[float, float, float]:
@@ -238,18 +238,10 @@ def ratio(point: Point, first: str, second: str) -> tuple[float, float, float]:
     return statistics.median(ratios), low, high
 
 
-def interval(ratios: dict[int, tuple[float, float, float]], rises: bool, bracket: tuple[int, int]) -> tuple[int, int]:
-    """The nearest contexts of a bracket, its ends at the widest, at which a ratio's whole interval is on one side."""
-    low, high = bracket
-    for length in sorted(length for length in ratios if bracket[0] <= length <= bracket[1]):
-        _, least, most = ratios[length]
-        if most < 1 if rises else least > 1:
-            low = length
-    for length in sorted((length for length in ratios if low < length <= bracket[1]), reverse=True):
-        _, least, most = ratios[length]
-        if least > 1 if rises else most < 1:
-            high = length
-    return low, high
+def side_of(found: tuple[float, float, float]) -> int:
+    """1 where a ratio's whole interval lies above 1, -1 where below, 0 where 1 is in it."""
+    _, low, high = found
+    return 1 if low > 1 else -1 if high < 1 else 0
 
 
 def interpolated(low: int, below: float, high: int, above: float) -> float:
@@ -263,12 +255,12 @@ def crossover_text(found: dict[str, Any]) -> str:
     first, second = found["first"], found["second"]
     if found["context"] is not None:
         return (
-            f"{found['faster_above']} is the faster of {first} and {second} from about {found['context']:,.0f} "
+            f"{found['faster']} is the faster of {first} and {second} from about {found['context']:,.0f} "
             f"positions on ({found['low']:,} to {found['high']:,})"
         )
-    if found["always"] is None:
-        return f"{first} and {second} were not measured at one context"
-    return f"{found['always']} is the faster of {first} and {second} at the longest context that both reached"
+    if found["faster"] is not None:
+        return f"{found['faster']} is the faster of {first} and {second} from {found['since']:,} positions on at least"
+    return f"{first} and {second} cannot be told apart at the longest context that both reached"
 
 
 def _said(length: int, point: Point) -> Iterator[Event]:

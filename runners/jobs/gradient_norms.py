@@ -149,15 +149,17 @@ def _norm(gradients: list[Tensor | None]) -> float:
     return sum(squares) ** 0.5
 
 
-def _summary(runs: list[dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
-    """Median, least and greatest of the seeds at each depth."""
-    summary = {}
+def _summary(runs: list[dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
+    """Median, least and greatest of the seeds at each depth, and the first median over the last."""
+    summary: dict[str, dict[str, Any]] = {}
     for name in runs[0]:
         by_depth = list(zip(*(run[name] for run in runs), strict=True))
+        middle = [statistics.median(values) for values in by_depth]
         summary[name] = {
-            "median": [statistics.median(values) for values in by_depth],
+            "median": middle,
             "low": [min(values) for values in by_depth],
             "high": [max(values) for values in by_depth],
+            "first_over_last": middle[0] / middle[-1] if middle[-1] else None,
         }
     return summary
 

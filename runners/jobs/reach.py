@@ -6,7 +6,6 @@ is led back to the embeddings: where its gradient is not zero, the position depe
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +35,8 @@ from runners.models import Decoder, build
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
 ELEMENTS_AT_ONCE = 2**22
 """Elements of score matrices, of one head, that the counting of dependent pairs holds."""
+
+MOST_CELLS = 64
 
 
 def run(spec: ArchitectureSpec, plan: ReachPlan, context: JobContext) -> Iterator[Event]:
@@ -89,6 +90,7 @@ def run(spec: ArchitectureSpec, plan: ReachPlan, context: JobContext) -> Iterato
         "precision": plan.precision,
         "num_layers": small.num_layers,
         "depths": profiles,
+        "differing": wrong,
         "masks": masks,
         "designed_length": PROBE_LENGTH,
         "rows": rows,
@@ -123,6 +125,7 @@ def compared(expected: Reach, found: Tensor) -> dict[str, Any]:
     return {
         "depth": expected.depth,
         "predicted": expected.farthest,
+        "farthest_position": expected.position - expected.farthest + 1,
         "measured": measured,
         "predicted_count": expected.count,
         "measured_count": int(seen.sum()),
@@ -141,7 +144,7 @@ def mixer_mask(model: Decoder, mixer: Component, indices: list[int], plan: Reach
     scored = isinstance(mixer, (Attention, LatentAttention))
     predicted = dependent_pairs(mixer, length)
     return {
-        "label": " ".join(filter(None, (mixer.component.replace("_", " "), mixer.variety()))),
+        "label": label_of(mixer),
         "component": mixer.component,
         "layers": indices,
         "scored": scored,
@@ -149,8 +152,26 @@ def mixer_mask(model: Decoder, mixer: Component, indices: list[int], plan: Reach
         "measured_pairs": pairs,
         "predicted_density": predicted / length**2,
         "measured_density": pairs / length**2,
-        "mask": base64.b64encode(np.packbits(counted.numpy()).tobytes()).decode(),
+        "cells": cells(counted),
     }
+
+
+def label_of(mixer: Component) -> str:
+    """A mixer by its kind and, of attention, its mask; numbers of heads say nothing about positions."""
+    pattern = getattr(mixer, "pattern", None)
+    return ", ".join(filter(None, (mixer.component.replace("_", " "), pattern.words() if pattern else mixer.variety())))
+
+
+def cells(counted: Tensor) -> dict[str, Any]:
+    """A mask as a picture of at most :data:`MOST_CELLS` rows: the percentage of the pairs in each cell."""
+    length = counted.shape[0]
+    side = -(-length // MOST_CELLS)
+    edges = range(0, length, side)
+    rows = [
+        [round(100 * float(counted[row : row + side, column : column + side].double().mean())) for column in edges]
+        for row in edges
+    ]
+    return {"positions_a_cell": side, "percent": rows}
 
 
 def dependence(model: Decoder, index: int, length: int, seed: int) -> Tensor:

@@ -138,6 +138,7 @@ def load_figures(counts: list[int], tokens: int, experts_per_token: int) -> dict
     entropy = -sum(value * math.log(value) for value in shares)
     return {
         "counts": counts,
+        "relative": [round(count / mean, 3) for count in counts],
         "mean": mean,
         "max_over_mean": max(counts) / mean,
         "variation": statistics.pstdev(counts) / mean,

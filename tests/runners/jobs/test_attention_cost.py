@@ -16,7 +16,7 @@ from planner.probes import AttentionCostPlan, attention_layer
 from planner.spec import ArchitectureSpec
 from runners.events import Result
 from runners.jobs import attention_cost
-from runners.jobs.attention_cost import Measured, Meter, interpolated, interval
+from runners.jobs.attention_cost import Measured, Meter, interpolated, side_of
 from runners.jobs.base import JobContext
 from runners.training.peak import peak_bytes
 
@@ -44,23 +44,25 @@ def test_a_ratio_is_interpolated_in_logarithms() -> None:
     assert interpolated(100, 0.5, 200, 4.0) == pytest.approx(100 * 2 ** (1 / 3))
 
 
-def test_the_interval_ends_where_a_side_is_certain() -> None:
-    ratios = {100: (0.5, 0.4, 0.6), 140: (0.9, 0.7, 1.1), 170: (1.1, 0.95, 1.3), 200: (2.0, 1.8, 2.2)}
-    assert interval(ratios, True, (100, 200)) == (100, 200)
-    assert interval({**ratios, 140: (0.9, 0.8, 0.95)}, True, (100, 200)) == (140, 200)
+def test_a_side_is_taken_where_the_whole_interval_is_on_it() -> None:
+    assert [side_of(found) for found in ((1.3, 1.1, 1.5), (0.8, 0.7, 0.95), (1.1, 0.95, 1.3))] == [1, -1, 0]
 
 
 class KnownMeter(Meter):
     """Times that are formulas: one way is linear in the context, the other of its square."""
 
-    def __init__(self) -> None:
+    def __init__(self, noise: float = 0.0) -> None:
         super().__init__({}, 16, AttentionCostPlan(), "cpu", torch.float32)
         self.asked: list[int] = []
+        self.noise = noise
 
     def measure(self, length: int, ways: Sequence[str]) -> dict[str, Measured]:
         self.asked.append(length)
         seconds = {"square": 1e-6 * length**2, "linear": 1e-3 * length}
-        return {way: Measured([seconds[way]] * 10, 1) for way in ways}
+        jitter = [1.0 + self.noise * (-1) ** turn for turn in range(10)]
+        return {
+            way: Measured([seconds[way] * (factor if way == "square" else 1) for factor in jitter], 1) for way in ways
+        }
 
 
 def test_a_crossover_is_found_between_the_doublings() -> None:
@@ -71,16 +73,26 @@ def test_a_crossover_is_found_between_the_doublings() -> None:
     assert found["context"] == pytest.approx(1000)
     assert found["low"] <= 1000 <= found["high"]
     assert found["high"] - found["low"] < 256  # the bracket of 512 to 1,024 was halved
-    assert found["faster_above"] == "linear"
+    assert found["faster"] == "linear"
     assert set(meter.asked[4:]) <= set(points)  # what was measured on the way is kept
+
+
+def test_noise_makes_no_crossover() -> None:
+    """Ratios that jump by a fifth say nothing from 800 to 1,250: the bracket is left as wide as that."""
+    meter = KnownMeter(noise=0.2)
+    points = {length: meter.measure(length, ["square", "linear"]) for length in (256, 512, 1024, 2048)}
+    found = meter.crossover("square", "linear", points)
+    assert found["low"] <= 832
+    assert found["high"] >= 1248
+    both = {1024: meter.measure(1024, ["square", "linear"])}
+    assert meter.crossover("square", "linear", both)["faster"] is None
 
 
 def test_without_a_crossover_the_faster_way_is_named() -> None:
     meter = KnownMeter()
     points = {length: meter.measure(length, ["square", "linear"]) for length in (128, 256)}
     found = meter.crossover("square", "linear", points)
-    assert (found["context"], found["always"]) == (None, "square")
-    assert found["ratio"] == pytest.approx(0.256)
+    assert (found["context"], found["faster"], found["since"]) == (None, "square", 128)
 
 
 def test_what_would_take_too_long_is_left_out() -> None:
