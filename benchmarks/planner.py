@@ -4,9 +4,9 @@ usage: python -m benchmarks.planner            the times, and whether the target
        python -m benchmarks.planner accuracy   how exact it and other counters are (benchmarks/accuracy.py)
 
 Machines differ and others use them, so each time is the least of many rounds, and each stands as a ratio to a fixed
-piece of Python work that is timed in the same rounds. Targets: 0.2 ms for a model of 61 layers, 3 ms for memory and time
-of its training, ten million candidates a second for size and cache, and a fiftieth of the time in which transformers
-builds the model on the meta device to count it. The exit status is 1 where one is missed.
+piece of Python work that is timed in the same rounds. Targets: 0.2 ms for a model of 61 layers, 3 ms for memory and
+time of its training, ten million candidates a second for size and cache, and a fiftieth of the time in which
+transformers builds the model on the meta device to count it. The exit status is 1 where one is missed.
 """
 
 from __future__ import annotations
