@@ -240,7 +240,7 @@ class BenchmarkPlan(Plan):
     relative_interval: float = Field(default=0.02, gt=0, lt=1)
     """Repetitions go on until the 95% interval of the median is this narrow, or ``max_repetitions`` is reached."""
     precision: Literal["fp32", "bf16_autocast"] = "fp32"
-    kernels: Literal["auto", "reference", "eager", "triton"] = "auto"
+    kernels: Literal["auto", "reference", "eager", "triton", "block_sparse"] = "auto"
 
 
 class KernelsPlan(Plan):

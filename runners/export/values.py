@@ -17,6 +17,7 @@ LARGEST_PRODUCT = 10_000
 CHOICES = {
     Key("runners.kernels.choice", "takes_triton"): False,
     Key("runners.models.expert_matmul", "_is_grouped"): False,
+    Key("runners.models.block_sparse", "takes_blocks"): False,
 }
 """Which kernel computes: in what is written out, the plain one."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from runners.kernels.base import launch_obstacle
 
-Kernels = Literal["auto", "reference", "eager", "triton"]
+Kernels = Literal["auto", "reference", "eager", "triton", "block_sparse"]
 
 
 def takes_triton(kernels: Kernels, x: Tensor, widest: int | None = None) -> bool:

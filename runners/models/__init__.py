@@ -47,7 +47,8 @@ def build(
     """The module of a specification, initialized from ``seed``.
 
     ``kernels``: ``reference`` is plain PyTorch, the truth that others are held against; ``eager`` the best without
-    Triton; ``triton`` demands the kernels; ``auto`` takes them on a CUDA device and ``eager`` elsewhere.
+    Triton; ``triton`` demands the kernels; ``auto`` takes them on a CUDA device and ``eager`` elsewhere;
+    ``block_sparse`` is ``eager`` that computes no block of scores that a mask empties.
     """
     with torch.random.fork_rng():  # a caller's own random numbers stay as they are
         with torch.device(device):

@@ -11,6 +11,7 @@ import planner.components as components
 from planner.components.patterns import MaskPattern
 from runners.kernels.causal_attention import LARGEST_HEAD_DIM, triton_causal_attention
 from runners.kernels.choice import takes_triton
+from runners.models.block_sparse import block_sparse_attention, takes_blocks
 from runners.models.context import BuildContext, in_compute_type
 from runners.models.norms import inner_norm
 from runners.models.query_key_norm import QueryKeyNorm
@@ -129,6 +130,7 @@ class Attention(nn.Module):
             steepness = scale if context.alibi.scaled else 1.0
             slopes = tuple(steepness * slope for slope in linear_slopes(heads, context.alibi.max_bias))
         self.scores = Scores(scale, component.logit_softcap, slopes)
+        self.is_simple = self.scores.are_plain and self.sinks is None
 
     def new_cache(
         self, batch_size: int, context_length: int, device: torch.device, dtype: torch.dtype
@@ -158,11 +160,15 @@ class Attention(nn.Module):
             key, value, key_positions = self._key_values(x, cache, start, positions)
             if shared is not None:
                 shared[pattern] = key, value, key_positions
-        mask = None
-        if component.sees_a_part or key.shape[2] > length:
-            mask = pattern.sees(positions[:, None], key_positions[None, :])
-        gaps = key_positions if key.shape[2] > length and pattern.recent is not None else None
-        mixed = self._mixed(query, key, value, mask, gaps).transpose(1, 2)
+        if self.is_simple and takes_blocks(self.kernels, pattern, query, key):
+            mixed = block_sparse_attention(query, key, value, pattern, self.scores.scale)
+        else:
+            mask = None
+            if component.sees_a_part or key.shape[2] > length:
+                mask = pattern.sees(positions[:, None], key_positions[None, :])
+            gaps = key_positions if key.shape[2] > length and pattern.recent is not None else None
+            mixed = self._mixed(query, key, value, mask, gaps)
+        mixed = mixed.transpose(1, 2)
         if component.output_gate is not None:
             scores = self.gate_proj(x)
             gate = torch.sigmoid(scores) if component.output_gate_activation == "sigmoid" else softplus(scores)
@@ -211,11 +217,10 @@ class Attention(nn.Module):
     ) -> Tensor:
         """``gaps``: positions of the keys (keys,), where they do not all follow each other."""
         component = self.component
-        is_simple = self.scores.are_plain and self.sinks is None
         widest = query if query.shape[-1] >= value.shape[-1] else value
         # Without a window PyTorch's own kernel is the faster one on the GPUs that both were timed on.
         is_known = component.pattern.is_window or (component.pattern.is_causal and self.kernels == "triton")
-        if is_simple and is_known and takes_triton(self.kernels, widest, LARGEST_HEAD_DIM):
+        if self.is_simple and is_known and takes_triton(self.kernels, widest, LARGEST_HEAD_DIM):
             # Queries are the last positions of the keys, cached ones included: what the kernel takes them for.
             return triton_causal_attention(query, key, value, self.scores.scale, component.sliding_window)
         return attend(query, key, value, mask, self.scores, self.kernels, self.sinks, gaps)

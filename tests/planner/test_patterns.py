@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from planner.components import Attention
 from planner.components.patterns import CAUSAL, MaskPattern
+from planner.mask_blocks import block_map
 from planner.symbolic import substitute, symbolic
 from tests.planner.strategies import mask_fields
 
@@ -144,3 +145,24 @@ def test_what_no_mask_can_be_is_refused_at_its_field(fields: dict[str, int], fie
     (error,) = refused.value.errors()
     assert (error["type"], error["ctx"]["field"]) == (code, field)
     assert error["ctx"]["remedy"]
+
+
+@given(layer=layers(), length=st.integers(1, 40), block=st.integers(1, 9))
+@settings(max_examples=400, deadline=None)
+def test_blocks_are_empty_cut_or_full_as_the_mask_says(layer: Attention, length: int, block: int) -> None:
+    written, made = mask(layer, length), block_map(layer.pattern, length, block)
+    edges = range(0, length, block)
+    cells = [[written[row : row + block, column : column + block] for column in edges] for row in edges]
+    np.testing.assert_array_equal(made.some, [[cell.any() for cell in row] for row in cells])
+    np.testing.assert_array_equal(made.every, [[cell.all() for cell in row] for row in cells])
+    np.testing.assert_array_equal(made.cut, [[0 < cell.mean() < 1 for cell in row] for row in cells])
+    assert made.density == np.mean([[cell.any() for cell in row] for row in cells])
+
+
+def test_blocks_of_a_long_sequence_need_no_mask_of_it() -> None:
+    """A window of 4,096 in 2^17 positions: 32 blocks of 128 behind each, the diagonal and the window's edge are cut."""
+    made = block_map(MaskPattern(sliding_window=4096), 2**17, 128)
+    assert made.some.shape == (1024, 1024)
+    assert made.some[500].sum() == 33
+    assert made.every[500].sum() == 31
+    assert np.flatnonzero(made.cut[500]).tolist() == [500 - 32, 500]

@@ -21,6 +21,7 @@ from runners.models.attention import Attention, KeyValues
 from runners.models.context import BuildContext, Kernels
 from runners.models.latent_attention import LatentAttention
 from runners.models.scores import linear_slopes
+from tests.planner.test_patterns import is_seen
 from tests.runners.models.specs import attentions, latent_attentions
 
 HIDDEN, LENGTH = 16, 11
@@ -149,22 +150,6 @@ def reference(
         flat = flat * (weights["sub_norm.weight"] + (1.0 if made.norm.zero_centered else 0.0))
     output = flat @ weights["o_proj.weight"].T + weights.get("o_proj.bias", 0.0)
     return output, (key, value)
-
-
-def is_seen(component: components.Attention, i: int, j: int) -> bool:
-    """Whether query i sees key j, from the sentences that the fields are documented with."""
-    chunk, window, stride = component.attention_chunk_size, component.sliding_window, component.stride
-    if component.global_tokens is not None and j < component.global_tokens:
-        return True
-    if stride is not None and j in range(i, -1, -stride):
-        return True
-    if chunk is not None:
-        if component.chunk_summaries is not None and j % chunk in range(chunk - component.chunk_summaries, chunk):
-            return True
-        return i // chunk - j // chunk <= (component.previous_chunks or 0)
-    if window is not None:
-        return j in [i - (component.dilation or 1) * step for step in range(window)]
-    return stride is None or i == j
 
 
 SLOPES = {1: [2**-8], 2: [2**-4, 2**-8], 4: [2**-2, 2**-4, 2**-6, 2**-8]}

@@ -1,0 +1,99 @@
+"""Which blocks of the square of scores a mask leaves: none, some or all of their pairs.
+
+Kernels leave out the blocks without a pair and mask only those that are cut. A block is judged from its corners, so
+that no mask of all positions is ever written out; the judgement is exact, block by block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from planner.components.patterns import MaskPattern
+
+Blocks = npt.NDArray[np.bool_]
+Positions = npt.NDArray[np.int64]
+Judged = tuple[Blocks, Blocks]
+"""Blocks of which any pair is seen but for the order of the two, and those of which every pair is."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMap:
+    """Blocks of ``block_size`` queries and keys, (query blocks, key blocks) each; the last ones may be cut off."""
+
+    length: int
+    block_size: int
+    some: Blocks
+    """Whether any query of the block sees any key of it."""
+    every: Blocks
+    """Whether each query of the block sees each key of it."""
+
+    @property
+    def cut(self) -> Blocks:
+        """Blocks of which some pairs are seen, and not all."""
+        cut: Blocks = self.some & ~self.every
+        return cut
+
+    @property
+    def density(self) -> float:
+        """Share of the blocks that hold a pair: what a kernel that goes block by block computes of the square."""
+        return float(self.some.mean())
+
+
+def block_map(pattern: MaskPattern, length: int, block_size: int) -> BlockMap:
+    """The blocks of a sequence of ``length`` positions; a block is as wide as it is high."""
+    first = np.arange(0, length, block_size, dtype=np.int64)
+    last = np.minimum(first + block_size, length) - 1
+    corners = first[:, None], last[:, None], first[None, :], last[None, :]
+    by_kind = _of_chunks if pattern.attention_chunk_size is not None else _of_distances
+    some, every = by_kind(pattern, *corners)
+    if pattern.global_tokens is not None:
+        some = some | (corners[2] < pattern.global_tokens)
+    _, last_query, first_key, last_key = corners
+    return BlockMap(length, block_size, some & (first_key <= last_query), every & (last_key <= corners[0]))
+
+
+def _of_distances(pattern: MaskPattern, q0: Positions, q1: Positions, k0: Positions, k1: Positions) -> Judged:
+    """Where distance decides: each from the nearest to the farthest pair of a block occurs in it.
+
+    ``every`` is of the keys behind the global ones.
+    """
+    window, step, stride = pattern.sliding_window, pattern.dilation or 1, pattern.stride
+    nearest, farthest = np.maximum(q0 - k1, 0), q1 - k0
+    ordinary = np.maximum(k0, pattern.global_tokens or 0)
+    closest, widest = q0 - k1, q1 - ordinary
+    alone = closest == widest
+    if window is not None:
+        reach = window * step
+        some = np.minimum(farthest, reach - 1) // step * step >= nearest
+        every = (widest < reach) & (alone & (closest % step == 0) if step > 1 else np.True_)
+    elif stride is not None:
+        some, every = nearest == 0, alone & (closest == 0)
+    else:
+        return nearest >= 0, closest <= widest
+    if stride is not None:
+        some = some | (farthest // stride * stride >= nearest)
+        # Behind the window a block shows all its pairs only where they are all at one distance, a whole stride.
+        every = every | ((np.maximum(closest, window or 0) == widest) & (widest % stride == 0))
+    return some, every | (ordinary > k1)
+
+
+def _of_chunks(pattern: MaskPattern, q0: Positions, q1: Positions, k0: Positions, k1: Positions) -> Judged:
+    chunk, back, summaries = (
+        pattern.attention_chunk_size or 1,
+        pattern.previous_chunks or 0,
+        pattern.chunk_summaries or 0,
+    )
+    latest_key = np.minimum(k1, q1)
+    some = np.maximum(q0, latest_key) // chunk - latest_key // chunk <= back
+    begin = chunk - summaries
+    if summaries:
+        next_summary = np.where(k0 % chunk >= begin, k0, k0 // chunk * chunk + begin)
+        some = some | (next_summary <= latest_key)
+    # The first key that is neither global nor a summary, to be seen from the last query.
+    ordinary = np.maximum(k0, pattern.global_tokens or 0)
+    ordinary = np.where(ordinary % chunk < begin, ordinary, (ordinary // chunk + 1) * chunk)
+    every = (ordinary > k1) | (q1 // chunk - ordinary // chunk <= back) | np.bool_(begin == 0)
+    return some, every
