@@ -22,6 +22,7 @@ from planner.plans import Plan, ServingPlan, TrainingPlan
 from planner.quantities import Quantity
 from planner.scaling import TOKENS_PER_PARAMETER
 from planner.serving import Split, Storage, check_serving, describe_format, kept_layers, part_of
+from planner.serving.formats import engine_of
 from planner.serving.memory import (
     ENGINE_ACTIVATIONS,
     draft_cache,
@@ -317,7 +318,7 @@ def _inference_memory(reading: _Reading) -> _Node:
             _Node(
                 "activations",
                 held,
-                source=ENGINE_ACTIVATIONS[plan.engine],
+                source=ENGINE_ACTIVATIONS[engine_of(plan)],
                 status="modelled",
                 uncertainty=of_pass(held) if reading.in_numbers else None,
             ),

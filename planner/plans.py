@@ -121,8 +121,10 @@ class ServingPlan(Plan):
     context_length: int = Field(default=4096, gt=0)
     """Tokens of a sequence, prompt and answer together."""
     output_length: int | None = Field(default=None, gt=0)
-    """Of these, tokens of the answer. Given, requests come and go: passes that decode also read the prompts of those
-    that come. Absent: the prompt is as long as the context, and every pass adds one token to all sequences."""
+    """Of these, tokens of the answer: times are then those in its middle. Absent: the prompt is as long as the context,
+    and a token is added at its end."""
+    chunked_prefill: bool = False
+    """Whether requests come and go, so that passes that decode also read pieces of the new ones' prompts."""
     cached_prefix: int = Field(default=0, ge=0)
     """Tokens that a prompt begins with whose keys and values are there already."""
     batch_size: int = Field(default=1, gt=0)
@@ -134,9 +136,10 @@ class ServingPlan(Plan):
     """The first layers, whose weights and cache lie in the host's memory."""
     speculative: str | None = None
     """A draft: ``PRESET:k=4:acceptance=0.7``, or ``ngram:…`` for one that costs nothing."""
-    engine: Literal["serving", "eager", "llama.cpp"] = "serving"
+    engine: Literal["serving", "eager", "llama.cpp"] | None = None
     """``serving``: paged cache, captured graphs and fused kernels (vLLM, SGLang, TensorRT-LLM); ``eager``: one kernel
-    at a time from Python (transformers); ``llama.cpp``."""
+    at a time from Python (transformers); ``llama.cpp``, and so it is where weights are in a GGUF type and no engine is
+    named."""
     hardware: str | None = None
 
 

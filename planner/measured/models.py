@@ -20,6 +20,11 @@ def _table() -> dict[str, dict[str, Any]]:
     return {name: row for row in rows for name in row["names"]}
 
 
+def is_fused(name: str) -> bool:
+    """Whether llama.cpp keeps the model's queries, keys and values as one tensor."""
+    return bool(_table().get(name, {}).get("fused", False))
+
+
 def plain_name(model: str) -> str:
     """A model's name without what stands in brackets behind it."""
     return re.sub(r"\s*[(\[].*$", "", model).strip()

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from planner.hardware import Device, hardware
 from planner.plans import ServingPlan, TrainingPlan
 from planner.serving.devices import check_devices
+from planner.serving.engines import memory_kind, profile_of
+from planner.serving.formats import engine_of
 from planner.serving.memory import ServingMemory, check_serving_plan, device_weights, serving_memory
 from planner.serving.speculative import check_draft, speculation
+from planner.serving.times import decode_work, inter_token_seconds, prompt_work, time_pass
 from planner.spec import ArchitectureSpec, LearnedPositions
 from planner.training import estimate_training
 
 LONGEST_CONTEXT = 2**30
 """Where the search for the longest context ends."""
 
-TIME_NOTE = "Times of serving are not modelled yet: measure them with a benchmark."
+NO_HARDWARE = "Choose hardware to see times."
+NO_BANDWIDTH = "Times need the memory's bandwidth, and none is known of this device."
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +34,20 @@ class InferenceEstimate:
     """Most sequences of the plan's context; ``None`` without hardware. Zero where not even one fits."""
     max_context_note: str
     time_to_first_token_seconds: float | None
+    """Until all prompts of the batch have been read, which come at once; ``None`` without hardware."""
     inter_token_latency_seconds: float | None
+    """From a token to the next one of the same sequence; ``None`` without hardware."""
     tokens_per_second: float | None
+    """Of all sequences and devices together, while they decode."""
+    energy_per_token_joules: float | None
+    """Of all devices at their rated power, while they decode: an upper bound."""
+    decode_parts: dict[str, float]
+    """Seconds of a pass that decodes alone, by what they go to."""
+    prefill_parts: dict[str, float]
+    """The same of reading all prompts."""
     time_note: str
+    relative_interval: tuple[float, float] | None = None
+    """Between which multiples of the times measured ones lay, of rows that the profile was not calibrated on."""
     status: str = "modelled"
     time_status: str = "unsupported"
 
@@ -66,7 +81,7 @@ def check_serving(spec: ArchitectureSpec, plan: ServingPlan) -> None:
 
 
 def estimate_inference(spec: ArchitectureSpec, plan: ServingPlan) -> InferenceEstimate:
-    """Memory of serving, and with hardware the longest context and the largest batch.
+    """Memory of serving, and with hardware the longest context, the largest batch and the times.
 
     Raises
     ------
@@ -76,8 +91,10 @@ def estimate_inference(spec: ArchitectureSpec, plan: ServingPlan) -> InferenceEs
     check_serving(spec, plan)
     longest = batch = None
     note = "Choose hardware to see the longest context."
+    times = _Times(NO_HARDWARE)
     if plan.hardware is not None:
-        usable = hardware(plan.hardware).usable_memory_bytes
+        device = hardware(plan.hardware)
+        usable, times = device.usable_memory_bytes, _times(spec, plan, device)
         longest, note = longest_context(spec, plan, usable)
         weights = device_weights(spec, plan)
         batch = largest_true(
@@ -89,10 +106,53 @@ def estimate_inference(spec: ArchitectureSpec, plan: ServingPlan) -> InferenceEs
         max_context_length=longest,
         max_batch_size=batch,
         max_context_note=note,
-        time_to_first_token_seconds=None,
-        inter_token_latency_seconds=None,
-        tokens_per_second=None,
-        time_note=TIME_NOTE,
+        time_to_first_token_seconds=times.first_token,
+        inter_token_latency_seconds=times.token,
+        tokens_per_second=None if times.token is None else plan.batch_size / times.token,
+        energy_per_token_joules=times.energy,
+        decode_parts=times.decode,
+        prefill_parts=times.prefill,
+        time_note=times.note,
+        relative_interval=times.interval,
+        time_status="unsupported" if times.token is None else "modelled",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    note: str
+    first_token: float | None = None
+    token: float | None = None
+    energy: float | None = None
+    decode: dict[str, float] = field(default_factory=dict)
+    prefill: dict[str, float] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
+
+
+def _times(spec: ArchitectureSpec, plan: ServingPlan, device: Device) -> _Times:
+    if device.memory_bandwidth_bytes_per_second is None:
+        return _Times(NO_BANDWIDTH)
+    engine = engine_of(plan)
+    profile = profile_of(engine, device)
+    token = inter_token_seconds(spec, plan, device)
+    reading, passes = prompt_work(spec, plan)
+    a_piece = time_pass(spec, plan, device, reading)
+    low, high = profile.relative_interval
+    note = f"Times by a roofline at what {engine} reached on devices with {profile.memory_kind} memory. "
+    if profile.memory_kind != memory_kind(device):
+        note += f"Of {memory_kind(device)} memory nothing was measured. "
+    note += (
+        f"Of the runs held out, nine in ten took more than {low:.2f} and nine in ten less than {high:.2f} times as long"
+    )
+    devices = plan.tensor_parallel * plan.attention_data_parallel
+    return _Times(
+        note=f"{note}.",
+        first_token=a_piece.seconds * passes,
+        token=token,
+        energy=None if device.power_watts is None else device.power_watts * devices * token / plan.batch_size,
+        decode=time_pass(spec, plan, device, decode_work(spec, plan)).parts,
+        prefill={name: seconds * passes for name, seconds in a_piece.parts.items()},
+        interval=profile.relative_interval,
     )
 
 

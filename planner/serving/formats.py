@@ -15,6 +15,7 @@ from typing import Literal
 
 from planner.components.base import Tensor
 from planner.errors import UnsupportedPlan
+from planner.plans import ServingPlan
 from planner.quantities import Quantity, ceiling_divide, product
 from planner.serving.gguf import ALIASES, BASES
 
@@ -177,6 +178,18 @@ def arithmetic_of(weight_format: str) -> str:
     if found is not None:
         return found.arithmetic
     return weight_format if weight_format in PLAIN_FORMATS else "bf16"
+
+
+def is_packed(weight_format: str) -> bool:
+    """Whether weights are unpacked to 16 bits on their way into a product: what is multiplied as it is kept is not."""
+    return weight_format not in PLAIN_FORMATS and weight_format != "f16" and arithmetic_of(weight_format) == "bf16"
+
+
+def engine_of(plan: ServingPlan) -> Literal["serving", "eager", "llama.cpp"]:
+    """The plan's engine; where it names none, that of its weights."""
+    if plan.engine is not None:
+        return plan.engine
+    return "serving" if gguf_file(plan.weight_format) is None else "llama.cpp"
 
 
 _LEFT_OUT = ("conv1d.", "router.", "shared_expert_gate.")

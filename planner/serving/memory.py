@@ -26,7 +26,7 @@ from planner.errors import Problem, UnsupportedPlan
 from planner.plans import ServingPlan
 from planner.quantities import Quantity, exact_divide, largest, product, smallest
 from planner.serving.devices import ALONE, Split, device_entries, kept_layers, part_of
-from planner.serving.formats import check_weight_format
+from planner.serving.formats import check_weight_format, engine_of
 from planner.serving.speculative import speculation
 from planner.serving.weights import Storage
 from planner.sizing import outer_tensors
@@ -159,7 +159,7 @@ def outer_weights(spec: ArchitectureSpec, plan: ServingPlan) -> list[tuple[str, 
     for tensor in outer_tensors(spec):
         whole = storage.outer(tensor)
         held = part_of(whole, split.of_outer(tensor))
-        if plan.engine == "llama.cpp" and tensor.name == "embed_tokens.weight" and not spec.tie_word_embeddings:
+        if engine_of(plan) == "llama.cpp" and tensor.name == "embed_tokens.weight" and not spec.tie_word_embeddings:
             held = 0
         found.append((tensor.name, whole, held))
     return found
@@ -223,9 +223,9 @@ def engine_activations(
 ) -> Quantity:
     """What one pass of the plan's engine holds at once beside weights and cache; works on all three readings."""
     batch = Split.of(plan).sequences(batch_size)
-    if plan.engine == "llama.cpp":
+    if engine_of(plan) == "llama.cpp":
         return _compute_buffer(spec, context_length)
-    if plan.engine == "eager":
+    if engine_of(plan) == "eager":
         return _eager_activations(spec, plan, context_length, batch, widest)
     found = speculation(plan.speculative)
     if found is not None:

@@ -106,14 +106,6 @@ def test_largest_true_is_the_largest(bound: int, limit: int) -> None:
     assert largest_true(lambda number: number <= limit, bound) == min(bound, limit)
 
 
-def test_times_are_absent_and_say_so() -> None:
-    estimate = estimate_inference(LLAMA_2_7B, ServingPlan(hardware="h100"))
-    assert estimate.time_to_first_token_seconds is None
-    assert estimate.inter_token_latency_seconds is None
-    assert estimate.tokens_per_second is None
-    assert estimate.time_status == "unsupported"
-
-
 def test_everything_unsupported_is_refused_by_name_at_once() -> None:
     plan = ServingPlan(
         weight_format="q4_k_x",

@@ -1,0 +1,337 @@
+"""Measured runs of serving as plans: what each source says of its setting, and what it leaves to be known.
+
+A reading is either memory, as the engine's allocator has it, or a time: of a token (``token``), or of a whole answer
+with its prompt (``answer``). Where a row gives several, each is a reading of its own.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from planner.errors import PlannerError
+from planner.measured.models import identify, plain_name
+from planner.measured.rows import GIB, NotUsed, Raw, read_asset, skip, whole
+from planner.plans import ServingPlan, parse_plan
+from planner.spec import ArchitectureSpec
+
+Reading = Literal["memory", "token", "answer"]
+GPU_FILE = "serving_gpu.csv"
+GPU_SOURCE = "ai-dynamo/aiconfigurator/tools/accuracy_tracking/silicon_refs.csv"
+
+_DEVICES = (
+    (r"A100[- ](SXM4-)?40GB|A100-SXM4-40GB", "a100_40gb"),
+    (r"A100.*PCIe", "a100_pcie"),
+    (r"A100", "a100"),
+    (r"H100 PCIe", "h100_pcie"),
+    (r"H100|h100_sxm", "h100"),
+    (r"H200|h200_sxm", "h200"),
+    (r"GB200|gb200", "gb200"),
+    (r"B200|b200_sxm", "b200"),
+    (r"b300_sxm", "b300"),
+    (r"MI300X", "mi300x"),
+    (r"L40S", "l40s"),
+    (r"(Nvidia )?(RTX )?4090", "rtx4090"),
+    (r"(Nvidia )?(RTX )?4080", "rtx4080"),
+    (r"RTX 3090 24GB", "rtx3090"),
+    (r"Nvidia RTX 3060", "rtx3060"),
+    (r"RTX A6000", "rtx_a6000"),
+    (r"RTX 6000 Ada", "rtx_6000_ada"),
+    (r"NVIDIA GB10|Nvidia Spark", "dgx_spark"),
+    (r"Apple M1 ?max|M1 Max", "m1_max"),
+    (r"Apple M1 Ultra", "m1_ultra"),
+    (r"Apple M2 ?ultra", "m2_ultra"),
+    (r"Apple M3 ?max 64GB", "m3_max"),
+    (r".*M3 Ultra", "m3_ultra"),
+    (r"Framework Mainboard", "ryzen_ai_max_395"),
+)
+_FORMATS = {
+    "BF16": "bf16",
+    "BF16 (default)": "bf16",
+    "bf16": "bf16",
+    "bf16-true": "bf16",
+    "FP16": "fp16",
+    "GPTQ-Int8": "gptq_int8",
+    "GPTQ-Int4": "gptq_int4",
+    "AWQ": "awq",
+    "AWQ-INT4": "awq",
+    "AWQ int4 g128 GEMM": "awq",
+    "FP8": "fp8",
+    "FP8 (meta FP8)": "fp8",
+    "FP8 (amd FP8-KV (FP8 KV cache checkpoint))": "fp8",
+    "FP8 (amd FP8-KV checkpoint)": "fp8",
+    "FP8 (fp8 KV)": "fp8",
+    "float8 weight-only": "fp8",
+    "int8 weight-only": "int8_torchao",
+    "int4 wo G=64": "int4_torchao",
+    "int4 G=32": "int4_torchao_g32",
+    "bnb.nf4": "nf4",
+    "bnb.nf4-dq": "nf4_dq",
+    "GGUF F16": "f16",
+    "GGUF mostly F16": "f16",
+    "GGUF Q4_0": "q4_0",
+    "GGUF mostly Q4_0": "q4_0",
+    "GGUF Q4_K - Medium": "q4_k_m",
+    "GGUF Q4_K_M": "q4_k_m",
+    "GGUF Q8_0": "q8_0",
+    "GGUF MXFP4 MoE": "mxfp4_moe",
+}
+_SERVING = ("vLLM", "SGLang", "TensorRT-LLM", "LMDeploy", "NVIDIA NIM", "TGI", "gpt-fast", "torchao")
+_UNMODELLED = ("ExLlama", "MLC LLM", "AutoAWQ", "Megatron-Core")
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRow:
+    """One reading of a published run of serving."""
+
+    id: str
+    """The file, the line and the reading, such as ``inference_world.csv:12 token``."""
+    reading: Reading
+    value: float
+    """Bytes over all devices, or seconds."""
+    model: str
+    source: str
+    engine: str
+    """As the source writes it; ``plan.engine`` is which kind it is."""
+    gpu: str
+    spec: ArchitectureSpec
+    plan: ServingPlan
+    notes: str
+
+    @property
+    def setting(self) -> str:
+        """What rows that differ in lengths and batch alone have in common."""
+        plan = self.plan
+        return "|".join([self.group, self.model, plan.weight_format, str(plan.hardware), str(plan.tensor_parallel)])
+
+    @property
+    def group(self) -> str:
+        """By which rows are counted: the source, and of Qwen's tables the engine."""
+        repository = "/".join(self.source.split("/")[:2])
+        if self.id.startswith(GPU_FILE):
+            return "aiconfigurator"
+        if repository.startswith("QwenLM"):
+            return f"Qwen, {self.engine.split()[0]}"
+        return repository
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedReading:
+    """A reading, or a whole row, that no plan can say."""
+
+    id: str
+    source: str
+    model: str
+    reason: str
+
+
+def device_of(gpu: str) -> str | None:
+    """The catalogue's id of a device by the name that a source gives it; ``None``: it has none."""
+    return next((identifier for pattern, identifier in _DEVICES if re.match(pattern, gpu)), None)
+
+
+def _number(raw: Raw, name: str) -> float | None:
+    return float(raw[name]) if name in raw else None
+
+
+def _engine(raw: Raw) -> str:
+    engine = raw["engine"]
+    if engine.startswith(_UNMODELLED):
+        skip("an engine of its own kind")
+    if "Vulkan" in engine or "Ollama" in engine:
+        skip("the quantization or the backend is not one that is modelled")
+    if engine.startswith("llama.cpp"):
+        return "llama.cpp"
+    if engine.startswith(("transformers", "litgpt")):
+        return "eager"
+    if engine.startswith(_SERVING):
+        return "serving"
+    skip("an engine of its own kind")
+
+
+def _weight_format(raw: Raw) -> str:
+    written = raw["precision"]
+    name = _FORMATS.get(written, _FORMATS.get(plain_name(written)))
+    if name is None:
+        skip("the quantization is not stated, or not modelled")
+    return "fp8_block" if name == "fp8" and raw["model"].startswith("Qwen3") else name
+
+
+def _plan(raw: Raw, engine: str) -> ServingPlan:
+    devices = whole(raw, "gpu_count")
+    tensor_parallel = whole(raw, "tp", devices)
+    if "CPU" in raw["gpu"]:
+        skip("a processor whose bandwidth the row does not give")
+    if "ambiguous for TP>1" in raw.get("notes", "") and tensor_parallel > 1:
+        skip("the rate is of one device or of all: the source does not say")
+    is_full = whole(raw, "batch") >= 64 or whole(raw, "input_len", 0) >= 32_000
+    if is_full and raw["gpu"].startswith("H100") and "H100 KV cache may not hold" in raw.get("notes", ""):
+        skip("the cache may not hold all requests, so that some wait")
+    if devices > 1 and (engine != "serving" or whole(raw, "pp") > 1 or tensor_parallel != devices):
+        skip("layers are split over devices")
+    prompt, answer = _number(raw, "input_len"), _number(raw, "output_len")
+    batch = whole(raw, "batch")
+    if prompt is None and answer is None:
+        answer = 256.0 if raw["source_repo"].startswith("mlc-ai") else 50.0
+    if answer is None:
+        context, output = round(prompt or 1), None
+    else:
+        context, output = max(round(prompt or 0), 1) + round(answer), round(answer)
+    if "n_ctx 512" in raw.get("notes", ""):
+        context, output = 512, None  # the context shifts, so that no more is attended to
+    plan: dict[str, Any] = {
+        "weight_format": _weight_format(raw),
+        "cache_dtype": "fp8" if "fp8 KV" in raw["precision"] or "FP8-KV" in raw["precision"] else "bf16",
+        "cache_block_size": 1 if engine != "serving" else 16,
+        "context_length": context,
+        "output_length": output or None,
+        "batch_size": batch,
+        "tensor_parallel": tensor_parallel,
+        "chunked_prefill": "closed loop" in raw.get("notes", "") or "bench serve" in raw["engine"],
+        "engine": engine,
+        "hardware": device_of(raw["gpu"].removeprefix(f"{devices}x ")),
+    }
+    return parse_plan(ServingPlan, plan)
+
+
+def _readings(raw: Raw, plan: ServingPlan) -> dict[Reading, float]:
+    found: dict[Reading, float] = {}
+    memory = _number(raw, "memory_gib")
+    if memory is not None and ("allocated" in raw["memory_kind"] or "excludes CUDA context" in raw["memory_kind"]):
+        found["memory"] = memory * GIB
+    token, decode = _number(raw, "tpot_ms"), _number(raw, "decode_tokens_per_second")
+    answer, total = _number(raw, "e2e_latency_ms"), _number(raw, "output_tokens_per_second_total")
+    if "prefill included in time" in raw.get("notes", "") and decode is not None and plan.output_length:
+        found["answer"] = plan.output_length / decode
+    elif token is not None:
+        found["token"] = token / 1e3
+    elif decode is not None:
+        found["token"] = plan.batch_size / decode
+    if answer is not None and "answer" not in found:
+        found["answer"] = answer / 1e3
+        if "(input+output tokens)/time" in raw.get("notes", ""):
+            found.pop("token", None)
+    elif total is not None and "static batch" in raw.get("notes", "") and plan.output_length:
+        found["answer"] = plan.batch_size * plan.output_length / total
+    return found
+
+
+def _read(raw: Raw) -> tuple[ArchitectureSpec, ServingPlan, dict[Reading, float]]:
+    engine = _engine(raw)
+    plan = _plan(raw, engine)
+    try:
+        spec = identify(raw["model"], None, plan.context_length)
+    except PlannerError as error:
+        raise NotUsed("a model that cannot be read") from error
+    return spec, plan, _readings(raw, plan)
+
+
+@functools.cache
+def _all() -> tuple[tuple[InferenceRow, ...], tuple[SkippedReading, ...]]:
+    used: list[InferenceRow] = []
+    skipped: list[SkippedReading] = []
+    for identifier, raw in read_asset("inference_world.csv"):
+        source = f"{raw['source_repo']}/{raw['source_path']}"
+        try:
+            spec, plan, readings = _read(raw)
+        except NotUsed as reason:
+            skipped.append(SkippedReading(identifier, source, raw["model"], reason.reason))
+            continue
+        if not readings:
+            skipped.append(SkippedReading(identifier, source, raw["model"], "neither memory nor a time of a token"))
+        for name, value in readings.items():
+            if name != "memory" and plan.hardware is None:
+                reason_ = "a device that is not in the catalogue"
+                skipped.append(SkippedReading(f"{identifier} {name}", source, raw["model"], reason_))
+                continue
+            used.append(
+                InferenceRow(
+                    f"{identifier} {name}",
+                    name,
+                    value,
+                    raw["model"],
+                    source,
+                    raw["engine"],
+                    raw["gpu"],
+                    spec,
+                    plan,
+                    raw.get("notes", ""),
+                )
+            )
+    for identifier, raw in read_asset(GPU_FILE):
+        spec, plan = _gpu_plan(raw)
+        used.append(
+            InferenceRow(
+                f"{identifier} token",
+                "token",
+                float(raw["silicon_tpot_ms"]) / 1e3,
+                raw["model_path"].rpartition("/")[2],
+                GPU_SOURCE,
+                raw["backend"],
+                raw["system"],
+                spec,
+                plan,
+                f"{raw.get('precision', 'bf16')}, {raw['isl']} + {raw['osl']} tokens, batch {raw['batch_size']}",
+            )
+        )
+    return tuple(used), tuple(skipped)
+
+
+def _gpu_plan(raw: Raw) -> tuple[ArchitectureSpec, ServingPlan]:
+    """A row of aiconfigurator's: requests come and go, and TensorRT-LLM keeps keys and values in fp8 as the weights."""
+    model, precision = raw["model_path"].rpartition("/")[2], raw.get("precision", "bf16")
+    weight_format = {"fp4": "nvfp4"}.get(precision, precision)
+    if precision == "fp8" and (model.endswith("FP8") or model.startswith(("DeepSeek", "MiniMax"))):
+        weight_format = "fp8_block"  # the checkpoints' own
+    prompt, answer = whole(raw, "isl"), whole(raw, "osl")
+    plan: dict[str, Any] = {
+        "weight_format": weight_format,
+        "cache_dtype": "fp8" if raw["backend"] == "trtllm" and precision != "bf16" else "bf16",
+        "context_length": prompt + answer,
+        "output_length": answer,
+        "chunked_prefill": True,
+        "batch_size": whole(raw, "batch_size"),
+        "tensor_parallel": whole(raw, "tp_size"),
+        "attention_data_parallel": whole(raw, "attention_dp_size"),
+        "expert_parallel": max(1, whole(raw, "moe_ep_size")),
+        "engine": "serving",
+        "hardware": device_of(raw["system"]),
+    }
+    return identify(model, None, prompt), parse_plan(ServingPlan, plan)
+
+
+@functools.cache
+def _held_out() -> frozenset[str]:
+    settings: dict[tuple[str, str | None], set[str]] = collections.defaultdict(set)
+    for row in inference_rows():
+        if row.reading != "memory" and not row.id.startswith(GPU_FILE):
+            settings[row.group, row.plan.hardware].add(row.setting)
+    found: set[str] = set()
+    for alike in settings.values():
+        found.update(sorted(alike, key=lambda text: hashlib.sha256(text.encode()).digest())[1::2])
+    return frozenset(found)
+
+
+def is_held_out(row: InferenceRow) -> bool:
+    """Whether a row belongs to the half that nothing is calibrated on; all of ``serving_gpu.csv`` does."""
+    return row.id.startswith(GPU_FILE) or row.setting in _held_out()
+
+
+def inference_rows() -> tuple[InferenceRow, ...]:
+    """All readings that are used."""
+    return _all()[0]
+
+
+def skipped_inference() -> tuple[SkippedReading, ...]:
+    """All that are not, each with its reason."""
+    return _all()[1]
+
+
+def counted_reasons() -> Counter[str]:
+    """How often each reason occurs."""
+    return Counter(row.reason for row in skipped_inference())

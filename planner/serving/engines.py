@@ -1,0 +1,93 @@
+"""What engines reach of a device's promised rates, and what they add (``assets/serving-efficiencies.yaml``).
+
+A profile is of an engine on devices with one kind of memory. It has a handful of numbers, each with the interval in
+which calibration left it; none belongs to a model or a run. ``python -m scripts.calibrate_serving`` finds them on half
+of the measured rows and holds them against the other half.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from planner.hardware import Device
+from planner.paths import ASSETS
+
+MemoryKind = Literal["hbm", "gddr", "unified"]
+"""``hbm``: stacked, beside the processor; ``gddr``: chips on the board; ``unified``: shared with a CPU."""
+
+
+class Term(BaseModel):
+    """One number, and between which values calibration would have it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    value: float = Field(ge=0)
+    low: float = Field(ge=0)
+    high: float = Field(ge=0)
+
+
+class EngineTerms(BaseModel):
+    """Shares of promised rates, and seconds that are added."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: str
+    memory_kind: MemoryKind
+    memory: Term
+    """Share of the memory's bandwidth at which weights are read that are multiplied as they are kept."""
+    memory_packed: Term
+    """The same of weights that are unpacked to 16 bits on the way."""
+    cache: Term
+    """Share of the memory's bandwidth at which keys, values and states are read and activations move."""
+    arithmetic: Term
+    """Share of the dense peak of matrix multiplications over many tokens."""
+    attention: Term
+    """Share of the dense peak of attention over a prompt."""
+    network: Term
+    """Share of a link's rate."""
+    launch_seconds: Term
+    """Of each mixer, beside its work: the chain of its kernels, their starts and tails, and what is elementwise."""
+    host_seconds: Term
+    """Of each operator, on the host, where Python starts the kernels one by one while the device works; a pass takes
+    whichever of the two is longer."""
+    pass_seconds: Term
+    """Of each pass, on the host while the device waits: scheduling, sampling, sending the tokens out."""
+    latency_seconds: Term
+    """Of each exchange between devices."""
+    relative_interval: tuple[float, float]
+    """Measured over predicted time: the 10th and the 90th percentile over the rows that were held out."""
+    calibrated_on: str
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hbm: tuple[str, ...]
+    profiles: tuple[EngineTerms, ...]
+
+
+@functools.cache
+def _file() -> _File:
+    return _File.model_validate(yaml.safe_load((ASSETS / "serving-efficiencies.yaml").read_text(encoding="utf-8")))
+
+
+def memory_kind(device: Device) -> MemoryKind:
+    """The kind of a device's memory."""
+    if device.id in _file().hbm or device.kind == "tpu":
+        return "hbm"
+    return "unified" if device.kind in ("unified", "cpu") else "gddr"
+
+
+def engine_profiles() -> tuple[EngineTerms, ...]:
+    """All profiles."""
+    return _file().profiles
+
+
+def profile_of(engine: str, device: Device) -> EngineTerms:
+    """The profile of an engine on a device; where that kind of memory was not measured, the engine's first one."""
+    own = [profile for profile in engine_profiles() if profile.engine == engine]
+    return next((profile for profile in own if profile.memory_kind == memory_kind(device)), own[0])

@@ -1,0 +1,272 @@
+"""Times of serving: rooflines by hand, what more bandwidth and more devices do, and measured runs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner import PlannerError, Problem, ServingPlan, estimate_inference, hardware, load, parse_plan
+from planner.hardware import Device, hardware_catalogue
+from planner.measured.inference import counted_reasons, inference_rows, is_held_out, skipped_inference
+from planner.presets import preset_ids
+from planner.serving import WEIGHT_FORMATS, serving_memory
+from planner.serving.engines import EngineTerms, engine_profiles, profile_of
+from planner.serving.times import (
+    decode_work,
+    exchange_seconds,
+    first_token_seconds,
+    inter_token_seconds,
+    pass_seconds,
+    passes_with_prompts,
+    prompt_work,
+    time_pass,
+)
+from scripts.calibrate_serving import Case
+from tests.planner.published import LLAMA_2_7B, LLAMA_2_70B
+
+H100 = hardware("h100")
+SHARES = ("memory", "memory_packed", "cache", "arithmetic", "attention", "network")
+SECONDS = ("launch_seconds", "host_seconds", "pass_seconds", "latency_seconds")
+PERFECT = EngineTerms.model_validate(
+    {
+        "engine": "serving",
+        "memory_kind": "hbm",
+        **{name: {"value": 1.0, "low": 1.0, "high": 1.0} for name in SHARES},
+        **{name: {"value": 0.0, "low": 0.0, "high": 0.0} for name in SECONDS},
+        "relative_interval": (1, 1),
+        "calibrated_on": "nothing",
+    }
+)
+
+
+def test_decoding_alone_reads_every_weight_once_by_hand() -> None:
+    """Llama 2 7B on an H100: matrices and head in bf16, keys and values of 1,000 tokens, 3.35 TB/s."""
+    plan = ServingPlan(context_length=1000, hardware="h100")
+    done = time_pass(LLAMA_2_7B, plan, H100, decode_work(LLAMA_2_7B, plan), PERFECT)
+    read = 2 * (32 * (4 * 4096 * 4096 + 3 * 4096 * 11_008) + 32_000 * 4096) + 1000 * 32 * 2 * 4096 * 2
+    assert done.seconds == pytest.approx(read / 3350e9, rel=0.01)  # what activations move is less than a hundredth
+    assert {each.bound for each in done.operators} == {"memory"}
+
+
+def test_a_long_prompt_is_bound_by_arithmetic_by_hand() -> None:
+    plan = ServingPlan(context_length=2048, hardware="h100")
+    work, passes = prompt_work(LLAMA_2_7B, plan)
+    done = time_pass(LLAMA_2_7B, plan, H100, work, PERFECT)
+    matrices = 2 * 2048 * 32 * (4 * 4096 * 4096 + 3 * 4096 * 11_008) / 989.4e12
+    scores = 32 * 2 * 2 * 4096 * (2048 * 2049 / 2) / 989.4e12
+    head = 2 * 32_000 * 4096 / 3350e9  # of one position, so that memory decides
+    assert passes == 1
+    assert done.seconds == pytest.approx(matrices + scores + head, rel=0.01)
+
+
+def test_experts_are_read_by_the_batch_not_by_the_model() -> None:
+    """128 experts of which 8 are chosen: of 1 token 8, of 16 tokens 128 · (1 − (15/16)^16), and never more than all."""
+    spec = load("qwen3-30b-a3b")
+    read = {}
+    for batch in (1, 16, 4096):
+        plan = ServingPlan(batch_size=batch)
+        read[batch] = sum(
+            each.weight_bytes for each in decode_work(spec, plan).operators if each.name.startswith("experts.")
+        )
+    assert read[16] / read[1] == pytest.approx(16 * (1 - (15 / 16) ** 16))
+    assert read[4096] / read[1] == pytest.approx(16)
+
+
+def test_an_all_reduce_behind_each_mixer_by_hand() -> None:
+    plan = ServingPlan(tensor_parallel=8, batch_size=64, hardware="h100")
+    expected = 2 * 80 * 2 * 7 / 8 * 64 * 8192 * 2 / 450e9
+    assert exchange_seconds(LLAMA_2_70B, plan, H100, PERFECT, 64) == pytest.approx(expected)
+    assert exchange_seconds(LLAMA_2_70B, ServingPlan(batch_size=64), H100, PERFECT, 64) == 0
+
+
+def test_experts_of_other_devices_get_their_tokens_and_send_them_back_by_hand() -> None:
+    """58 layers of DeepSeek-V3 send 8 copies of a group's tokens, 7 in 8 of them away, and back."""
+    plan = ServingPlan(attention_data_parallel=8, expert_parallel=8, batch_size=80, hardware="h100")
+    expected = 58 * 2 * 10 * 8 * 7 / 8 * 7168 * 2 / 450e9
+    assert exchange_seconds(load("deepseek-v3"), plan, H100, PERFECT, 80) == pytest.approx(expected)
+
+
+def test_requests_that_come_and_go_are_read_beside_decoding() -> None:
+    """Nine others of 1,000 tokens while 500 are written: 18 a pass, so that 1.8% of the passes read a whole prompt."""
+    plan = ServingPlan(context_length=1500, output_length=500, batch_size=10, chunked_prefill=True, hardware="h100")
+    assert passes_with_prompts(plan) == (pytest.approx(0.018), 1000)
+    alone = plan.model_copy(update={"chunked_prefill": False})
+    assert passes_with_prompts(alone) == (0.0, 0)
+    assert pass_seconds(LLAMA_2_7B, plan, H100) > pass_seconds(LLAMA_2_7B, alone, H100)
+    cached = plan.model_copy(update={"cached_prefix": 900})
+    assert pass_seconds(LLAMA_2_7B, cached, H100) < pass_seconds(LLAMA_2_7B, plan, H100)
+
+
+def test_a_known_prefix_is_not_read_again() -> None:
+    plan = ServingPlan(context_length=8192, hardware="h100")
+    first = [
+        first_token_seconds(LLAMA_2_7B, plan.model_copy(update={"cached_prefix": known}), H100)
+        for known in (0, 4096, 8000)
+    ]
+    assert first[0] > first[1] > first[2]
+    # The second half of a prompt has three quarters of its pairs and half of everything else.
+    assert 0.5 < first[1] / first[0] < 0.75
+
+
+def test_speculation_divides_by_the_tokens_that_are_kept() -> None:
+    spec, plan = load("llama-3.1-70b"), ServingPlan(tensor_parallel=4, hardware="h100")
+    alone = inter_token_seconds(spec, plan, H100)
+    kept = inter_token_seconds(spec, plan.model_copy(update={"speculative": "ngram:k=3:acceptance=1"}), H100)
+    assert kept == pytest.approx(alone / 4, rel=0.05)
+    drafted = plan.model_copy(update={"speculative": "llama-3.2-1b:k=3:acceptance=0.8"})
+    useless = plan.model_copy(update={"speculative": "llama-3.2-1b:k=3:acceptance=0"})
+    assert inter_token_seconds(spec, drafted, H100) < alone < inter_token_seconds(spec, useless, H100)
+
+
+def test_energy_is_the_rated_power_while_a_token_is_made() -> None:
+    found = estimate_inference(LLAMA_2_70B, ServingPlan(tensor_parallel=4, batch_size=8, hardware="h100"))
+    assert found.inter_token_latency_seconds is not None
+    assert found.tokens_per_second == pytest.approx(8 / found.inter_token_latency_seconds)
+    assert found.energy_per_token_joules == pytest.approx(4 * 700 * found.inter_token_latency_seconds / 8)
+
+
+def test_parts_sum_to_the_pass() -> None:
+    plan = ServingPlan(tensor_parallel=4, batch_size=8, hardware="a100", engine="eager")
+    found = estimate_inference(LLAMA_2_70B, plan)
+    assert sum(found.decode_parts.values()) == pytest.approx(found.inter_token_latency_seconds)
+    assert sum(found.prefill_parts.values()) == pytest.approx(found.time_to_first_token_seconds)
+
+
+def test_a_device_without_bandwidth_has_no_times_and_says_why() -> None:
+    without = [device for device in hardware_catalogue() if device.memory_bandwidth_bytes_per_second is None]
+    for device in without:
+        found = estimate_inference(LLAMA_2_7B, ServingPlan(hardware=device.id))
+        assert (found.inter_token_latency_seconds, found.time_status) == (None, "unsupported")
+        assert "bandwidth" in found.time_note
+    assert estimate_inference(LLAMA_2_7B, ServingPlan()).inter_token_latency_seconds is None
+
+
+def faster(device: Device, bandwidth: float = 1.0, peak: float = 1.0) -> Device:
+    known = device.memory_bandwidth_bytes_per_second
+    return device.model_copy(
+        update={
+            "memory_bandwidth_bytes_per_second": None if known is None else known * bandwidth,
+            "peak_flops": {name: rate * peak for name, rate in device.peak_flops.items()},
+        }
+    )
+
+
+PLANS = st.fixed_dictionaries(
+    {
+        "weight_format": st.sampled_from([*WEIGHT_FORMATS, "int4_g64", "q5_k_m_fused", "int3"]),
+        "cache_dtype": st.sampled_from(["bf16", "fp8", "int8_per_token_head"]),
+        "context_length": st.integers(1, 200_000),
+        "batch_size": st.integers(1, 3000),
+        "tensor_parallel": st.sampled_from([1, 1, 2, 4, 8, 5]),
+        "expert_parallel": st.sampled_from([1, 1, 2, 8, 3]),
+        "attention_data_parallel": st.sampled_from([1, 1, 2, 8]),
+        "offload_layers": st.sampled_from([0, 0, 0, 7, 100]),
+        "cached_prefix": st.sampled_from([0, 0, 1000]),
+        "chunked_prefill": st.booleans(),
+        "speculative": st.sampled_from([None, None, "ngram:k=4:acceptance=0.5", "llama-3.2-1b:k=2:acceptance=0.9"]),
+        "engine": st.sampled_from([None, "serving", "eager", "llama.cpp"]),
+        "hardware": st.sampled_from([None, *[device.id for device in hardware_catalogue()]]),
+    },
+    optional={"output_length": st.integers(1, 100_000)},
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(name=st.sampled_from(preset_ids()), data=PLANS)
+def test_a_thousand_plans_are_estimated_or_refused_with_a_remedy(name: str, data: dict[str, Any]) -> None:
+    spec = load(name)
+    refused: tuple[Problem, ...] = ()
+    try:
+        plan = parse_plan(ServingPlan, data)
+        found = estimate_inference(spec, plan)
+    except PlannerError as error:
+        refused = error.problems
+    if refused:
+        assert all(problem.path and problem.remedy for problem in refused)
+        return
+    memory = found.memory
+    assert sum(memory.parts.values()) == memory.total_bytes
+    assert all(value >= 0 for value in memory.parts.values())
+    for seconds in (found.time_to_first_token_seconds, found.inter_token_latency_seconds):
+        assert seconds is None or (seconds > 0 and math.isfinite(seconds))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(["llama-3-8b", "deepseek-v3", "mamba2-2.7b", "gemma-3-4b", "gpt-oss-120b"]),
+    batch=st.integers(1, 500),
+    length=st.integers(2, 50_000),
+    engine=st.sampled_from(["serving", "eager", "llama.cpp"]),
+    device=st.sampled_from(["rtx4090", "h100", "m2_ultra"]),
+)
+def test_more_bandwidth_or_arithmetic_is_never_slower(
+    name: str, batch: int, length: int, engine: str, device: str
+) -> None:
+    spec, known = load(name), hardware(device)
+    plan = parse_plan(ServingPlan, {"batch_size": batch, "context_length": length, "engine": engine})
+    for better in (faster(known, bandwidth=1.5), faster(known, peak=1.5)):
+        assert inter_token_seconds(spec, plan, better) <= inter_token_seconds(spec, plan, known)
+
+
+def test_profiles_are_a_handful_with_intervals() -> None:
+    for profile in engine_profiles():
+        for name in (*SHARES, *SECONDS):
+            term = getattr(profile, name)
+            assert term.low <= term.value <= term.high
+            assert name in SECONDS or term.high <= 1
+    assert profile_of("serving", hardware("rtx4090")).memory_kind == "hbm"
+    assert profile_of("llama.cpp", hardware("rtx4090")).memory_kind == "gddr"
+
+
+# --- against measured runs ---
+
+
+def errors_by_group(held_out: bool) -> dict[str, list[float]]:
+    found = defaultdict(list)
+    for row in inference_rows():
+        if row.reading != "memory" and is_held_out(row) == held_out:
+            case = Case.of(row)
+            predicted = case.seconds(profile_of(row.plan.engine or "", case.device))
+            found[row.group].append(abs(predicted / row.value - 1))
+    return found
+
+
+@pytest.mark.parametrize(
+    "group, allowed",
+    [
+        ("aiconfigurator", 0.25),
+        ("Qwen, vLLM", 0.2),
+        ("Qwen, transformers", 0.2),
+        ("XiongjieDai/GPU-Benchmarks-on-LLM-Inference", 0.2),
+        ("ggml-org/llama.cpp", 0.2),
+        ("NVIDIA/TensorRT-LLM", 0.2),
+    ],
+)
+def test_times_of_the_half_that_nothing_was_fitted_to(group: str, allowed: float) -> None:
+    errors = errors_by_group(held_out=True)[group]
+    assert len(errors) >= 10
+    assert statistics.median(errors) <= allowed
+
+
+@pytest.mark.parametrize("group", ["Qwen, transformers", "XiongjieDai/GPU-Benchmarks-on-LLM-Inference"])
+def test_memory_of_measured_runs(group: str) -> None:
+    """What an allocator reports: all but the process's own overhead."""
+    errors = []
+    for row in inference_rows():
+        if row.reading == "memory" and row.group == group:
+            held = serving_memory(row.spec, row.plan, row.plan.context_length, row.plan.batch_size)
+            errors.append(abs((held.total_bytes - held.overhead_bytes) / row.value - 1))
+    assert len(errors) > 40
+    assert statistics.median(errors) <= 0.05
+
+
+def test_every_row_is_used_or_skipped_for_a_counted_reason() -> None:
+    lines = {row.id.split()[0] for row in inference_rows()} | {row.id.split()[0] for row in skipped_inference()}
+    assert len(lines) == 1030 + 12
+    assert sum(counted_reasons().values()) == len(skipped_inference())
