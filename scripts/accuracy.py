@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import statistics
 import sys
-import textwrap
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from planner.efficiency import SHARES, profiles
 from planner.measured import TrainingRow, skipped_rows, summary, training_rows
 from planner.measured.predicted import Reading, memory_of, time_of
 from planner.measured.split import is_held_out
 from planner.sizing import count_parameters
+from scripts import accuracy_serving
+from scripts.accuracy_tables import counted, error_row, prose
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "accuracy.md"
 LARGE = 1e9
@@ -61,32 +60,9 @@ def table(readings: Sequence[Reading], name: str, by: By) -> Iterator[str]:
     yield f"| {name} | rows | median | mean | 90% within | median with sign |"
     yield "|---|--:|--:|--:|--:|--:|"
     for group, errors in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
-        yield f"| {group} | {_errors(errors)} |"
+        yield f"| {group} | {error_row(errors)} |"
     if len(groups) > 1:
-        yield f"| all | {_errors([error for errors in groups.values() for error in errors])} |"
-    yield ""
-
-
-def _errors(errors: Sequence[float]) -> str:
-    sizes = sorted(map(abs, errors))
-    within = sizes[min(len(sizes) - 1, -(-9 * len(sizes) // 10) - 1)]
-    shown = [statistics.median(sizes), statistics.fmean(sizes), within]
-    signed = statistics.median(errors)
-    return f"{len(sizes)} | " + " | ".join(f"{100 * each:.1f}%" for each in shown) + f" | {100 * signed:+.1f}%"
-
-
-def prose(text: str) -> Iterator[str]:
-    """A paragraph, broken into lines."""
-    yield from textwrap.wrap(text, 116)
-    yield ""
-
-
-def counted(name: str, reasons: Iterable[str]) -> Iterator[str]:
-    """How often each reason occurs."""
-    yield f"| {name} | rows |"
-    yield "|---|--:|"
-    for reason, times in sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0])):
-        yield f"| {reason} | {times} |"
+        yield f"| all | {error_row([error for errors in groups.values() for error in errors])} |"
     yield ""
 
 
@@ -175,7 +151,13 @@ def skipped_section() -> Iterator[str]:
     yield from counted("time not used", (row.time_reason for row in training_rows() if row.time_reason))
 
 
-SECTIONS: tuple[Section, ...] = (memory_section, time_section, efficiency_section, skipped_section)
+SECTIONS: tuple[Section, ...] = (
+    memory_section,
+    time_section,
+    efficiency_section,
+    skipped_section,
+    *accuracy_serving.SECTIONS,
+)
 
 OPENING = """\
 # How far predictions are from measured runs

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import pathlib
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import yaml
 from scipy.optimize import least_squares
 
-from planner.hardware import Device, hardware
-from planner.measured.inference import InferenceRow, inference_rows, is_held_out
+from planner.measured.inference import inference_rows, is_foreign, is_held_out
+from planner.measured.served import Case
 from planner.paths import ASSETS
 from planner.serving.engines import EngineTerms, memory_kind
-from planner.serving.times import Work, decode_work, passes_with_prompts, prompt_work, time_pass
 
 FILE = ASSETS / "serving-efficiencies.yaml"
 RESAMPLED = 12
@@ -56,48 +54,9 @@ BOUNDS = {
     "arithmetic": (0.05, 0.85),
     "attention": (0.05, 0.75),
 }
+LOWEST = 0.01
 HIGHEST = 0.95
 """No kernel reads memory faster than this share of the promise: copies on current devices reach 0.85 to 0.93."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A row with what its passes do, which no term changes."""
-
-    row: InferenceRow
-    device: Device
-    decode: Work
-    beside: tuple[float, Work | None]
-    prompt: tuple[Work, int] | None
-
-    @classmethod
-    def of(cls, row: InferenceRow) -> Case:
-        share, piece = passes_with_prompts(row.plan)
-        longer = decode_work(row.spec, row.plan, piece) if share else None
-        return cls(
-            row,
-            hardware(row.plan.hardware or ""),
-            decode_work(row.spec, row.plan),
-            (share, longer),
-            prompt_work(row.spec, row.plan) if row.reading == "answer" else None,
-        )
-
-    def seconds(self, terms: EngineTerms) -> float:
-        """The predicted reading."""
-        row = self.row
-        token = time_pass(row.spec, row.plan, self.device, self.decode, terms).seconds
-        share, longer = self.beside
-        if longer is not None:
-            token += share * (time_pass(row.spec, row.plan, self.device, longer, terms).seconds - token)
-        if self.prompt is None:
-            return token
-        work, passes = self.prompt
-        prompt = time_pass(row.spec, row.plan, self.device, work, terms).seconds * passes
-        return token * (row.plan.output_length or 1) + prompt
-
-    def error(self, terms: EngineTerms) -> float:
-        """The logarithm of predicted over measured."""
-        return float(np.log(self.seconds(terms) / self.row.value))
 
 
 def _terms(engine: str, kind: str, values: dict[str, float]) -> EngineTerms:
@@ -108,12 +67,12 @@ def _terms(engine: str, kind: str, values: dict[str, float]) -> EngineTerms:
 
 
 def _fit(engine: str, kind: str, cases: list[Case], start: dict[str, float], free: list[str]) -> dict[str, float]:
-    limits = [BOUNDS.get(name, (0.05, HIGHEST)) for name in free]
+    limits = [BOUNDS.get(name, (LOWEST, HIGHEST)) for name in free]
     low, high = (np.log([limit[end] for limit in limits]) for end in (0, 1))
 
     def residuals(logs: np.ndarray) -> np.ndarray:
         terms = _terms(engine, kind, {**start, **dict(zip(free, np.exp(logs), strict=True))})
-        return np.array([case.error(terms) for case in cases])
+        return np.array([case.log_ratio(terms) for case in cases])
 
     begin = np.clip(np.log([start[name] for name in free]), low + 1e-6, high - 1e-6)
     found = least_squares(
@@ -122,15 +81,11 @@ def _fit(engine: str, kind: str, cases: list[Case], start: dict[str, float], fre
     return {**start, **{name: float(value) for name, value in zip(free, np.exp(found.x), strict=True)}}
 
 
-def _is_fitted(case: Case) -> bool:
-    return case.device.vendor != "AMD" and case.row.group != "Lightning-AI/litgpt"
-
-
 def calibrate(engine: str, kind: str, more: dict[str, float], cases: list[Case]) -> dict[str, Any]:
     """One profile as plain data."""
     own = [each for each in cases if each.row.plan.engine == engine and memory_kind(each.device) == kind]
-    first = [each for each in own if _is_fitted(each) and not is_held_out(each.row)]
-    second = [each for each in own if _is_fitted(each) and is_held_out(each.row) and not each.row.plan.chunked_prefill]
+    first = [each for each in own if not is_held_out(each.row)]
+    second = [each for each in own if is_held_out(each.row) and not is_foreign(each.row)]
     start, free = {**START, **more}, [*COMMON, *(more or {}), *([] if engine == "eager" else ["launch_seconds"])]
     free = list(dict.fromkeys(free))
     if engine == "eager":
@@ -149,12 +104,12 @@ def calibrate(engine: str, kind: str, more: dict[str, float], cases: list[Case])
         numbers = (value, min(low, value), max(high, value)) if name in free else FIXED.get(name, (value, value, value))
         data[name] = dict(zip(("value", "low", "high"), (float(f"{number:.3g}") for number in numbers), strict=True))
     terms = _terms(engine, kind, {name: data[name]["value"] for name in best})
-    ratios = np.exp([-case.error(terms) for case in second])
+    ratios = np.exp([-case.log_ratio(terms) for case in second])
     data["relative_interval"] = [float(f"{each:.3g}") for each in np.quantile(ratios, [0.1, 0.9])]
     sources = ", ".join(sorted({case.row.group for case in first}))
     data["calibrated_on"] = f"{len(first)} readings of {len(settings)} settings: {sources}"
     for name, part in (("fitted", first), ("held out", second)):
-        errors = np.abs(np.expm1([case.error(terms) for case in part]))
+        errors = np.abs(np.expm1([case.log_ratio(terms) for case in part]))
         print(f"{engine} on {kind}, {name}: {len(part)} readings, median error {np.median(errors):.1%}")
     return data
 

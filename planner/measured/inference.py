@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from planner.errors import PlannerError
+from planner.hardware import hardware
 from planner.measured.models import identify, plain_name
 from planner.measured.rows import GIB, NotUsed, Raw, read_asset, skip, whole
 from planner.plans import ServingPlan, parse_plan
@@ -309,7 +310,7 @@ def _gpu_plan(raw: Raw) -> tuple[ArchitectureSpec, ServingPlan]:
 def _held_out() -> frozenset[str]:
     settings: dict[tuple[str, str | None], set[str]] = collections.defaultdict(set)
     for row in inference_rows():
-        if row.reading != "memory" and not row.id.startswith(GPU_FILE):
+        if row.reading != "memory" and not is_foreign(row):
             settings[row.group, row.plan.hardware].add(row.setting)
     found: set[str] = set()
     for alike in settings.values():
@@ -317,9 +318,15 @@ def _held_out() -> frozenset[str]:
     return frozenset(found)
 
 
+def is_foreign(row: InferenceRow) -> bool:
+    """Whether a row is none of those that are halved: ``serving_gpu.csv``, AMD's devices, and litgpt's own loop."""
+    vendor = "" if row.plan.hardware is None else hardware(row.plan.hardware).vendor
+    return row.id.startswith(GPU_FILE) or vendor == "AMD" or row.group == "Lightning-AI/litgpt"
+
+
 def is_held_out(row: InferenceRow) -> bool:
-    """Whether a row belongs to the half that nothing is calibrated on; all of ``serving_gpu.csv`` does."""
-    return row.id.startswith(GPU_FILE) or row.setting in _held_out()
+    """Whether nothing is calibrated on a row: every second setting, and what is foreign."""
+    return is_foreign(row) or row.setting in _held_out()
 
 
 def inference_rows() -> tuple[InferenceRow, ...]:

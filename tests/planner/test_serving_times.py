@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from planner import PlannerError, Problem, ServingPlan, estimate_inference, hardware, load, parse_plan
 from planner.hardware import Device, hardware_catalogue
 from planner.measured.inference import counted_reasons, inference_rows, is_held_out, skipped_inference
+from planner.measured.served import error_of
 from planner.presets import preset_ids
-from planner.serving import WEIGHT_FORMATS, serving_memory
+from planner.serving import WEIGHT_FORMATS
 from planner.serving.engines import EngineTerms, engine_profiles, profile_of
 from planner.serving.times import (
     decode_work,
@@ -27,7 +28,6 @@ from planner.serving.times import (
     prompt_work,
     time_pass,
 )
-from scripts.calibrate_serving import Case
 from tests.planner.published import LLAMA_2_7B, LLAMA_2_70B
 
 H100 = hardware("h100")
@@ -227,13 +227,11 @@ def test_profiles_are_a_handful_with_intervals() -> None:
 # --- against measured runs ---
 
 
-def errors_by_group(held_out: bool) -> dict[str, list[float]]:
+def errors_by_group(reading: str, held_out: bool) -> dict[str, list[float]]:
     found = defaultdict(list)
     for row in inference_rows():
-        if row.reading != "memory" and is_held_out(row) == held_out:
-            case = Case.of(row)
-            predicted = case.seconds(profile_of(row.plan.engine or "", case.device))
-            found[row.group].append(abs(predicted / row.value - 1))
+        if (row.reading == "memory") == (reading == "memory") and (reading == "memory" or is_held_out(row) == held_out):
+            found[row.group].append(abs(error_of(row)))
     return found
 
 
@@ -249,7 +247,7 @@ def errors_by_group(held_out: bool) -> dict[str, list[float]]:
     ],
 )
 def test_times_of_the_half_that_nothing_was_fitted_to(group: str, allowed: float) -> None:
-    errors = errors_by_group(held_out=True)[group]
+    errors = errors_by_group("time", held_out=True)[group]
     assert len(errors) >= 10
     assert statistics.median(errors) <= allowed
 
@@ -257,11 +255,7 @@ def test_times_of_the_half_that_nothing_was_fitted_to(group: str, allowed: float
 @pytest.mark.parametrize("group", ["Qwen, transformers", "XiongjieDai/GPU-Benchmarks-on-LLM-Inference"])
 def test_memory_of_measured_runs(group: str) -> None:
     """What an allocator reports: all but the process's own overhead."""
-    errors = []
-    for row in inference_rows():
-        if row.reading == "memory" and row.group == group:
-            held = serving_memory(row.spec, row.plan, row.plan.context_length, row.plan.batch_size)
-            errors.append(abs((held.total_bytes - held.overhead_bytes) / row.value - 1))
+    errors = errors_by_group("memory", held_out=False)[group]
     assert len(errors) > 40
     assert statistics.median(errors) <= 0.05
 
