@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from planner.paths import ASSETS
 
-Share = Literal["matmul", "matmul_fp8", "attention", "memory", "links", "network", "overlap"]
-SHARES: tuple[Share, ...] = ("matmul", "matmul_fp8", "attention", "memory", "links", "network", "overlap")
+Share = Literal["matmul", "matmul_fp8", "matmul_fp4", "attention", "memory", "links", "network", "overlap"]
+SHARES: tuple[Share, ...] = ("matmul", "matmul_fp8", "matmul_fp4", "attention", "memory", "links", "network", "overlap")
 
 
 class Efficiency(BaseModel):
@@ -40,6 +40,8 @@ class Profile(BaseModel):
     """Of the peak of bf16, large matrix multiplications within a model."""
     matmul_fp8: Efficiency | None = None
     """Of the peak of fp8; what is cast for it is counted apart, as memory traffic. Absent: the device has none."""
+    matmul_fp4: Efficiency | None = None
+    """The same of fp4."""
     attention: Efficiency
     """Of the peak of bf16, a fused attention kernel."""
     memory: Efficiency

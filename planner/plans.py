@@ -71,7 +71,7 @@ class TrainingPlan(Plan):
     global_batch_size: int | None = Field(default=None, gt=0)
     """Sequences an optimizer step; absent: one micro batch a data-parallel rank."""
     sequence_length: int = Field(default=2048, gt=0)
-    precision: Literal["fp32", "bf16_autocast", "bf16_mixed", "bf16", "fp8"] = "bf16_mixed"
+    precision: Literal["fp32", "bf16_autocast", "bf16_mixed", "bf16", "fp8", "nvfp4"] = "bf16_mixed"
     gradient_dtype: Literal["bf16", "fp32"] = "bf16"
     optimizer: Literal["adamw", "adamw_8bit", "adafactor", "lion", "muon", "sgd"] = "adamw"
     zero_stage: int = Field(default=0, ge=0, le=3)
@@ -92,6 +92,9 @@ class TrainingPlan(Plan):
     attention: Literal["eager", "fused"] = "fused"
     dropout: float = Field(default=0.0, ge=0, lt=1)
     chunked_loss: bool = False
+    adapter_rank: int | None = Field(default=None, gt=0)
+    """Rank of adapters (LoRA; Hu et al. 2021, arXiv:2106.09685) beside the matrices of sequence mixers, all other
+    weights being frozen; absent: all weights are trained."""
     offload: Literal["none", "optimizer", "optimizer_and_parameters"] = "none"
     hardware: str | None = None
     engine: Literal["auto", "torch", "megatron"] = "auto"

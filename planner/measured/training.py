@@ -35,6 +35,8 @@ from planner.spec import ArchitectureSpec
 SMALLEST_TIMED = 1_000_000_000
 """Parameters below which a test's step time says more of its launches than of the model."""
 
+RECIPE_RANK = 16
+"""Of the adapters in NVIDIA's recipes."""
 _DEVICES = (
     ("A100 40GB", "a100_40gb"),
     ("A100-SXM4-40GB", "a100_40gb"),
@@ -89,56 +91,59 @@ def _model(raw: Raw) -> ArchitectureSpec:
 
 
 _PRECISIONS = {
-    "BF16": "bf16",
-    "bf16": "bf16",
+    "BF16": "bf16_mixed",
+    "bf16": "bf16_mixed",
     "FP8": "fp8",
     "FP8-CS": "fp8",
     "FP8-MX": "fp8",
     "FP8-CS (FP8-MX)": "fp8",
     "FP8-CS_or_FP8-MX": "fp8",
     "MXFP8": "fp8",
+    "NVFP4": "nvfp4",
+    "nvfp4": "nvfp4",
     "fp8_mx": "fp8",
     "FP8 (precision column absent; default granularity)": "fp8",
 }
 
 
-def _sixteen_or_eight(raw: Raw) -> str:
-    """``bf16`` or ``fp8`` of the sources that train in either."""
+def _precision(raw: Raw) -> str:
+    """``bf16_mixed``, ``fp8`` or ``nvfp4`` of the sources that train in any of them."""
     named = raw["precision"]
     if named in _PRECISIONS:
         return _PRECISIONS[named]
-    if "NVFP4" in named.upper():
-        skip("training in NVFP4")
     skip("layers or products of different precisions")
 
 
 def _nvidia(raw: Raw) -> _Read:
     """Megatron-Bridge, NeMo and DGX Cloud: Megatron-Core with a distributed optimizer and gradients in bf16."""
-    if "LoRA" in raw["model"] or "task=LoRA" in raw.get("notes", "") or "card item peft" in raw.get("notes", ""):
-        skip("adapters")
+    if "card item peft" in raw.get("notes", ""):
+        skip("a functional run, not tuned, as its source says")
     if "tokendrop" in raw["model"]:
         skip("tokens dropped by experts")
     if "functional/support run" in raw.get("notes", ""):
         skip("a functional run, not tuned, as its source says")
-    bits = _sixteen_or_eight(raw)
+    bits = _precision(raw)
     spec = _model(raw)
     name = plain_name(raw["model"])
     if name in ("DeepSeekV3", "deepseek-v3", "DeepSeek-V3-671B") and "w/o MTP" not in raw["model"]:
         skip("multi-token prediction")
     fields: dict[str, Any] = {
-        "precision": "bf16_mixed" if bits == "bf16" else "fp8",
+        "precision": bits,
         "zero_stage": 3 if "FSDP" in raw.get("zero_or_fsdp", "") else 1,
         "sequence_parallel": whole(raw, "tensor_parallel") > 1,
     }
     assumed = ["sequence parallel with tensor parallel, as in the recipes"]
+    if "LoRA" in raw["model"] or "task=LoRA" in raw.get("notes", ""):
+        fields["adapter_rank"] = RECIPE_RANK
+        assumed.append(f"adapters of rank {RECIPE_RANK} beside attention's matrices, as the recipes' default is")
     if raw.get("recompute", "none") != "none":
         skip("a part of the layers computed again")
     if "Megatron-Bridge" in raw["source_repo"]:
         if fields["zero_stage"] == 3 and name == "LLAMA3_70B":
             skip("activations kept on the host")
-        if fields["zero_stage"] == 3 and name == "LLAMA3_8B" and bits == "fp8":
+        if fields["zero_stage"] == 3 and name == "LLAMA3_8B" and bits != "bf16_mixed":
             skip("a part of the layers computed again")
-        modules = _recipe(name, raw["gpu"], bits)
+        modules = _recipe(name, raw["gpu"], "bf16" if bits == "bf16_mixed" else bits)
         assumed.append(f"computed again: {', '.join(modules) or 'nothing'}, as in the recipes of 2026-08-22")
         if modules:
             fields |= {"recompute": "selective", "recompute_modules": modules}
@@ -173,16 +178,17 @@ def _has_experts(spec: ArchitectureSpec) -> bool:
 
 
 def _mlperf(raw: Raw) -> _Read:
-    if "LoRA" in raw["model"]:
-        skip("adapters")
     if whole(raw, "pipeline_parallel") > 1:
         skip("stages of an interleaved pipeline that the source does not count")
-    bits = _sixteen_or_eight(raw)
-    fields = {
-        "precision": "bf16_mixed" if bits == "bf16" else "fp8",
+    bits = _precision(raw)
+    fields: dict[str, Any] = {
+        "precision": bits,
         "zero_stage": 1,
         "sequence_parallel": whole(raw, "tensor_parallel") > 1,
     }
+    rank = re.search(r"LoRA r(\d+)", raw["model"])
+    if rank is not None:
+        fields["adapter_rank"] = int(rank.group(1))
     return _Read(_model(raw), fields, ["nothing computed again, as the source says nothing of it"])
 
 
@@ -253,7 +259,7 @@ def _torchtitan(raw: Raw) -> _Read:
     if raw.get("recompute", "none") not in ("none", "full"):
         skip("a part of the operators computed again, or not said which")
     fields = {
-        "precision": "bf16_mixed" if bits == "bf16" else "fp8",
+        "precision": bits,
         "gradient_dtype": "fp32",
         "zero_stage": 3,
         "recompute": raw.get("recompute", "none"),

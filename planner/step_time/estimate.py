@@ -34,6 +34,8 @@ from planner.step_time.operators import (
 from planner.step_time.pipeline import StageTime, bubble
 from planner.step_time.records import NO_DEVICE, StepTime, unknown
 
+TYPES = {"fp32": "fp32", "fp8": "fp8", "nvfp4": "fp4"}
+"""The type that matrices are multiplied in, where it is not bf16."""
 OPTIMIZER_BYTES = {"adamw": 16, "adamw_8bit": 4, "lion": 8, "muon": 8, "adafactor": 0, "sgd": 0}
 """Bytes of states that the optimizer reads and writes a parameter (moments in fp32, or in one byte)."""
 FUSED_PASSES = 2
@@ -78,7 +80,7 @@ def micro_batches(plan: TrainingPlan) -> int:
 
 def machine_of(device: Device, profile: Profile, plan: TrainingPlan, ranks: int) -> Machine | str:
     """The device's rates under a profile; a sentence where something is not known of it."""
-    narrow = "fp8" if plan.precision == "fp8" else "fp32" if plan.precision == "fp32" else "bf16"
+    narrow = TYPES.get(plan.precision, "bf16")
     wide = "fp32" if plan.precision == "fp32" else "bf16"
     for dtype in (narrow, wide):
         if dtype not in device.peak_flops:
@@ -95,9 +97,9 @@ def machine_of(device: Device, profile: Profile, plan: TrainingPlan, ranks: int)
             return f"What joins nodes of {device.name} is not known."
         inter = None if node.inter_gb_per_second is None else node.inter_gb_per_second * 1e9 * profile.network.value
         links = Links(node.gpus, node.intra_gb_per_second * 1e9 * profile.links.value, inter, profile.latency_seconds)
-    share = profile.matmul_fp8 if narrow == "fp8" else profile.matmul
+    share = {"fp8": profile.matmul_fp8, "fp4": profile.matmul_fp4}.get(narrow, profile.matmul)
     if share is None:
-        return f"No run was measured that tells what training in fp8 reaches of {device.name}."
+        return f"No run was measured that tells what training in {narrow} reaches of {device.name}."
     return Machine(
         matmul=device.peak_flops[narrow] * share.value,
         matmul_wide=device.peak_flops[wide] * profile.matmul.value,
@@ -105,7 +107,7 @@ def machine_of(device: Device, profile: Profile, plan: TrainingPlan, ranks: int)
         memory=device.memory_bandwidth_bytes_per_second * profile.memory.value,
         launch=profile.launch_seconds,
         links=links,
-        casts=narrow == "fp8",
+        casts=narrow in ("fp8", "fp4"),
     )
 
 
@@ -127,14 +129,16 @@ class _Stage:
         return StageTime(forward, backward, gradients)
 
     @property
-    def parameters(self) -> tuple[Quantity, Quantity]:
-        """Elements of a device, and those of routed experts among them apart."""
+    def parameters(self) -> tuple[Quantity, Quantity, Quantity]:
+        """Elements of a device: without routed experts, of these, and of adapters."""
         rest: Quantity = 0
         experts: Quantity = 0
+        adapters: Quantity = 0
         for times, one in self.passes:
             rest = rest + times * one.parameters
             experts = experts + times * one.expert_parameters
-        return rest, experts
+            adapters = adapters + times * one.adapters
+        return rest, experts, adapters
 
 
 def stages_of(spec: ArchitectureSpec, setting: Setting) -> list[_Stage]:
@@ -206,7 +210,9 @@ def step_time(spec: ArchitectureSpec, plan: TrainingPlan, profile: Profile | Non
     batch = plan.global_batch_size or plan.micro_batch_size * plan.data_parallel
     tokens = batch * plan.sequence_length
     counted = flops(spec, plan.sequence_length, 1)
-    needed = batch * TRAINING_FACTOR * counted.needed_total
+    # Frozen weights have no gradients of their own: two passes of what is multiplied by them in place of three.
+    passes = TRAINING_FACTOR if plan.adapter_rank is None else TRAINING_FACTOR - 1
+    needed = batch * passes * counted.needed_total
     repeated = batch * counted.needed_total if plan.recompute == "full" else 0
     facts = (tokens, devices, needed, needed + repeated)
     if plan.hardware is None:
@@ -227,7 +233,7 @@ def step_time(spec: ArchitectureSpec, plan: TrainingPlan, profile: Profile | Non
         seconds = seconds + part
     low, high = profile.relative_interval
     wide = device.peak_flops["fp32" if plan.precision == "fp32" else "bf16"]
-    fastest = device.peak_flops["fp8"] if plan.precision == "fp8" else wide
+    fastest = device.peak_flops[TYPES.get(plan.precision, "bf16")]
     return StepTime(
         seconds=seconds,
         low_seconds=low * seconds,
@@ -264,18 +270,14 @@ def _parts(stages: list[_Stage], hidden_size: Quantity, setting: Setting, profil
         stride = plan.tensor_parallel * plan.context_parallel * plan.data_parallel
         group = Group(plan.pipeline_parallel, stride, machine.links)
         parts["pipeline"] = 2 * plan.virtual_stages * number * send(group, boundary)
-    rest, experts = _largest_share(stages)
-    parts["data_parallel"] = _data_parallel(times[slow], rest, experts, setting, overlap, number)
-    parts["optimizer"] = _optimizer(rest, experts, setting)
-    return parts
-
-
-def _largest_share(stages: list[_Stage]) -> tuple[Quantity, Quantity]:
-    rest, experts = stages[0].parameters
+    held = stages[0].parameters
     for stage in stages[1:]:
-        more, of_experts = stage.parameters
-        rest, experts = largest(rest, more), largest(experts, of_experts)
-    return rest, experts
+        rest, experts, adapters = stage.parameters
+        held = largest(held[0], rest), largest(held[1], experts), largest(held[2], adapters)
+    trained = held[:2] if plan.adapter_rank is None else (held[2], 0)
+    parts["data_parallel"] = _data_parallel(times[slow], held[:2], trained, setting, overlap, number)
+    parts["optimizer"] = _optimizer(trained, setting)
+    return parts
 
 
 def _groups(setting: Setting) -> tuple[Group, Group]:
@@ -287,19 +289,24 @@ def _groups(setting: Setting) -> tuple[Group, Group]:
     return Group(ranks, plan.tensor_parallel, links), Group(same_experts, with_experts, links)
 
 
+Shares = tuple[Quantity, Quantity]
+"""Elements of a device: without routed experts, and of these."""
+
+
 def _data_parallel(
-    time: StageTime, rest: Quantity, experts: Quantity, setting: Setting, overlap: float, number: int
+    time: StageTime, held: Shares, trained: Shares, setting: Setting, overlap: float, number: int
 ) -> Quantity:
     """What the exchange of gradients and parameters adds to a step."""
     plan = setting.plan
     gradients: Quantity = 0.0
     gathered: Quantity = 0.0
-    for group, elements in zip(_groups(setting), (rest, experts), strict=True):
+    for group, elements, learning in zip(_groups(setting), held, trained, strict=True):
         if plan.zero_stage == 0:
-            gradients = gradients + all_reduce(group, setting.gradient_width * elements)
+            gradients = gradients + all_reduce(group, setting.gradient_width * learning)
         else:
-            gradients = gradients + ring_pass(group, setting.gradient_width * elements)
-            gathered = gathered + ring_pass(group, setting.width * elements)
+            gradients = gradients + ring_pass(group, setting.gradient_width * learning)
+            sharded = elements if plan.zero_stage == 3 else learning
+            gathered = gathered + ring_pass(group, setting.width * sharded)
     if plan.zero_stage >= 2:
         times = number if plan.zero_stage == 3 or number > 1 else 1
         passes = 2 if plan.zero_stage == 3 and plan.fsdp_reshard else 1
@@ -310,14 +317,14 @@ def _data_parallel(
     return beside(time.backward, gradients, overlap) + beside(time.forward, gathered, overlap)
 
 
-def _optimizer(rest: Quantity, experts: Quantity, setting: Setting) -> Quantity:
+def _optimizer(trained: Shares, setting: Setting) -> Quantity:
     """The optimizer's step: all states of a rank's share are read and written once."""
     plan = setting.plan
     sharded = plan.zero_stage >= 1
     total: Quantity = 0.0
-    for group, elements in zip(_groups(setting), (rest, experts), strict=True):
+    for group, elements in zip(_groups(setting), trained, strict=True):
         share = elements / (group.ranks if sharded else 1)
-        master = 8 if plan.precision in ("bf16_mixed", "fp8") else 0
+        master = 8 if plan.precision in ("bf16_mixed", "fp8", "nvfp4") else 0
         own = setting.width if master else (2 * setting.stream_width if plan.precision != "bf16" else 4)
         states = OPTIMIZER_BYTES[plan.optimizer] // (2 if plan.precision == "bf16" and plan.optimizer == "adamw" else 1)
         moved = FUSED_PASSES * setting.gradient_width + states + master + own

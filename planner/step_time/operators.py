@@ -102,6 +102,8 @@ class Pass:
     parameters: Quantity = 0
     """Elements of a device's share, without those of routed experts."""
     expert_parameters: Quantity = 0
+    adapters: Quantity = 0
+    """Elements of a device's share of adapters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,9 @@ def _mixer(found: Pass, spec: ArchitectureSpec, mixer: Component, is_sequence: b
         kernels = kernels + 1
         is_routed = not (isinstance(tensor.active_share[1], int) and tensor.active_share[1] == 1)
         _matrix(found, tensor, is_routed, setting)
+        if plan.adapter_rank is not None and is_sequence:
+            kernels = kernels + 2
+            _adapter(found, tensor, setting)
         if "mla_up_proj" in again and tensor.name.startswith(("q_b_proj", "kv_b_proj")):
             rows = 2 * setting.tokens * tensor.count / plan.tensor_parallel
             found.again.add("matmul", rows / machine.matmul)
@@ -235,7 +240,7 @@ def _matrix(found: Pass, tensor: Tensor, is_routed: bool, setting: Setting) -> N
     moved = width * (held + rows * (inputs + outputs) / split)
     once = largest(flops / rate, moved / machine.memory)
     into_gradients = width * rows * (inputs + outputs) / split + 2 * setting.gradient_width * held
-    gradients = largest(flops / rate, into_gradients / machine.memory)
+    gradients = largest(flops / rate, into_gradients / machine.memory) if plan.adapter_rank is None else 0.0
     found.forward.add("matmul", once)
     found.backward.add("matmul", once + gradients)
     found.weight_gradients = found.weight_gradients + gradients
@@ -247,6 +252,18 @@ def _matrix(found: Pass, tensor: Tensor, is_routed: bool, setting: Setting) -> N
         cast = 6 * held / machine.memory
         found.forward.add("elementwise", cast)
         found.backward.add("elementwise", cast)
+
+
+def _adapter(found: Pass, tensor: Tensor, setting: Setting) -> None:
+    """The two thin matrices of an adapter beside a frozen one: bound by what they read and write."""
+    plan, machine = setting.plan, setting.machine
+    outputs, inputs = tensor.shape[-2:]
+    elements = plan.adapter_rank * (outputs + inputs)
+    moved = setting.width * setting.tokens * (outputs + inputs) / plan.tensor_parallel
+    once = largest(2 * setting.tokens * elements / plan.tensor_parallel / machine.matmul_wide, moved / machine.memory)
+    found.forward.add("matmul", once)
+    found.backward.add("matmul", 2 * once)
+    found.adapters = found.adapters + elements / plan.tensor_parallel
 
 
 def _kept_inside(mixer: Component, hidden_size: Quantity, setting: Setting) -> Quantity:
@@ -334,8 +351,9 @@ def head_pass(spec: ArchitectureSpec, setting: Setting) -> Pass:
     logits = setting.width * setting.tokens * spec.vocab_size / plan.tensor_parallel
     stream = setting.stream_width * setting.tokens * spec.hidden_size / setting.stream_share
     found.forward.add("matmul", once)
-    found.backward.add("matmul", 2 * once)
-    found.weight_gradients = once
+    trained = 1 if plan.adapter_rank is None else 0
+    found.backward.add("matmul", (1 + trained) * once)
+    found.weight_gradients = trained * once
     found.forward.add("elementwise", (LOSS_PASSES[0] * logits + 2 * stream) / machine.memory)
     found.backward.add("elementwise", (LOSS_PASSES[1] * logits + 3 * stream) / machine.memory)
     if plan.chunked_loss:

@@ -26,10 +26,12 @@ def _problem(path: str, message: str, remedy: str, code: str | None = None) -> P
 
 
 def _problems_of_plan(plan: TrainingPlan) -> Iterator[Problem]:
-    if plan.precision == "fp8":
-        yield _problem(
-            "precision", "Training in fp8 is not modelled.", "Choose fp32, bf16_autocast, bf16_mixed or bf16."
-        )
+    if plan.precision in ("fp8", "nvfp4"):
+        message = f"Memory of training in {plan.precision} is not modelled."
+        yield _problem("precision", message, "Choose fp32, bf16_autocast, bf16_mixed or bf16.")
+    if plan.adapter_rank is not None:
+        message = "Memory of training adapters beside frozen weights is not modelled."
+        yield _problem("adapter_rank", message, "Leave it out.")
     if plan.gradient_dtype == "fp32" and plan.precision == "bf16":
         yield _problem("gradient_dtype", "Pure bf16 keeps bf16 gradients.", "Choose bf16, or precision bf16_mixed.")
     if plan.engine == "megatron" and plan.precision == "bf16_autocast":

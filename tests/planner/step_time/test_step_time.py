@@ -91,6 +91,27 @@ def test_experts_send_their_tokens_there_and_back() -> None:
     assert found.parts["expert_parallel"] == pytest.approx(32 * 4 * 7 / 8 * rows / 450e9, rel=0.01)
 
 
+def test_adapters_leave_out_the_gradients_of_frozen_weights() -> None:
+    whole = step_time(LLAMA, PLAN, _profile())
+    frozen = step_time(LLAMA, PLAN.model_copy(update={"adapter_rank": 16}), _profile())
+    # Two products of three, and thin matrices that read and write what the wide ones beside them do, three times.
+    ends = 4096 + 4096 + 2 * (4096 + 1024) + 4096 + 4096
+    thin = 3 * 32 * 2 * 8192 * ends / 3.35e12
+    assert frozen.parts["matmul"] == pytest.approx(whole.parts["matmul"] * 2 / 3 + thin, rel=1e-3)
+    # 16 (inputs + outputs) of each of 128 matrices have states.
+    assert frozen.parts["optimizer"] == pytest.approx(32 * 16 * ends * (4 + 16 + 8 + 2) / 3.35e12, rel=1e-3)
+    assert frozen.model_flops == pytest.approx(whole.model_flops * 2 / 3)
+
+
+def test_fp4_multiplies_at_its_own_rate() -> None:
+    plan = PLAN.model_copy(update={"hardware": "gb200", "precision": "nvfp4"})
+    four, eight = (step_time(LLAMA, plan.model_copy(update={"precision": name})) for name in ("nvfp4", "fp8"))
+    assert four.seconds is not None
+    assert eight.seconds is not None
+    assert four.seconds < eight.seconds
+    assert four.ideal_seconds == pytest.approx(eight.ideal_seconds / 2)
+
+
 def test_a_pipeline_s_bubble_is_that_of_its_stages() -> None:
     plan = PLAN.model_copy(update={"pipeline_parallel": 4, "global_batch_size": 8})
     found = step_time(LLAMA, plan)
@@ -103,7 +124,7 @@ def test_a_pipeline_s_bubble_is_that_of_its_stages() -> None:
     halved = step_time(LLAMA, plan.model_copy(update={"pipeline_schedule": "interleaved", "virtual_stages": 2}))
     assert halved.parts["bubble"] == pytest.approx(found.parts["bubble"] / 2, rel=0.01)
     filled = step_time(LLAMA, plan.model_copy(update={"pipeline_schedule": "zero_bubble"}))
-    assert filled.parts["bubble"] < halved.parts["bubble"]
+    assert filled.parts["bubble"] < found.parts["bubble"]
 
 
 def test_without_a_device_there_is_a_note_in_place_of_a_time() -> None:
@@ -226,11 +247,11 @@ def test_steps_on_eight_b200_are_predicted_within_12_percent_in_the_mean() -> No
 def test_half_of_the_published_steps_of_large_models_are_predicted_within_20_percent() -> None:
     rows = [row for row in _timed() if "SimuMax" not in row.source and count_parameters(row.spec).total >= BILLION]
     errors = _errors(rows)
-    assert len(errors) >= 330
+    assert len(errors) >= 420
     assert statistics.median(map(abs, errors)) <= 0.12
     held = _errors([row for row in rows if is_held_out(row)])
     known = _errors([row for row in rows if not is_held_out(row)])
-    assert min(len(held), len(known)) >= 100
+    assert min(len(held), len(known)) >= 150
     assert statistics.median(map(abs, held)) <= 0.13
     assert statistics.median(map(abs, held)) <= 2 * statistics.median(map(abs, known))
 
