@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from pages.widgets import chrome, figures
-from pages.widgets.plan_form import plan_fields
+from pages.widgets.plan_form import label_of, plan_fields
 from planner import PlannerError, parse_spec
 from runners.engines import client
 
@@ -51,5 +51,5 @@ def job_form(
             chrome.note(f"About {figures.duration(estimate.seconds)}{disk} · {estimate.basis}")
     if sent:
         with chrome.guard():
-            return client.submit(store, kind, revision.id, plan)
+            return client.submit(store, kind, revision.id, plan, f"{label_of(kind)} · {revision.name}")
     return None

@@ -135,7 +135,7 @@ def quantity_text(value: Any, unit: str) -> str:
             return f"{figures.duration(value)}"
         case "parameters" | "elements" | "count" | "":
             return f"{value:,}"
-    return f"{digits_text(value, 4)} {unit}"
+    return f"{value:,} {unit}" if isinstance(value, int) else f"{digits_text(value, 4)} {unit}"
 
 
 def error_html(error: float | None) -> str:

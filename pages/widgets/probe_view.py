@@ -28,6 +28,8 @@ WAYS = {
     "block_sparse": ("block-sparse", "accent", "solid"),
 }
 """Ways of computing attention: name, colour and line."""
+MASK_WIDTH = 200
+"""Pixels of the picture of a mask, its marks included: about as many as it is high."""
 STAGES = {"initial": "At the initialization", "trained": "After training"}
 
 
@@ -113,19 +115,20 @@ def _designed(farthest: int | None) -> str:
 def _mask(mask: Values, length: int, key: str) -> None:
     cells, side = mask["cells"]["percent"], mask["cells"]["positions_a_cell"]
     places = [row * side for row in range(len(cells))]
-    picture, words = st.columns([2, 3], vertical_alignment="center")
-    with picture:
-        grid = charts.Grid(cells[::-1], places, [str(place) for place in places[::-1]], "ink", "%", (0, 100))
-        drawn = charts.grid(grid, x=charts.Axis("input"), y=charts.Axis("output"), height=190, scale=False)
-        charts.show(drawn, key=key, alt=f"Pairs of positions that depend on each other: {mask['label']}")
-    with words:
-        what = "of the score matrix" if mask["scored"] else "of all pairs depend"
-        chrome.html(
-            f"<b>{chrome.escape(mask['label'])}</b>"
-            f'<p class="pl-note">{_layers(mask["layers"])}</p>'
-            f'<p class="pl-note"><b class="pl-figures">{figures.percent(mask["measured_density"], 2)}</b> {what}: '
-            f"{mask['measured_pairs']:,} of {length:,} × {length:,} counted, {mask['predicted_pairs']:,} predicted</p>"
-        )
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        with st.container(width=MASK_WIDTH):
+            grid = charts.Grid(cells[::-1], places, [str(place) for place in places[::-1]], "ink", "%", (0, 100))
+            drawn = charts.grid(grid, x=charts.Axis("input"), y=charts.Axis("output"), height=190, scale=False)
+            charts.show(drawn, key=key, alt=f"Pairs of positions that depend on each other: {mask['label']}")
+        with st.container(width="stretch"):
+            what = "of the score matrix" if mask["scored"] else "of all pairs depend"
+            chrome.html(
+                f"<b>{chrome.escape(mask['label'])}</b>"
+                f'<p class="pl-note">{_layers(mask["layers"])}</p>'
+                f'<p class="pl-note"><b class="pl-figures">{figures.percent(mask["measured_density"], 2)}</b> {what}: '
+                f"{mask['measured_pairs']:,} of {length:,} × {length:,} counted, {mask['predicted_pairs']:,} "
+                "predicted</p>"
+            )
 
 
 def _layers(indices: Sequence[int]) -> str:

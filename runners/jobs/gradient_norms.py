@@ -66,7 +66,8 @@ def run(spec: ArchitectureSpec, plan: GradientNormsPlan, context: JobContext) ->
             try:
                 for step in trainer.run():
                     yield Progress(done + 1 + step.step, total, "steps", f"· {placement}, seed {seed}")
-                    yield Metric(f"gradient_norm_{placement}_{seed}", step.step, step.gradient_norm)
+                    if seed == 0:  # one curve a placement; the others are in the result
+                        yield Metric(f"gradient_norm_{placement}", step.step, step.gradient_norm)
                     if step.bits_per_byte is not None:
                         bits.append(step.bits_per_byte)
                 trained.append(norms_by_depth(model, tokens))

@@ -27,7 +27,7 @@ from planner.reach import (
 )
 from planner.spec import ArchitectureSpec, LearnedPositions
 from runners.environment import describe
-from runners.events import Event, Log, Metric, Progress, Result
+from runners.events import Event, Log, Progress, Result
 from runners.jobs.base import JobContext, JobFailure
 from runners.jobs.verify import prediction
 from runners.models import Decoder, build
@@ -63,11 +63,10 @@ def run(spec: ArchitectureSpec, plan: ReachPlan, context: JobContext) -> Iterato
         profiles.append(profile | {"designed": designed.farthest if designed.farthest < PROBE_LENGTH else None})
         rows.append(
             prediction(
-                f"Reach after {expected.depth:,} layers", expected.farthest, profile["measured"], "positions",
+                f"Reach at depth {expected.depth:,}", expected.farthest, profile["measured"], "positions",
                 f"{profile['missing']} positions predicted without a gradient, {profile['beyond']} the other way",
             )
         )  # fmt: skip
-        yield Metric("reach", expected.depth, profile["measured"])
         yield Progress(done + 1, total, "measurements", f"· {expected.depth:,} layers")
     masks = []
     for done, (mixer, indices) in enumerate(mixers):

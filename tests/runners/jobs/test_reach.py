@@ -58,6 +58,21 @@ def test_gradients_lead_as_far_as_counted_by_hand(
     assert all(row["error"] == 0 for row in values["rows"])
 
 
+@pytest.mark.parametrize(
+    "mask, farthest, count",
+    [
+        ({"sliding_window": 3, "global_tokens": 2}, 48, 5),  # 45 to 47, and 0 and 1
+        ({"sliding_window": 3, "stride": 8}, 41, 8),  # 45 to 47, and 39, 31, 23, 15 and 7
+        ({"attention_chunk_size": 20, "previous_chunks": 1}, 28, 28),  # from 20, where the chunk before begins
+        ({"attention_chunk_size": 16, "chunk_summaries": 2}, 34, 20),  # 32 to 47, and 14, 15, 30 and 31
+    ],
+)
+def test_every_mask_shows_what_it_says(mask: dict[str, int], farthest: int, count: int, tmp_path: pathlib.Path) -> None:
+    depths = values_of(stack(3, **HEADS, **mask), PLAN, tmp_path)["depths"]
+    assert (depths[0]["measured"], depths[0]["measured_count"]) == (farthest, count)
+    assert all(depth["equal"] for depth in depths)
+
+
 def test_pairs_of_the_score_matrix_are_counted(tmp_path: pathlib.Path) -> None:
     (mask,) = values_of(stack(1, **HEADS, sliding_window=5), PLAN, tmp_path)["masks"]
     # 48 rows of 5 keys, but for the first four, which see 1 to 4: 240 - (4 + 3 + 2 + 1)
