@@ -199,8 +199,8 @@ def _reach(spec: ArchitectureSpec, plan: ReachPlan, profile: MachineProfile | No
 
 SCORE_SECONDS = 1e-8
 """Forward and backward pass of a score beside its products: mask, softmax and their gradients, on a processor."""
-LONGEST_WAYS = 2
-"""Ways of computing attention whose time is that of the square of scores."""
+LONGEST_WAYS = 3
+"""Ways of computing attention, each as slow as the square of scores at the most."""
 HELD_SCORES = 5
 """Tensors of the size of the scores that the plain way holds at its peak."""
 

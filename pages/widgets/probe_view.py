@@ -25,6 +25,7 @@ PLACEMENTS = {
 WAYS = {
     "eager": ("plain PyTorch", "faint", "dash"),
     "sdpa": ("SDPA with a mask", "ink", "solid"),
+    "recomputed": ("plain, computed twice", "ink", "solid"),
     "block_sparse": ("block-sparse", "accent", "solid"),
 }
 """Ways of computing attention: name, colour and line."""
@@ -180,11 +181,12 @@ def attention_cost(values: Values, key: str) -> None:
         charts.show(drawn, key=f"{key}-peak", alt="Peak memory of one attention layer by context, a line a way")
     with chrome.panel("Contexts", "median of the repetitions, 95% interval, peak", key=f"{key}-table"):
         table(
-            ("context", "scores that are needed", *(_way(way)[0] for way in values["ways"])),
+            ("context", "needed scores", "needed blocks", *(_way(way)[0] for way in values["ways"])),
             [
                 [
                     f"{entry['context']:,}",
                     figures.percent(entry["density"]),
+                    figures.percent(entry["block_density"]),
                     *(_cost_cell(entry["ways"].get(way)) for way in values["ways"]),
                 ]
                 for entry in contexts

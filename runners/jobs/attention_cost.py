@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from planner.activations import ACTIVATION_TYPES, saved_bytes
 from planner.components import Attention
+from planner.mask_blocks import block_map
 from planner.probes import AttentionCostPlan, attention_layer, narrowed_layer
 from planner.spec import ArchitectureSpec
 from runners.environment import default_device, describe
@@ -28,11 +29,15 @@ from runners.events import Event, Log, Metric, Progress, Result
 from runners.jobs.base import JobContext
 from runners.jobs.verify import prediction
 from runners.models import Kernels, build
+from runners.models.block_sparse import BLOCK_SIZE
 from runners.training.peak import peak_bytes
 from runners.training.timing import median_interval
 
-WAYS: dict[str, Kernels] = {"eager": "reference", "sdpa": "eager"}
+WAYS: dict[str, Kernels] = {"eager": "reference", "sdpa": "eager", "block_sparse": "block_sparse"}
 """Names of the ways, as results have them, and the kernels that they build the layer with."""
+FUSED, RECOMPUTED = "sdpa", "recomputed"
+"""Scores that are changed before the softmax are computed plainly and once more in the backward pass: no kernel of
+PyTorch takes them."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GROWTH = 4.0
 """Time and memory at twice the context, at the most: both are of the square of scores."""
@@ -70,35 +75,44 @@ def run(spec: ArchitectureSpec, plan: AttentionCostPlan, context: JobContext) ->
     mixer = scaled.spec.layer_groups[0].layers[0].sequence_mixer
     assert isinstance(mixer, Attention)
     layers: dict[str, nn.Module] = {}
+    left_out: dict[str, str] = {}
     for way, kernels in WAYS.items():
         decoder: Any = build(scaled.spec, device=device, dtype=dtype, kernels=kernels)
-        layers[way] = decoder.layers[0].sequence_mixer
+        layer = decoder.layers[0].sequence_mixer
+        if way == FUSED and not layer.is_simple:
+            way = RECOMPUTED
+        reason = None if way != "block_sparse" else why_not_by_blocks(layer)
+        if reason is None:
+            layers[way] = layer
+        else:
+            left_out[way] = reason
+            yield Log(f"{way}: {reason}")
     yield Log(
         f"layer {index}: {mixer.pattern.words()}; {mixer.describe()}, {plan.precision} on {describe(device)['device']}"
     )
     meter = Meter(layers, scaled.spec.hidden_size, plan, device, dtype)
     points: dict[int, Point] = {}
-    left_out: dict[str, str] = {}
     contexts = plan.contexts
     for done, length in enumerate(contexts):
         for way, reason in meter.too_much(length, points).items():
             if way not in left_out:
                 left_out[way] = reason
                 yield Log(f"{way}: {reason}", "warning")
-        ways = [way for way in WAYS if way not in left_out]
+        ways = [way for way in layers if way not in left_out]
         if not ways:
             break
         points[length] = meter.measure(length, ways)
         yield from _said(length, points[length])
         yield Progress(done + 1, len(contexts) + 1, "contexts", f"· {length:,} positions")
     crossovers = []
-    for first, second in pairs_of(list(WAYS)):
+    for first, second in pairs_of(list(layers)):
         found = meter.crossover(first, second, points)
         found["words"] = crossover_text(found)
         crossovers.append(found)
         yield Log(found["words"])
     yield Progress(len(contexts) + 1, len(contexts) + 1, "contexts")
     hidden = scaled.spec.hidden_size
+    fused = FUSED if FUSED in layers else RECOMPUTED
     values = {
         "layer": index,
         "mixer": mixer.pattern.words(),
@@ -107,11 +121,11 @@ def run(spec: ArchitectureSpec, plan: AttentionCostPlan, context: JobContext) ->
         "batch_size": plan.batch_size,
         "hidden_size": hidden,
         "contexts": [_context(length, points[length], mixer) for length in sorted(points)],
-        "ways": list(WAYS),
+        "ways": list(layers),
         "left_out": left_out,
         "crossovers": crossovers,
         "rows": [
-            _kept_row(layers["sdpa"], mixer, hidden, length, plan, device, dtype)
+            _kept_row(fused, layers[fused], mixer, hidden, length, plan, device, dtype)
             for length in contexts[:2]
             if length in points
         ],
@@ -119,6 +133,15 @@ def run(spec: ArchitectureSpec, plan: AttentionCostPlan, context: JobContext) ->
         "spec": scaled.spec.to_dict(),
     }
     yield Result("attention_cost", values, describe(device))
+
+
+def why_not_by_blocks(layer: Any) -> str | None:
+    """Why a layer is not computed block by block, though it was asked for; ``None`` where it is."""
+    if layer.component.pattern.is_causal:
+        return "left out: the mask hides nothing but what comes later"
+    if not layer.is_simple:
+        return "left out: sinks, bounds or biases of the scores need the plain way"
+    return None
 
 
 def pairs_of(ways: Sequence[str]) -> list[tuple[str, str]]:
@@ -276,6 +299,7 @@ def _context(length: int, point: Point, mixer: Attention) -> dict[str, Any]:
     return {
         "context": length,
         "density": pairs.needed_flops / pairs.flops,
+        "block_density": block_map(mixer.pattern, length, BLOCK_SIZE).density,
         "ways": {
             way: {
                 "median_seconds": measured.median,
@@ -290,6 +314,7 @@ def _context(length: int, point: Point, mixer: Attention) -> dict[str, Any]:
 
 
 def _kept_row(
+    way: str,
     layer: nn.Module,
     mixer: Attention,
     hidden_size: int,
@@ -298,7 +323,7 @@ def _kept_row(
     device: str,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """What SDPA's forward pass keeps for the backward pass: the planner's list beside autograd's own."""
+    """What a forward pass keeps for the backward pass: the planner's list beside autograd's own."""
     own = {parameter.untyped_storage()._cdata for parameter in layer.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -316,4 +341,4 @@ def _kept_row(
     listed = mixer.saved_activations(hidden_size, length, plan.batch_size)
     predicted = sum(saved_bytes(saved, types) for saved in listed)
     how = "tensors that autograd keeps for the backward pass, weights apart; predicted: the planner's list of them"
-    return prediction(f"Kept by SDPA at {length:,} positions", predicted, measured, "bytes", how)
+    return prediction(f"Kept by {way} at {length:,} positions", predicted, measured, "bytes", how)

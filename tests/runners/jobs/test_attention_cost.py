@@ -112,6 +112,7 @@ def test_a_layer_is_measured_in_every_way(tmp_path: pathlib.Path) -> None:
     assert (first["context"], last["context"]) == (64, 128)
     # 64 rows of 24 keys, but for the first 23, which lack 23 + 22 … + 1
     assert first["density"] == pytest.approx((64 * 24 - 23 * 24 / 2) / 64**2)
+    assert last["block_density"] == 1  # a block of 128 holds all
     for entry in (first, last):
         assert set(entry["ways"]) == set(values["ways"])
         for measured in entry["ways"].values():
@@ -120,7 +121,25 @@ def test_a_layer_is_measured_in_every_way(tmp_path: pathlib.Path) -> None:
     assert eager[1] > 2 * 128 * 128 * 4  # scores of two heads, at the least
     assert eager[1] > 3 * eager[0]
     assert [row["error"] for row in values["rows"]] == [0, 0]
-    assert {(c["first"], c["second"]) for c in values["crossovers"]} >= {("eager", "sdpa")}
+    pairs = [(found["first"], found["second"]) for found in values["crossovers"]]
+    assert pairs == [("eager", "sdpa"), ("eager", "block_sparse"), ("sdpa", "block_sparse")]
+
+
+@pytest.mark.parametrize(
+    "mixer, why, ways",
+    [
+        (HEADS, "hides nothing", ["eager", "sdpa"]),
+        ({**HEADS, "sliding_window": 24, "sinks": True}, "sinks", ["eager", "recomputed"]),
+    ],
+)
+def test_a_way_is_measured_only_where_it_computes(
+    mixer: dict[str, Any], why: str, ways: list[str], tmp_path: pathlib.Path
+) -> None:
+    plan = AttentionCostPlan(first_context=32, last_context=64, hidden_size=16)
+    (result,) = [e for e in attention_cost.run(stack(mixer), plan, JobContext(tmp_path)) if isinstance(e, Result)]
+    assert why in result.values["left_out"]["block_sparse"]
+    assert result.values["ways"] == ways
+    assert [row["error"] for row in result.values["rows"]] == [0, 0]
 
 
 def test_layers_without_attention_are_refused_by_field() -> None:
