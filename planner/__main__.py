@@ -27,6 +27,7 @@ from planner.errors import PlannerError
 from planner.plans import Plan, ServingPlan, TrainingPlan, parse_plan
 from planner.presets import Loaded, read, read_stream, read_yaml
 from planner.spec import LEFT_OUT, ArchitectureSpec, LearnedPositions
+from planner.step_time.command import add_run_options, rows_of_run, run_of
 from planner.units import bytes_text, count_text, flops_text, money_text, seconds_text
 
 Rows = list[tuple[str, ...]]
@@ -92,11 +93,13 @@ def _parser() -> argparse.ArgumentParser:
         help="blocks of layers with windows: those of the window, or of the whole context",
     )
     for name, run, about in (
-        ("train", _train, "memory of a training step on one device"),
+        ("train", _train, "memory and time of a training step, and of a run"),
         ("serve", _serve, "memory of serving on one device"),
     ):
         planned = command(name, run, about)
         _add_settings(planned)
+        if name == "train":
+            add_run_options(planned)
     fitted = command("fit", _fit, "which devices hold it, by usable memory")
     fitted.add_argument("--device", help="one device by its id; absent: the whole catalogue")
     fitted.add_argument("--training", action="store_true", help="a training step instead of serving")
@@ -305,7 +308,16 @@ def _train(options: argparse.Namespace) -> tuple[Any, str]:
     data = {**_plain(estimate), "parts": estimate.memory.parts}
     data["memory"]["total_bytes"] = estimate.memory.total_bytes
     bounds = of_training(spec, plan, estimate.memory)
-    return {**data, "uncertainty": _plain(bounds)}, f"{table(rows)}\n{bounds.text}\n{estimate.time_note}"
+    text = [table(rows), bounds.text]
+    if estimate.time.seconds is not None:
+        spent = {part: seconds for part, seconds in estimate.time.parts.items() if seconds > 0}
+        text.append(table([(part.replace("_", " "), seconds_text(seconds)) for part, seconds in spent.items()]))
+    text.append(estimate.time_note)
+    if options.tokens is not None:
+        run = run_of(options, estimate.time, plan.hardware)
+        data["run"] = {**_plain(run), "total_seconds": run.total_seconds, "goodput": run.goodput}
+        text += [table(rows_of_run(run)), *run.notes]
+    return {**data, "uncertainty": _plain(bounds)}, "\n".join(text)
 
 
 def _serve(options: argparse.Namespace) -> tuple[Any, str]:
