@@ -8,30 +8,30 @@ SPEC is a YAML or JSON specification, a Hugging Face ``config.json``, the name o
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import datetime
-import functools
 import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-import yaml
-from pydantic import BaseModel
-
+from planner.commands.common import (
+    Rows,
+    check_positive,
+    plain_data,
+    plan_from,
+    read_spec,
+    rows_of_parts,
+    say_left_out,
+    say_too_long,
+    table,
+)
+from planner.commands.serving import fit, serve
 from planner.completion import OF_A_SPEC, SHELLS, script
-from planner.components.strict import LARGEST_SIZE
 from planner.diff import Quantities, SpecDiff
 from planner.errors import PlannerError
-from planner.plans import Plan, ServingPlan, TrainingPlan, parse_plan
-from planner.presets import Loaded, read, read_stream, read_yaml
-from planner.spec import LEFT_OUT, ArchitectureSpec, LearnedPositions
+from planner.plans import Plan, ServingPlan, TrainingPlan
 from planner.step_time.command import add_run_options, rows_of_run, run_of
 from planner.units import bytes_text, count_text, flops_text, money_text, seconds_text
-
-Rows = list[tuple[str, ...]]
-PlanType = TypeVar("PlanType", bound=Plan)
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"planner {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     try:
-        print(json.dumps(_plain(data), ensure_ascii=False, indent=2) if options.json else text)
+        print(json.dumps(plain_data(data), ensure_ascii=False, indent=2) if options.json else text)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader (head, less) has seen enough; what is left must not be flushed into a closed pipe at exit.
@@ -94,13 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, run, about in (
         ("train", _train, "memory and time of a training step, and of a run"),
-        ("serve", _serve, "memory of serving on one device"),
+        ("serve", serve, "memory and time of serving on one device or several"),
     ):
         planned = command(name, run, about)
         _add_settings(planned)
         if name == "train":
             add_run_options(planned)
-    fitted = command("fit", _fit, "which devices hold it, by usable memory")
+    fitted = command("fit", fit, "which devices hold it, by usable memory")
     fitted.add_argument("--device", help="one device by its id; absent: the whole catalogue")
     fitted.add_argument("--training", action="store_true", help="a training step instead of serving")
     _add_settings(fitted)
@@ -147,103 +147,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _read(spec: str) -> Loaded:
-    """What a SPEC names."""
-    return _standard_input() if spec == "-" else read(spec)
-
-
-@functools.cache
-def _standard_input() -> Loaded:
-    """Read once, however often it is named."""
-    return read_stream(sys.stdin.buffer, "Standard input")
-
-
-def _plan(plan_class: type[PlanType], settings: Sequence[str]) -> PlanType:
-    data: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise PlannerError.of(
-                f"{setting!r} sets nothing.", path="--set", remedy="Write KEY=VALUE.", code="bad_setting"
-            )
-        try:
-            data[key] = read_yaml(value)
-        except yaml.YAMLError as error:
-            raise PlannerError.of(
-                f"{value!r} is no value.", path=f"--set {key}", remedy="Quote it.", code="bad_setting"
-            ) from error
-    return parse_plan(plan_class, data)
-
-
-def _positive(options: argparse.Namespace, *names: str) -> None:
-    for name in names:
-        if getattr(options, name) < 1:
-            raise PlannerError.of(
-                f"{getattr(options, name)} is no length or batch.",
-                path=f"--{name.replace('_', '-')}",
-                remedy="Choose a value above 0.",
-                code="not_positive",
-            )
-        if getattr(options, name) > LARGEST_SIZE:
-            raise PlannerError.of(
-                "That is more than any length or batch.",
-                path=f"--{name.replace('_', '-')}",
-                remedy=f"Choose a value up to {LARGEST_SIZE:,}.",
-                code="too_large",
-            )
-
-
-def _plain(value: Any) -> Any:
-    """Data that JSON can hold."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
-    if isinstance(value, datetime.date):
-        return value.isoformat()
-    return str(value)
-
-
-def table(rows: Rows) -> str:
-    """Columns side by side: the first to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _say_left_out(loaded: Loaded) -> dict[str, Any]:
-    """Say on stderr what the source has beside the specification; the same as data, where there is anything."""
-    for sentence in loaded.left_out:
-        print(f"{loaded.spec.name}: {sentence}", file=sys.stderr)
-    return {LEFT_OUT: list(loaded.left_out)} if loaded.left_out else {}
-
-
-def _say_too_long(spec: ArchitectureSpec, length: int) -> None:
-    """Say on stderr where a sequence is longer than the model's learned positions let it be."""
-    if isinstance(spec.positions, LearnedPositions) and length > spec.positions.num_positions:
-        most = spec.positions.num_positions
-        print(f"{spec.name}: its learned positions end at {most:,}, so no sequence has {length:,}.", file=sys.stderr)
-
-
 def _size(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.sizing import size
 
-    loaded = _read(options.spec)
+    loaded = read_spec(options.spec)
     sized = size(loaded.spec)
     counts = sized.parameters
-    data: dict[str, Any] = {"parameters": _plain(counts), "status": "exact", **_say_left_out(loaded)}
+    data: dict[str, Any] = {"parameters": plain_data(counts), "status": "exact", **say_left_out(loaded)}
     rows: Rows = [(name.replace("_", " "), f"{count:,}") for name, count in counts.by_component.items()]
     rows += [("total", f"{counts.total:,}"), ("active a token", f"{counts.active:,}")]
     if options.tensors:
@@ -255,28 +165,28 @@ def _size(options: argparse.Namespace) -> tuple[Any, str]:
 def _flops(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.compute import flops
 
-    _positive(options, "sequence_length", "batch_size")
-    spec = _read(options.spec).spec
-    _say_too_long(spec, options.sequence_length)
+    check_positive(options, "sequence_length", "batch_size")
+    spec = read_spec(options.spec).spec
+    say_too_long(spec, options.sequence_length)
     counted = flops(spec, options.sequence_length, options.batch_size, options.training)
     rows: Rows = [("", "counted", "needed")]
     for name, count in counted.by_component.items():
         rows.append((name.replace("_", " "), flops_text(count), flops_text(counted.needed_by_component[name])))
     rows.append(("total", flops_text(counted.total), flops_text(counted.needed_total)))
-    return {**_plain(counted), "status": "exact"}, table(rows)
+    return {**plain_data(counted), "status": "exact"}, table(rows)
 
 
 def _cache(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.cache import cache_use
 
-    _positive(options, "context_length", "batch_size", "block_size")
+    check_positive(options, "context_length", "batch_size", "block_size")
     length, batch, dtype = options.context_length, options.batch_size, options.dtype
-    spec = _read(options.spec).spec
-    _say_too_long(spec, length)
+    spec = read_spec(options.spec).spec
+    say_too_long(spec, length)
     use = cache_use(spec, length, batch, dtype, options.block_size, options.windowed_pages)
     data = {
         "cache_bytes": use.ideal_bytes,
-        **_plain(use),
+        **plain_data(use),
         "context_length": length,
         "batch_size": batch,
         "dtype": dtype,
@@ -290,22 +200,16 @@ def _cache(options: argparse.Namespace) -> tuple[Any, str]:
     return data, f"{table(rows)}\nWritten in {use.scheme}.\n{use.assumption}"
 
 
-def _parts(parts: dict[str, int]) -> Rows:
-    rows: Rows = [(name, bytes_text(held), f"{held:,} bytes") for name, held in parts.items()]
-    total = sum(parts.values())
-    return [*rows, ("total", bytes_text(total), f"{total:,} bytes")]
-
-
 def _train(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.training import estimate_training
     from planner.uncertainty import of_training
 
-    plan = _plan(TrainingPlan, options.settings)
-    spec = _read(options.spec).spec
-    _say_too_long(spec, plan.sequence_length)
+    plan = plan_from(TrainingPlan, options.settings)
+    spec = read_spec(options.spec).spec
+    say_too_long(spec, plan.sequence_length)
     estimate = estimate_training(spec, plan)
-    rows = [*_parts(estimate.memory.parts), ("most is alive at", estimate.memory.peak.name, "")]
-    data = {**_plain(estimate), "parts": estimate.memory.parts}
+    rows = [*rows_of_parts(estimate.memory.parts), ("most is alive at", estimate.memory.peak.name, "")]
+    data = {**plain_data(estimate), "parts": estimate.memory.parts}
     data["memory"]["total_bytes"] = estimate.memory.total_bytes
     bounds = of_training(spec, plan, estimate.memory)
     text = [table(rows), bounds.text]
@@ -315,72 +219,20 @@ def _train(options: argparse.Namespace) -> tuple[Any, str]:
     text.append(estimate.time_note)
     if options.tokens is not None:
         run = run_of(options, estimate.time, plan.hardware)
-        data["run"] = {**_plain(run), "total_seconds": run.total_seconds, "goodput": run.goodput}
+        data["run"] = {**plain_data(run), "total_seconds": run.total_seconds, "goodput": run.goodput}
         text += [table(rows_of_run(run)), *run.notes]
-    return {**data, "uncertainty": _plain(bounds)}, "\n".join(text)
-
-
-def _serve(options: argparse.Namespace) -> tuple[Any, str]:
-    from planner.serving import estimate_inference
-    from planner.uncertainty import of_serving
-
-    plan = _plan(ServingPlan, options.settings)
-    spec = _read(options.spec).spec
-    _say_too_long(spec, plan.context_length)
-    estimate = estimate_inference(spec, plan)
-    rows = _parts(estimate.memory.parts)
-    ideal = estimate.memory.ideal_cache_bytes
-    rows.append(("of the cache, filled", bytes_text(ideal), f"{ideal:,} bytes"))
-    if plan.hardware is not None:
-        longest = estimate.max_context_length
-        rows.append(("longest context", "no bound" if longest is None else f"{longest:,}", estimate.max_context_note))
-        rows.append(("largest batch", f"{estimate.max_batch_size:,}", f"at {plan.context_length:,} tokens"))
-    data = _plain(estimate)
-    data["memory"]["total_bytes"] = estimate.memory.total_bytes
-    bounds = of_serving(spec, plan, estimate.memory)
-    return {**data, "uncertainty": _plain(bounds)}, f"{table(rows)}\n{bounds.text}\n{estimate.time_note}"
-
-
-def _fit(options: argparse.Namespace) -> tuple[Any, str]:
-    from planner.hardware import hardware, hardware_catalogue
-    from planner.serving import fits
-
-    plan: TrainingPlan | ServingPlan
-    if options.training:
-        plan = _plan(TrainingPlan, options.settings)
-    else:
-        plan = _plan(ServingPlan, options.settings)
-    spec = _read(options.spec).spec
-    devices = [hardware(options.device)] if options.device else list(hardware_catalogue())
-    found = [fits(spec, plan, device) for device in devices]
-    rows: Rows = [("device", "usable", "needed", "share", "")]
-    data = []
-    for fit in found:
-        verdict = "fits" if fit.fits else "does not fit"
-        rows.append(
-            (fit.device.id, bytes_text(fit.usable_bytes), bytes_text(fit.needed_bytes), f"{fit.share:.0%}", verdict)
-        )
-        data.append(
-            {
-                "device": fit.device.id,
-                "usable_bytes": fit.usable_bytes,
-                "needed_bytes": fit.needed_bytes,
-                "fits": fit.fits,
-                "parts": fit.parts,
-            }
-        )
-    return data, table(rows)
+    return {**data, "uncertainty": plain_data(bounds)}, "\n".join(text)
 
 
 def _sensitivity(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.sensitivity import PLANS, largest, output_of, tornado
 
-    _positive(options, "first")
+    check_positive(options, "first")
     output = options.output or (None if options.device else "inference_memory")
     wanted = PLANS[output_of(output).plan] if output is not None else None
     plan_class = wanted or (TrainingPlan if options.training else ServingPlan)
-    plan = _plan(plan_class, options.settings)
-    spec = _read(options.spec).spec
+    plan = plan_from(plan_class, options.settings)
+    spec = read_spec(options.spec).spec
     if options.largest is not None:
         limit = largest(spec, options.largest, plan, output=output, at_most=options.at_most, device=options.device)
         value = "none" if limit.value is None else f"{limit.value:,}"
@@ -406,7 +258,7 @@ def _budget(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.scaling import training_budget
 
     budget = training_budget(
-        _read(options.spec).spec,
+        read_spec(options.spec).spec,
         _tokens(options.tokens),
         options.sequence_length,
         options.device,
@@ -449,10 +301,10 @@ def _compare(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.comparison import ComparisonSettings, compare_specs
     from planner.diff import diff
 
-    _positive(options, "sequence_length", "context_length")
-    specs = [_read(name).spec for name in options.spec]
+    check_positive(options, "sequence_length", "context_length")
+    specs = [read_spec(name).spec for name in options.spec]
     for spec in specs:
-        _say_too_long(spec, max(options.sequence_length, options.context_length))
+        say_too_long(spec, max(options.sequence_length, options.context_length))
     settings = ComparisonSettings(context_length=options.context_length, sequence_length=options.sequence_length)
     compared = compare_specs(specs, settings)
     texts: dict[str, Callable[[float], str]] = {"bytes": bytes_text, "flops": flops_text, "seconds": seconds_text}
@@ -509,8 +361,8 @@ def _explain(options: argparse.Namespace) -> tuple[Any, str]:
             raise PlannerError.of(
                 f"No plan changes {options.quantity}.", path="--set", remedy="Leave it out.", code="no_plan"
             )
-        plan = _plan(wanted, options.settings) if wanted is not None else None
-    spec = _read(options.spec).spec
+        plan = plan_from(wanted, options.settings) if wanted is not None else None
+    spec = read_spec(options.spec).spec
     if options.block:
         term = explain_block(spec, options.block, options.quantity, plan)
     else:
@@ -535,8 +387,8 @@ def _explain(options: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _import(options: argparse.Namespace) -> tuple[Any, str]:
-    loaded = _read(options.spec)
-    said = _say_left_out(loaded)
+    loaded = read_spec(options.spec)
+    said = say_left_out(loaded)
     comments = "".join(f"# {sentence}\n" for sentence in loaded.left_out)
     return {**loaded.spec.to_dict(), **said}, comments + loaded.spec.to_yaml().rstrip()
 
@@ -544,7 +396,7 @@ def _import(options: argparse.Namespace) -> tuple[Any, str]:
 def _export(options: argparse.Namespace) -> tuple[Any, str]:
     from planner.interop.export import to_huggingface
 
-    config = to_huggingface(_read(options.spec).spec)
+    config = to_huggingface(read_spec(options.spec).spec)
     return config, json.dumps(config, ensure_ascii=False, indent=2)
 
 

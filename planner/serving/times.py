@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from planner.components import MoE
-from planner.hardware import Device
+from planner.hardware import Device, hardware
 from planner.nodes import nodes
 from planner.plans import ServingPlan
 from planner.serving.devices import Split, kept_layers
 from planner.serving.engines import EngineTerms, profile_of
 from planner.serving.formats import arithmetic_of, engine_of, is_packed
 from planner.serving.memory import MICRO_BATCH, PREFILL_TOKENS
-from planner.serving.operators import ACTIVATION_BYTES, MIXING, Operator, operators
+from planner.serving.operators import ACTIVATION_BYTES, MIXING, Operator, Phase, merged, operators
 from planner.serving.speculative import speculation
 from planner.spec import ArchitectureSpec
 
@@ -127,13 +127,25 @@ def peak_of(device: Device, dtype: str) -> float | None:
     return None
 
 
+def _is_outside(operator: Operator) -> bool:
+    """Whether it is the head, or a projection of the embedding: what schemes leave in 16 bits."""
+    return operator.component in ("lm_head", "token_embedding")
+
+
+def _peak_for(operator: Operator, plan: ServingPlan, device: Device) -> float:
+    """The peak at which an operator is multiplied; infinite where none is known, so that memory decides alone."""
+    plain = peak_of(device, "bf16") or math.inf
+    if operator.name == MIXING or _is_outside(operator):
+        return plain
+    return peak_of(device, arithmetic_of(plan.weight_format)) or plain
+
+
 def time_operators(
     found: Sequence[Operator], plan: ServingPlan, device: Device, terms: EngineTerms
 ) -> tuple[OperatorTime, ...]:
     """The time of each operator; the device has a bandwidth and a peak."""
-    bandwidth, plain = device.memory_bandwidth_bytes_per_second, peak_of(device, "bf16") or math.inf
+    bandwidth = device.memory_bandwidth_bytes_per_second
     assert bandwidth is not None
-    narrow = peak_of(device, arithmetic_of(plan.weight_format)) or plain
     packed = is_packed(plan.weight_format)
     times = []
     for each in found:
@@ -141,10 +153,9 @@ def time_operators(
             moved = each.moved_bytes / HOST_BYTES_PER_SECOND
             times.append(OperatorTime(each, each.flops / HOST_FLOPS_PER_SECOND, moved))
             continue
-        mixes = each.name == MIXING
-        outside = each.path == each.name
-        peak = plain if mixes or outside else narrow
-        share = terms.attention.value if mixes else terms.arithmetic.value
+        outside = _is_outside(each)
+        peak = _peak_for(each, plan, device)
+        share = terms.attention.value if each.name == MIXING else terms.arithmetic.value
         reading = terms.memory_packed.value if packed and not outside else terms.memory.value
         moved = each.weight_bytes / (bandwidth * reading)
         moved += (each.cache_bytes + each.activation_bytes) / (bandwidth * terms.cache.value)
@@ -222,6 +233,62 @@ def _counted(spec: ArchitectureSpec, plan: ServingPlan, found: Sequence[Operator
                 mixers += kept if mixer is not None else 0
                 started += kept * mixer.num_experts if isinstance(mixer, MoE) else 0
     return mixers, started
+
+
+@dataclass(frozen=True, slots=True)
+class RooflinePoint:
+    """One operator where it stands under the device's roof: all its layers together, in one pass on one device."""
+
+    phase: Phase
+    name: str
+    component: str
+    intensity: float
+    """FLOPs a byte that it moves."""
+    seconds: float
+    flops_per_second: float
+    """What it reaches."""
+    roof_flops_per_second: float
+    """The most that the device's promises allow at that intensity: peak, or bandwidth times intensity."""
+    bound: Bound
+
+
+def roofline(spec: ArchitectureSpec, plan: ServingPlan) -> list[RooflinePoint]:
+    """Where the operators of a pass that decodes and of one that reads a prompt stand; empty without a bandwidth.
+
+    Raises
+    ------
+    UnsupportedPlan
+        where the plan is not modelled or names no hardware of the catalogue.
+    """
+    device = hardware(plan.hardware or "")
+    bandwidth = device.memory_bandwidth_bytes_per_second
+    if bandwidth is None:
+        return []
+    points = []
+    terms = profile_of(engine_of(plan), device)
+    works: tuple[tuple[Phase, Work], ...] = (
+        ("decode", decode_work(spec, plan)),
+        ("prefill", prompt_work(spec, plan)[0]),
+    )
+    for phase, work in works:
+        for each in time_operators(merged(work.operators), plan, device, terms):
+            done = each.operator
+            if not (done.flops and done.moved_bytes):
+                continue
+            peak = _peak_for(done, plan, device)
+            points.append(
+                RooflinePoint(
+                    phase,
+                    done.name,
+                    done.component,
+                    done.intensity,
+                    each.seconds,
+                    done.flops / each.seconds,
+                    min(peak, bandwidth * done.intensity),
+                    each.bound,
+                )
+            )
+    return points
 
 
 def prompt_length(plan: ServingPlan) -> int:

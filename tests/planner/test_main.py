@@ -60,6 +60,11 @@ def test_serve_and_fit(spec_file: str, capsys: pytest.CaptureFixture[str]) -> No
     assert served["max_context_length"] > 100_000
     assert served["uncertainty"]["low"] <= served["memory"]["total_bytes"] <= served["uncertainty"]["high"]
     assert "overhead: 0.3 to 0.6 GiB" in output_of(capsys, "serve", spec_file)
+    assert served["inter_token_latency_seconds"] == pytest.approx(sum(served["decode_parts"].values()))
+    assert {point["bound"] for point in served["roofline"] if point["phase"] == "decode"} == {"memory"}
+    printed = output_of(capsys, "serve", spec_file, "--set", "hardware=h100", "--set", "batch_size=8")
+    assert "inter-token latency" in printed
+    assert "mlp: down_proj" in printed
     trained = data_of(capsys, "train", spec_file)
     assert trained["uncertainty"]["low"] < trained["memory"]["total_bytes"] < trained["uncertainty"]["high"]
     assert "MemTracker" in output_of(capsys, "train", spec_file)

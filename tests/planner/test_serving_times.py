@@ -26,6 +26,7 @@ from planner.serving.times import (
     pass_seconds,
     passes_with_prompts,
     prompt_work,
+    roofline,
     time_pass,
 )
 from tests.planner.published import LLAMA_2_7B, LLAMA_2_70B
@@ -212,6 +213,18 @@ def test_more_bandwidth_or_arithmetic_is_never_slower(
     plan = parse_plan(ServingPlan, {"batch_size": batch, "context_length": length, "engine": engine})
     for better in (faster(known, bandwidth=1.5), faster(known, peak=1.5)):
         assert inter_token_seconds(spec, plan, better) <= inter_token_seconds(spec, plan, known)
+
+
+@pytest.mark.parametrize("device", ["rtx4090", "h200", "dgx_spark"])
+def test_no_operator_is_above_its_roof(device: str) -> None:
+    spec = load("qwen3-30b-a3b")
+    for weight_format in ("bf16", "q4_k_m", "fp8"):
+        points = roofline(spec, ServingPlan(hardware=device, batch_size=16, weight_format=weight_format))
+        assert {point.phase for point in points} == {"decode", "prefill"}
+        for point in points:
+            assert 0 < point.flops_per_second <= point.roof_flops_per_second
+    with pytest.raises(PlannerError):
+        roofline(spec, ServingPlan())
 
 
 def test_profiles_are_a_handful_with_intervals() -> None:

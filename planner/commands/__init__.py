@@ -1,0 +1,1 @@
+"""Commands of ``python -m planner``, each a function from options to data and text."""
