@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.widgets import chrome, edits, figures, spec_fields, words
+from pages.widgets import chrome, edits, figures, mask_view, spec_fields, words
 from pages.widgets.draft import Draft
 from pages.widgets.spec_fields import Form
 from planner import ArchitectureSpec, Layer, PlannerError, Problem
@@ -38,6 +38,8 @@ def show(draft: Draft, costs: Mapping[str, Block]) -> None:
         _tools(draft)
         _mixer(draft, mixer)
     _cost(draft, costs)
+    if draft.part == "sequence_mixer" and lead.sequence_mixer is not None:
+        mask_view.show(draft.spec, lead.sequence_mixer, draft.settings)
 
 
 def _where(layers: tuple[int, ...]) -> str:

@@ -22,7 +22,7 @@ from planner.components.base import (
     refuse,
 )
 from planner.components.narrowing import Scale, nearest_heads, stepped
-from planner.components.patterns import CAUSAL
+from planner.components.patterns import CAUSAL, MaskPattern
 from planner.components.rotary import RotaryScaling, check_rotation
 from planner.quantities import Quantity, largest, smallest
 
@@ -127,6 +127,11 @@ class LatentAttention(Component):
             )
         return self
 
+    @property
+    def pattern(self) -> MaskPattern:
+        """Which keys a query sees: all before it."""
+        return CAUSAL
+
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
         heads = self.num_attention_heads
         query_width = heads * (self.qk_nope_head_dim + self.qk_rope_head_dim)
@@ -156,7 +161,7 @@ class LatentAttention(Component):
         yield projection("key-value latent", self.component, tokens, hidden_size, latent)
         expanded = heads * (self.qk_nope_head_dim + self.v_head_dim)
         yield projection("key-value expansion", self.component, tokens, self.kv_lora_rank, expanded)
-        pairs = CAUSAL.attended_pairs(sequence_length)
+        pairs = self.pattern.attended_pairs(sequence_length)
         square = sequence_length * sequence_length
         for name, width in (("scores", key_width), ("weighted values", self.v_head_dim)):
             factor = 2 * batch_size * heads * width

@@ -289,3 +289,35 @@ def test_a_layer_can_be_added_and_a_painted_pattern_folded() -> None:
     next(button for button in app.button if button.label == "Fold the stack").click().run()
     (group,) = draft_of(app).spec.layer_groups
     assert (group.repeats, len(group.layers)) == (8, 4)
+
+
+def test_a_layers_mask_is_drawn_with_its_numbers_and_follows_its_fields() -> None:
+    app = opened(tuple(range(32)), ATTENTION)
+    assert "What a query sees" in messages(app)
+    assert "full · over 4K positions" in messages(app)
+    field(app, "sliding_window").set_value("1024").run()
+    field(app, "global_tokens").set_value("4").run()
+    assert not app.exception
+    shown = messages(app)
+    assert "window 1,024, 4 global · over 4K positions" in shown
+    for name, value in (
+        # 4 keys seen by all 4,096 queries after them, and a window of 1,024 in the 4,092 positions behind them.
+        ("Pairs seen", "3.68 M, 22.0% of the square"),
+        ("Positions kept of 32K", "1,028"),
+        # Global tokens stand at the start of the sequence, so that every layer reaches it.
+        ("Reach through 1 layer", "all 4,096"),
+    ):
+        assert f'<td>{name}</td><td class="fig">{value}</td>' in shown, name
+    assert 4 * 4096 - 6 + 1024 * 4092 - 1024 * 1023 // 2 == 3_682_810
+
+
+def test_what_has_no_mask_has_no_picture_of_one() -> None:
+    app = opened(tuple(range(32)), "channel_mixer")
+    assert "What a query sees" not in messages(app)
+    draft_of(app).select(ATTENTION, tuple(range(32)))
+    app.run()
+    app.selectbox(key=f"kind:{ATTENTION}:{draft_of(app).generation}").select("mamba2").run()
+    assert not app.exception
+    assert "What a query sees" not in messages(app)
+    app.selectbox(key=f"kind:{ATTENTION}:{draft_of(app).generation}").select("latent_attention").run()
+    assert "full · over 4K positions" in messages(app)
