@@ -7,6 +7,7 @@ from pydantic import Field
 from planner.components.attention import Attention
 from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor
 from planner.components.gated_delta_net import GatedDeltaNet
+from planner.components.gated_linear_attention import GatedLinearAttention
 from planner.components.kimi_delta_attention import KimiDeltaAttention
 from planner.components.latent_attention import LatentAttention
 from planner.components.lightning_attention import LightningAttention
@@ -23,6 +24,7 @@ from planner.components.short_convolution import ShortConvolution
 _Single = (
     Attention
     | GatedDeltaNet
+    | GatedLinearAttention
     | KimiDeltaAttention
     | LatentAttention
     | LightningAttention
@@ -51,6 +53,7 @@ __all__ = [
     "ChannelMixer",
     "Component",
     "GatedDeltaNet",
+    "GatedLinearAttention",
     "KimiDeltaAttention",
     "LatentAttention",
     "LayerNorm",

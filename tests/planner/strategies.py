@@ -144,6 +144,19 @@ def _kimi_delta_attention() -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
+def _gated_linear_attention() -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(
+        {
+            "kind": st.just("gated_linear_attention"),
+            "num_heads": st.integers(1, 6),
+            "key_head_dim": st.sampled_from([8, 16, 20]),
+            "value_head_dim": st.sampled_from([8, 16, 20]),
+            "gate_rank": st.integers(4, 24),
+            "chunk_size": st.sampled_from([16, 64, 128]),
+        }
+    )
+
+
 def _lightning_attention() -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {
@@ -250,7 +263,7 @@ def specs(draw: Any, most_layers: int = 3) -> ArchitectureSpec:
     """One to ``most_layers`` groups of as many layers each, over all components."""
     positions = draw(st.sampled_from(["rotary", "learned", "alibi", "none"]))
     mixers = [_attention(), _mamba1(), _mamba2(), _short_convolution(), _gated_delta_net(), _rg_lru()]
-    mixers += [_lightning_attention(), _kimi_delta_attention(), _rwkv_time_mix()]
+    mixers += [_lightning_attention(), _kimi_delta_attention(), _rwkv_time_mix(), _gated_linear_attention()]
     mixers += [_latent_attention()] if positions == "rotary" else []
     beside = {"kind": st.just("parallel_mixers"), "first": st.one_of(mixers), "second": st.one_of(mixers)}
     mixers += [st.fixed_dictionaries(beside)]

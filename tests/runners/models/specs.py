@@ -165,6 +165,20 @@ def kimi_delta_attentions(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def gated_linear_attentions(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "kind": "gated_linear_attention",
+        "num_heads": draw(st.sampled_from([1, 2])),
+        "key_head_dim": draw(st.sampled_from([1, 6])),
+        "value_head_dim": draw(st.sampled_from([4, 6])),
+        "gate_rank": draw(st.sampled_from([1, 5])),
+        "gate_logit_normalizer": draw(st.sampled_from([1.0, 16.0])),
+        "chunk_size": draw(st.sampled_from([1, 4, 8])),
+        "norm_epsilon": draw(st.sampled_from([None, 1e-3])),
+    }
+
+
+@st.composite
 def lightning_attentions(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "kind": "lightning_attention",
@@ -272,8 +286,8 @@ def parallel_mixers(draw: st.DrawFn, mixers: st.SearchStrategy[dict[str, Any]]) 
 
 @st.composite
 def layers(draw: st.DrawFn, positions: str) -> dict[str, Any]:
-    mixers = [attentions(), mamba1s(), mamba2s(), short_convolutions(), gated_delta_nets(), rg_lrus()]
-    mixers += [lightning_attentions(), kimi_delta_attentions(), rwkv_time_mixes()]
+    mixers = [attentions(), attentions(), mamba1s(), mamba2s(), short_convolutions(), gated_delta_nets(), rg_lrus()]
+    mixers += [lightning_attentions(), kimi_delta_attentions(), rwkv_time_mixes(), gated_linear_attentions()]
     mixers += [latent_attentions(positions == "rotary")] if positions != "alibi" else []
     sequence = draw(st.one_of(*mixers, parallel_mixers(st.one_of(mixers)), st.none()))
     channels = [mlps(), moes(), rwkv_channel_mixes()]
@@ -301,7 +315,7 @@ def layers(draw: st.DrawFn, positions: str) -> dict[str, Any]:
 @st.composite
 def position_encodings(draw: st.DrawFn) -> dict[str, Any]:
     """How a model knows positions, up to 32 of them."""
-    kind = draw(st.sampled_from(["rotary", "learned", "alibi", "none"]))
+    kind = draw(st.sampled_from(["rotary", "rotary", "rotary", "learned", "alibi", "none"]))
     if kind == "rotary":
         return {"kind": kind, "scaling": draw(st.sampled_from([None, *SCALINGS]))}
     if kind == "learned":

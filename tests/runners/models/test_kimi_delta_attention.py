@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from planner import InvalidSpec, TrainingPlan, estimate_training, parse_spec, scale_down
+from runners.models.channel_decay import below_diagonal
 from runners.models.kimi_delta_attention import (
-    below_diagonal,
     channel_delta_step,
     chunked_channel_delta,
     recomputed_channel_delta,
@@ -89,7 +89,7 @@ def test_the_squares_of_two_positions_by_hand() -> None:
     q = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
     k = torch.tensor([[5.0, 6.0], [7.0, 8.0]], dtype=torch.float64)
     decay = torch.log(torch.tensor([[0.5, 1.0], [0.25, 1.0]], dtype=torch.float64))
-    likeness, scores = below_diagonal(q, k, decay)
+    scores, likeness = below_diagonal(q, k, decay, True)
     below = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(likeness, below * (7 * 5 * 0.5 + 8 * 6))
     torch.testing.assert_close(scores, below * (3 * 5 * 0.5 + 4 * 6))
@@ -97,14 +97,14 @@ def test_the_squares_of_two_positions_by_hand() -> None:
 
 def test_gradients_of_the_squares_are_those_of_the_whole_sum() -> None:
     q, k, _, raw, _ = drawn(8)
-    found = below_diagonal(*(part.transpose(1, 2) for part in (q, k, -raw.exp().cumsum(1))))
+    found = below_diagonal(*(part.transpose(1, 2) for part in (q, k, -raw.exp().cumsum(1))), True)
     weights = [torch.randn_like(each) for each in found]
     decay = -raw.exp().cumsum(1).transpose(1, 2)
     factors = torch.exp((decay[..., :, None, :] - decay[..., None, :, :]).clamp(max=0))
     below = torch.ones(8, 8, dtype=torch.float64).tril(-1)
     expected = [
         (rows.transpose(1, 2)[..., :, None, :] * k.transpose(1, 2)[..., None, :, :] * factors).sum(-1) * below
-        for rows in (k, q)
+        for rows in (q, k)
     ]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
