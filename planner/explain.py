@@ -7,11 +7,9 @@ number exactly. Layers that are alike stand together, with the number of times t
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 from planner.activations import ACTIVATION_TYPES, saved_bytes
 from planner.cache import allocated_entry, assumption_text, cache_format, entry_bytes
@@ -37,13 +35,12 @@ from planner.sizing import (
     active_count,
     layer_buffers,
     layer_components,
-    layer_tensors,
     leading_tensors,
     looked_up_tensors,
     outer_block,
     trailing_tensors,
 )
-from planner.spec import ArchitectureSpec, Layer
+from planner.spec import ArchitectureSpec
 from planner.symbolic import symbolic_fields
 from planner.terms import SymbolValue, Term
 from planner.training import DEVICE_OVERHEAD_BYTES, Moment, check_training_plan
@@ -52,6 +49,7 @@ from planner.training.estimate import memory_of_stage, shape_of, worst_stage
 from planner.training.layers import kept_by_part
 from planner.training.pipeline import Stage, as_spec, from_spec
 from planner.training.timeline import backward_start_bytes, head_bytes, kept_outside
+from planner.tree import Node, Reading, component_source, node_sum, over_tensors, place_of
 from planner.uncertainty import (
     EACH_SAVED_TENSOR,
     PART_OF_A_RULE,
@@ -75,136 +73,26 @@ SIX_N = (
 CHINCHILLA = "20 tokens a parameter: Hoffmann et al. 2022, arXiv:2203.15556, table 3"
 
 
-# --- the tree, in whichever reading the fields have ---
+def _parameters(reading: Reading) -> Node:
+    return over_tensors(reading, "parameters", lambda tensor, _: tensor.count)
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
-    name: str
-    value: Quantity
-    path: str = ""
-    times: int = 1
-    source: str = ""
-    children: tuple[_Node, ...] = ()
-    status: Status | None = None
-    """Absent: that of the children, or of the quantity."""
-    uncertainty: Uncertainty | None = None
-    """In the reading of numbers; absent: that of the children."""
-
-    def scaled(self, factor: Quantity, over: Quantity = 1) -> _Node:
-        """The same tree with every value times ``factor`` over ``over``, kept exact in numbers."""
-        value = self.value * factor
-        if isinstance(value, int) and isinstance(over, int):
-            fraction = Fraction(value, over)
-            value = fraction.numerator if fraction.denominator == 1 else fraction
-        else:
-            value = value / over
-        return replace(self, value=value, children=tuple(child.scaled(factor, over) for child in self.children))
+def _active_parameters(reading: Reading) -> Node:
+    return over_tensors(reading, "active parameters", lambda tensor, _: active_count(tensor))
 
 
-def _sum(name: str, children: Sequence[_Node], **more: Any) -> _Node:
-    total: Quantity = 0
-    for child in children:
-        total = total + child.value
-    return _Node(name, total, children=tuple(children), **more)
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """One reading of a specification and of the numbers that a plan adds."""
-
-    spec: ArchitectureSpec
-    numbers: ArchitectureSpec
-    """The same in numbers: for names and counts of layers."""
-    sequence_length: Quantity
-    batch_size: Quantity
-    plan: Plan | None
-    single: bool = False
-    """Whether a layer is counted once, whatever its repeats."""
-    stage: Stage | None = None
-    """Of training memory: the pipeline stage whose layers the specification has."""
-
-    @property
-    def in_numbers(self) -> bool:
-        """Whether this is the reading of numbers."""
-        return self.spec is self.numbers
-
-    def layers(self) -> Iterator[tuple[str, str, Layer, Quantity, int]]:
-        """Path, name, layer, repeats in this reading and in numbers, of every distinct layer."""
-        first = 0
-        for index, (group, plain) in enumerate(zip(self.spec.layer_groups, self.numbers.layer_groups, strict=True)):
-            period = len(plain.layers)
-            for position, (layer, known) in enumerate(zip(group.layers, plain.layers, strict=True)):
-                path = f"layer_groups[{index}].layers[{position}]"
-                start, last = first + position, first + position + (plain.repeats - 1) * period
-                every = f", every {period}" if period > 1 and plain.repeats > 1 else ""
-                where = f"layer {start}" if plain.repeats == 1 else f"layers {start}–{last}{every}"
-                kinds = " + ".join(
-                    mixer.component.replace("_", " ")
-                    for mixer in (known.sequence_mixer, known.channel_mixer)
-                    if mixer is not None
-                )
-                if self.single:
-                    yield path, f"{kinds} (one layer)", layer, 1, 1
-                else:
-                    yield path, f"{kinds} ({where})", layer, group.repeats, plain.repeats
-            first += plain.num_layers
-
-
-def _component_source(part: Any) -> str:
-    """Where a component is described: the first paragraph of its module."""
-    module = inspect.getmodule(type(part))
-    return " ".join((module.__doc__ or "").split()) if module is not None else ""
-
-
-def _of_tensors(reading: _Reading, title: str, measure: Callable[[Any, bool], Quantity]) -> _Node:
-    """A tree over all tensors; ``measure`` takes a tensor and whether a layer holds it."""
-    before, after = (
-        [_Node(tensor.name, measure(tensor, False), path=outer_block(tensor.name)) for tensor in tensors]
-        for tensors in (leading_tensors(reading.spec), trailing_tensors(reading.spec))
-    )
-    layers: list[_Node] = []
-    for path, name, layer, repeats, times in reading.layers():
-        leaves: dict[str, list[_Node]] = {}
-        for part, tensor in layer_tensors(reading.spec, layer):
-            leaf = _Node(tensor.name, measure(tensor, True) * repeats, path=f"{path}.{part}", times=times)
-            leaves.setdefault(part, []).append(leaf)
-        parts = [
-            _sum(part.replace("_", " "), leaves[part], path=f"{path}.{part}", times=times, source=source)
-            for part, component in layer_components(reading.spec, layer)
-            for source in [_component_source(component)]
-            if part in leaves
-        ]
-        layers.append(_sum(name, parts, path=path, times=times))
-    return _sum(title, [*before, *layers, *after])
-
-
-def _parameters(reading: _Reading) -> _Node:
-    return _of_tensors(reading, "parameters", lambda tensor, _: tensor.count)
-
-
-def _active_parameters(reading: _Reading) -> _Node:
-    return _of_tensors(reading, "active parameters", lambda tensor, _: active_count(tensor))
-
-
-def _place(path: str) -> tuple[int, int]:
-    """Group and layer of a path that :meth:`_Reading.layers` gives."""
-    group, layer = (int(part.partition("]")[0]) for part in path.split("[")[1:3])
-    return group, layer
-
-
-def _weights_memory(reading: _Reading) -> _Node:
+def _weights_memory(reading: Reading) -> Node:
     plan, spec = _serving_plan(reading.plan), reading.spec
     split, storage = Split.of(plan), Storage(spec, plan.weight_format)
     held_outside = {name: held for name, _, held in outer_weights(spec, plan)}
     before, after = (
-        [_Node(tensor.name, held_outside[tensor.name], path=outer_block(tensor.name)) for tensor in tensors]
+        [Node(tensor.name, held_outside[tensor.name], path=outer_block(tensor.name)) for tensor in tensors]
         for tensors in (leading_tensors(spec), trailing_tensors(spec))
     )
-    layers: list[_Node] = []
-    buffers: list[_Node] = []
+    layers: list[Node] = []
+    buffers: list[Node] = []
     for path, name, layer, _, times in reading.layers():
-        group_index, layer_index = _place(path)
+        group_index, layer_index = place_of(path)
         everywhere = spec.layer_groups[group_index].repeats
 
         def here(
@@ -215,41 +103,41 @@ def _weights_memory(reading: _Reading) -> _Node:
                 return Fraction(held, all_of) if isinstance(held, int) else held / all_of
             return on_device(held, spec, plan, group, index)
 
-        leaves: dict[str, list[_Node]] = {}
+        leaves: dict[str, list[Node]] = {}
         for part, component in layer_components(spec, layer):
             for tensor in component.tensors(spec.hidden_size):
                 held = storage.inner(group_index, layer_index, tensor)
                 if part.endswith("_mixer"):
                     held = part_of(held, split.of_tensor(component, tensor))
-                leaves.setdefault(part, []).append(_Node(tensor.name, here(held), path=f"{path}.{part}", times=times))
+                leaves.setdefault(part, []).append(Node(tensor.name, here(held), path=f"{path}.{part}", times=times))
         parts = [
-            _sum(part.replace("_", " "), leaves[part], path=f"{path}.{part}", times=times, source=source)
+            node_sum(part.replace("_", " "), leaves[part], path=f"{path}.{part}", times=times, source=source)
             for part, component in layer_components(spec, layer)
-            for source in [_component_source(component)]
+            for source in [component_source(component)]
             if part in leaves
         ]
-        layers.append(_sum(name, parts, path=path, times=times))
+        layers.append(node_sum(name, parts, path=path, times=times))
         for part, buffer in layer_buffers(spec, layer):
             kept = here(4 * buffer.count * everywhere)
-            buffers.append(_Node(buffer.name, kept, path=f"{path}.{part}", times=times))
+            buffers.append(Node(buffer.name, kept, path=f"{path}.{part}", times=times))
     draft = []
     found = speculation(plan.speculative)
     if found is not None and found.draft is not None:
-        draft.append(_Node(f"draft model: {found.draft.name}", draft_weights(plan), source="Whole on each device"))
+        draft.append(Node(f"draft model: {found.draft.name}", draft_weights(plan), source="Whole on each device"))
     written = f"Written in {describe_format(plan.weight_format)}"
-    return _sum(f"weights in {plan.weight_format}", [*before, *layers, *after, *buffers, *draft], source=written)
+    return node_sum(f"weights in {plan.weight_format}", [*before, *layers, *after, *buffers, *draft], source=written)
 
 
-def _flops(reading: _Reading, needed: bool = False) -> _Node:
+def _flops(reading: Reading, needed: bool = False) -> Node:
     spec, length, batch = reading.spec, reading.sequence_length, reading.batch_size
-    nodes: list[_Node] = []
+    nodes: list[Node] = []
     for path, name, layer, repeats, times in reading.layers():
-        parts: list[_Node] = []
+        parts: list[Node] = []
         for part, component in layer_components(spec, layer):
             if not part.endswith("_mixer"):
                 continue
             leaves = [
-                _Node(
+                Node(
                     operation.name,
                     (operation.needed_flops if needed else operation.flops) * repeats,
                     path=f"{path}.{part}",
@@ -257,65 +145,65 @@ def _flops(reading: _Reading, needed: bool = False) -> _Node:
                 )
                 for operation in component.operations(spec.hidden_size, length, batch)
             ]
-            source = _component_source(component)
-            parts.append(_sum(part.replace("_", " "), leaves, path=f"{path}.{part}", times=times, source=source))
-        nodes.append(_sum(name, parts, path=path, times=times))
+            source = component_source(component)
+            parts.append(node_sum(part.replace("_", " "), leaves, path=f"{path}.{part}", times=times, source=source))
+        nodes.append(node_sum(name, parts, path=path, times=times))
     for path, operation in outer_operations(spec, length, batch):
-        nodes.append(_Node(operation.name, operation.needed_flops if needed else operation.flops, path=path))
+        nodes.append(Node(operation.name, operation.needed_flops if needed else operation.flops, path=path))
     title = "FLOPs that the masks leave" if needed else "FLOPs of a forward pass"
-    return _sum(title, nodes, source=KAPLAN)
+    return node_sum(title, nodes, source=KAPLAN)
 
 
-def _cache(reading: _Reading, paged: bool = False) -> _Node:
+def _cache(reading: Reading, paged: bool = False) -> Node:
     """The cache's tensors, or with ``paged`` the blocks that an engine sets aside for them."""
     plan = _serving_plan(reading.plan)
     split = Split.of(plan)
 
-    def held(entry: CacheEntry, repeats: Quantity, path: str, times: int) -> _Node:
+    def held(entry: CacheEntry, repeats: Quantity, path: str, times: int) -> Node:
         all_of_them = split.sequences(reading.batch_size) * repeats
         if not (paged and entry.grows):
-            return _Node(entry.name, entry_bytes(entry, plan.cache_dtype) * all_of_them, path=path, times=times)
+            return Node(entry.name, entry_bytes(entry, plan.cache_dtype) * all_of_them, path=path, times=times)
         blocks = allocated_entry(entry, plan.cache_block_size, plan.windowed_pages)
         value = entry_bytes(blocks, plan.cache_dtype) * all_of_them
         uncertainty = of_blocks(entry, plan, all_of_them) if reading.in_numbers else None
-        return _Node(entry.name, value, path, times, status="modelled", uncertainty=uncertainty)
+        return Node(entry.name, value, path, times, status="modelled", uncertainty=uncertainty)
 
-    nodes: list[_Node] = []
+    nodes: list[Node] = []
     for path, name, layer, repeats, times in reading.layers():
         for part, component in layer_components(reading.spec, layer):
             where = f"{path}.{part}"
-            kept = repeats if reading.single else kept_layers(reading.spec, plan, *_place(path))
+            kept = repeats if reading.single else kept_layers(reading.spec, plan, *place_of(path))
             entries = [
                 held(split.of_entry(entry), kept, where, times)
                 for entry in component.cache(reading.spec.hidden_size, reading.sequence_length)
             ]
             if entries or part == "sequence_mixer":
-                nodes.append(_sum(name, entries, path=where, times=times, source=_component_source(component)))
+                nodes.append(node_sum(name, entries, path=where, times=times, source=component_source(component)))
     draft = draft_cache(plan, reading.sequence_length, reading.batch_size)
     if draft is not None:
         held_by_draft = draft.allocated_bytes if paged else draft.ideal_bytes
         bounds = Uncertainty(draft.ideal_bytes, draft.allocated_bytes, "the draft's") if reading.in_numbers else None
         status: Status | None = "modelled" if paged else None
-        nodes.append(_Node("draft model", held_by_draft, status=status, uncertainty=bounds if paged else None))
+        nodes.append(Node("draft model", held_by_draft, status=status, uncertainty=bounds if paged else None))
     if paged:
         assumed = assumption_text(plan.cache_block_size, plan.windowed_pages)
-        return _sum(f"blocks of the cache in {plan.cache_dtype}", nodes, source=assumed)
-    return _sum(f"cache in {plan.cache_dtype}", nodes, source=f"Written in {cache_format(plan.cache_dtype).scheme}")
+        return node_sum(f"blocks of the cache in {plan.cache_dtype}", nodes, source=assumed)
+    return node_sum(f"cache in {plan.cache_dtype}", nodes, source=f"Written in {cache_format(plan.cache_dtype).scheme}")
 
 
-def _inference_memory(reading: _Reading) -> _Node:
+def _inference_memory(reading: Reading) -> Node:
     # Which mixer is the widest is a matter of numbers; its formula is then read.
     plan = _serving_plan(reading.plan)
     split = Split.of(plan)
     known = projection_outputs(reading.numbers, split)
     widest = projection_outputs(reading.spec, split)[known.index(max(known))]
     held = engine_activations(reading.spec, plan, reading.sequence_length, reading.batch_size, widest)
-    return _sum(
+    return node_sum(
         "inference memory",
         [
             _weights_memory(reading),
             _cache(reading, paged=True),
-            _Node(
+            Node(
                 "activations",
                 held,
                 source=ENGINE_ACTIVATIONS[engine_of(plan)],
@@ -327,12 +215,12 @@ def _inference_memory(reading: _Reading) -> _Node:
     )
 
 
-def _overhead() -> _Node:
+def _overhead() -> Node:
     source = "Context and libraries' workspaces of a process"
-    return _Node("overhead", DEVICE_OVERHEAD_BYTES, source=source, status="modelled", uncertainty=of_overhead())
+    return Node("overhead", DEVICE_OVERHEAD_BYTES, source=source, status="modelled", uncertainty=of_overhead())
 
 
-def _training_memory(reading: _Reading) -> _Node:
+def _training_memory(reading: Reading) -> Node:
     plan = reading.plan if isinstance(reading.plan, TrainingPlan) else TrainingPlan()
     if reading.stage is None:
         raise AssertionError("training memory is that of a stage")
@@ -344,13 +232,13 @@ def _training_memory(reading: _Reading) -> _Node:
     place = known.moments.index(known.peak)
     moment = memory.moments[place]
     in_parts = moment.name in ("start of the backward pass", "backward pass of the head")
-    activations = _Node("activations", moment.activations_bytes)
+    activations = Node("activations", moment.activations_bytes)
     if in_parts and len(stage.chunks) == 1:
         activations = _activations(reading, plan, stage, moment)
     if reading.in_numbers:
         own = of_training_activations(reading.numbers, moment.activations_bytes, known, plan)
         activations = replace(activations, uncertainty=own, status="modelled")
-    gradients = _Node("gradients", moment.gradients_bytes)
+    gradients = Node("gradients", moment.gradients_bytes)
     if place > 0:
         alive = "what the backward pass has made by then; how far that is off stands with the activations"
         own = Uncertainty(known.peak.gradients_bytes, known.peak.gradients_bytes, alive)
@@ -358,52 +246,50 @@ def _training_memory(reading: _Reading) -> _Node:
     buffers = []
     for buffer, number in zip(memory.buffers, known.buffers, strict=True):
         own = Uncertainty(number.bytes, number.bytes, f"{buffer.name}: by its rule")
-        node = _Node(buffer.name, buffer.bytes, source=buffer.source, status="modelled", uncertainty=own)
+        node = Node(buffer.name, buffer.bytes, source=buffer.source, status="modelled", uncertainty=own)
         buffers.append(node)
     share = "" if plan.zero_stage == 0 else f", divided as ZeRO stage {plan.zero_stage} says"
     where = "" if plan.pipeline_parallel == 1 else f" on pipeline rank {stage.rank}"
-    return _sum(
+    return node_sum(
         f"training memory: {moment.name}{where}",
         [
-            _Node("parameters", moment.parameters_bytes, source=f"Weights under {plan.precision}{share}"),
+            Node("parameters", moment.parameters_bytes, source=f"Weights under {plan.precision}{share}"),
             gradients,
-            _Node(
-                "optimizer", moment.optimizer_bytes, source=f"What {plan.optimizer} keeps, and master weights{share}"
-            ),
+            Node("optimizer", moment.optimizer_bytes, source=f"What {plan.optimizer} keeps, and master weights{share}"),
             activations,
-            *([_sum("communication", buffers)] if buffers else []),
+            *([node_sum("communication", buffers)] if buffers else []),
             _overhead(),
         ],
     )
 
 
-def _activations(reading: _Reading, plan: TrainingPlan, stage: Stage, moment: Moment) -> _Node:
+def _activations(reading: Reading, plan: TrainingPlan, stage: Stage, moment: Moment) -> Node:
     types, spec = ACTIVATION_TYPES[plan.precision], reading.spec
     shape, division = shape_of(plan, reading.sequence_length, reading.batch_size), division_of(plan)
     (chunk,) = stage.chunks
-    nodes: list[_Node] = []
+    nodes: list[Node] = []
     for path, name, layer, repeats, times in reading.layers():
-        leaves: dict[str, list[_Node]] = {}
+        leaves: dict[str, list[Node]] = {}
         for part, kept, size in kept_by_part(spec, layer, plan, division, shape):
             held = size * repeats * chunk.waiting
-            leaf = _Node(kept, held, path=f"{path}.{part}", times=times, status="modelled")
+            leaf = Node(kept, held, path=f"{path}.{part}", times=times, status="modelled")
             leaves.setdefault(part, []).append(leaf)
         parts = [
-            _sum(part.replace("_", " "), held, path=f"{path}.{part}", times=times) for part, held in leaves.items()
+            node_sum(part.replace("_", " "), held, path=f"{path}.{part}", times=times) for part, held in leaves.items()
         ]
-        nodes.append(_sum(name, parts, path=path, times=times))
+        nodes.append(node_sum(name, parts, path=path, times=times))
     for part, saved in kept_outside(spec, plan, shape, chunk.is_first, chunk.is_last):
         size = saved_bytes(saved, types, division.of(saved.elements, saved.split)) * chunk.waiting
-        nodes.append(_Node(f"{part.replace('_', ' ')}: {saved.name}", size, path=part, status="modelled"))
+        nodes.append(Node(f"{part.replace('_', ' ')}: {saved.name}", size, path=part, status="modelled"))
     alive = "Alive when the backward pass starts, beside what the forward pass saved"
     made = head_bytes if moment.name == "backward pass of the head" else backward_start_bytes
     if chunk.is_last:
         for name, size in made(spec, plan, shape, division):
-            nodes.append(_Node(name, size, source=alive, status="modelled"))
+            nodes.append(Node(name, size, source=alive, status="modelled"))
     else:
         stream = division.of(types.residual * shape.tokens * spec.hidden_size, "stream")
-        nodes.append(_Node("gradient of the stream", stream, source=alive, status="modelled"))
-    return _sum("activations", nodes, source="Tensors that each component saves for the backward pass")
+        nodes.append(Node("gradient of the stream", stream, source=alive, status="modelled"))
+    return node_sum("activations", nodes, source="Tensors that each component saves for the backward pass")
 
 
 def _serving_plan(plan: Plan | None) -> ServingPlan:
@@ -415,22 +301,22 @@ def _serving_plan(plan: Plan | None) -> ServingPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Quantity:
-    build: Callable[[_Reading], _Node]
+    build: Callable[[Reading], Node]
     unit: str
     inputs: str
     """Which plan gives sequence length and batch: ``training``, ``serving`` or none."""
     source: str = ""
     status: Status = "exact"
     """Of what has no children and says nothing else."""
-    uncertainty: Callable[[_Reading], Uncertainty] | None = None
+    uncertainty: Callable[[Reading], Uncertainty] | None = None
     """Of the whole, where it is not the sum of its parts'."""
     unbounded: str = ""
     """Why a single term has no bounds, where it has none."""
 
 
-def _six_n(reading: _Reading) -> _Node:
+def _six_n(reading: Reading) -> Node:
     looked_up = {tensor.name for tensor in looked_up_tensors(reading.spec)}
-    counted = _of_tensors(
+    counted = over_tensors(
         reading,
         "training FLOPs by the 6N rule",
         lambda tensor, inside: 0 if not inside and tensor.name in looked_up else active_count(tensor),
@@ -438,7 +324,7 @@ def _six_n(reading: _Reading) -> _Node:
     return counted.scaled(2 * TRAINING_FACTOR * reading.sequence_length * reading.batch_size)
 
 
-def _per_token(reading: _Reading, factor: int = 1) -> _Node:
+def _per_token(reading: Reading, factor: int = 1) -> Node:
     return _flops(reading).scaled(factor, reading.sequence_length * reading.batch_size)
 
 
@@ -562,16 +448,16 @@ def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan | None, single:
     known = {str(symbol): SymbolValue(str(symbol), value, fields[symbol]) for symbol, value in values.items()}
     made = {name: sympy.Symbol(name, integer=True, positive=True) for name in inputs}
     known |= {name: SymbolValue(name, value, f"plan.{field}") for name, (value, field) in inputs.items()}
-    in_numbers = _Reading(spec, spec, length, batch, plan, single, stage)
+    in_numbers = Reading(spec, spec, length, batch, plan, single, stage)
     numbers = chosen.build(in_numbers)
-    formulas = chosen.build(_Reading(symbols_spec, spec, made.get("T", 1), made.get("B", 1), plan, single, stage))
+    formulas = chosen.build(Reading(symbols_spec, spec, made.get("T", 1), made.get("B", 1), plan, single, stage))
     whole = chosen.uncertainty(in_numbers) if chosen.uncertainty is not None and not single else None
     return _term(numbers, formulas, chosen, known, chosen.source, whole)
 
 
 def _term(
-    numbers: _Node,
-    formulas: _Node,
+    numbers: Node,
+    formulas: Node,
     chosen: _Quantity,
     known: dict[str, SymbolValue],
     source: str,
