@@ -77,9 +77,14 @@ def _note(raw: Raw, pattern: str) -> str | None:
     return found.group(1) if found else None
 
 
+UNCOUNTED_STAGES = "stages of an interleaved pipeline that the source does not count"
+
+
 def _virtual(raw: Raw, fields: dict[str, Any]) -> None:
     """The interleaved stages that the notes name."""
     stages = _note(raw, r"\bVPP?=(\d+)") or _note(raw, r"virtual pipeline (\d+)")
+    if whole(raw, "pipeline_parallel") > 1 and "card item" in raw.get("notes", ""):
+        skip(UNCOUNTED_STAGES)
     if stages is not None and int(stages) > 1 and whole(raw, "pipeline_parallel") > 1:
         fields |= {"pipeline_schedule": "interleaved", "virtual_stages": int(stages)}
 
@@ -179,7 +184,7 @@ def _has_experts(spec: ArchitectureSpec) -> bool:
 
 def _mlperf(raw: Raw) -> _Read:
     if whole(raw, "pipeline_parallel") > 1:
-        skip("stages of an interleaved pipeline that the source does not count")
+        skip(UNCOUNTED_STAGES)
     bits = _precision(raw)
     fields: dict[str, Any] = {
         "precision": bits,

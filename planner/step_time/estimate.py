@@ -10,8 +10,11 @@ share of the shorter one that does not overlap.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from planner.components.base import Component
+from planner.components.moe import MoE
 from planner.compute import TRAINING_FACTOR, flops
 from planner.efficiency import Profile, profile_of
 from planner.errors import Problem, UnsupportedPlan
@@ -42,7 +45,7 @@ FUSED_PASSES = 2
 """Reads of the gradients: for their norm, and in the step."""
 
 
-def check_time_plan(plan: TrainingPlan) -> None:
+def check_time_plan(plan: TrainingPlan, spec: ArchitectureSpec) -> None:
     """Refuse what the time of is not modelled, naming every field."""
     problems: list[Problem] = []
 
@@ -57,6 +60,13 @@ def check_time_plan(plan: TrainingPlan) -> None:
         refuse("virtual_stages", f"{plan.pipeline_schedule} has one part a stage.", "Set it to 1, or interleave.")
     if plan.zero_stage == 2 and plan.pipeline_parallel > 1:
         refuse("zero_stage", "Gradients sharded in a pipeline are not modelled.", "Set it to 0, 1 or 3.")
+    if plan.context_parallel > 1 and plan.attention == "eager":
+        refuse("context_parallel", "Attention that keeps its scores is not split over positions.", "Set it to 1.")
+    mixers = [mixer for group in spec.layer_groups for layer in group.layers for mixer in _mixers(layer)]
+    if plan.context_parallel > 1 and not all(mixer.context_parallel for mixer in mixers):
+        refuse("context_parallel", "States that pass from token to token are not split over positions.", "Set it to 1.")
+    if plan.tensor_parallel > 1 and not plan.sequence_parallel and any(isinstance(mixer, MoE) for mixer in mixers):
+        refuse("sequence_parallel", "Experts see each token of tensor-parallel ranks once only with it.", "Set it.")
     ranks = plan.data_parallel * plan.context_parallel * plan.tensor_parallel
     if ranks % (plan.expert_parallel * plan.expert_tensor_parallel):
         refuse("expert_parallel", f"{ranks} ranks of a stage are no whole number of groups of experts.", "Divide them.")
@@ -69,6 +79,13 @@ def check_time_plan(plan: TrainingPlan) -> None:
         )
     if problems:
         raise UnsupportedPlan(problems)
+
+
+def _mixers(layer: Layer) -> Iterator[Component]:
+    for mixer in (layer.sequence_mixer, layer.channel_mixer):
+        if mixer is not None:
+            for _, part in mixer.parts():
+                yield part
 
 
 def micro_batches(plan: TrainingPlan) -> int:
@@ -107,6 +124,7 @@ def machine_of(device: Device, profile: Profile, plan: TrainingPlan, ranks: int)
         memory=device.memory_bandwidth_bytes_per_second * profile.memory.value,
         launch=profile.launch_seconds,
         links=links,
+        overlap=profile.overlap.value,
         casts=narrow in ("fp8", "fp4"),
     )
 
@@ -217,7 +235,7 @@ def step_time(spec: ArchitectureSpec, plan: TrainingPlan, profile: Profile | Non
     facts = (tokens, devices, needed, needed + repeated)
     if plan.hardware is None:
         return unknown(*facts, NO_DEVICE)
-    check_time_plan(plan)
+    check_time_plan(plan, spec)
     device = hardware(plan.hardware)
     profile = profile or profile_of(plan.hardware)
     if profile is None:

@@ -22,7 +22,7 @@ from planner.components.base import Component, Tensor
 from planner.components.moe import MoE
 from planner.matrices import between_tokens, matrices
 from planner.plans import TrainingPlan
-from planner.quantities import Quantity, largest, product
+from planner.quantities import Quantity, largest, product, smallest
 from planner.spec import ArchitectureSpec, Layer
 from planner.step_time.collectives import Group, Links, all_reduce, all_to_all, ring_pass
 from planner.step_time.collectives import send as send_to_next
@@ -86,6 +86,8 @@ class Machine:
     memory: float
     launch: float
     links: Links
+    overlap: float
+    """The share of what could run beside other work that does."""
     casts: bool
     """Whether inputs of matrices are cast to fp8 first."""
 
@@ -167,7 +169,8 @@ def _mixer(found: Pass, spec: ArchitectureSpec, mixer: Component, is_sequence: b
     again = set(plan.recompute_modules) if plan.recompute == "selective" else set()
     experts = mixer if isinstance(mixer, MoE) else None
     kernels: Quantity = MIXER_KERNELS + (EXPERT_KERNELS if experts is not None else 0)
-    start = dict(found.forward.parts)
+    before = dict(found.forward.parts)
+    multiplied = found.forward.parts.get("matmul", 0.0), found.backward.parts.get("matmul", 0.0)
     for tensor in matrices(mixer, spec.hidden_size):
         kernels = kernels + 1
         is_routed = not (isinstance(tensor.active_share[1], int) and tensor.active_share[1] == 1)
@@ -195,11 +198,15 @@ def _mixer(found: Pass, spec: ArchitectureSpec, mixer: Component, is_sequence: b
     if is_sequence:
         for _, part in mixer.parts():
             _between(found, part, spec.hidden_size, setting, "core_attn" in again)
-    _exchange(found, spec.hidden_size, experts, setting)
+    products = (
+        found.forward.parts.get("matmul", 0.0) - multiplied[0],
+        found.backward.parts.get("matmul", 0.0) - multiplied[1],
+    )
+    _exchange(found, spec.hidden_size, experts, setting, products)
     repeated = (experts is not None and "moe" in again) or (experts is None and not is_sequence and "mlp" in again)
     if repeated:
         for name, seconds in found.forward.parts.items():
-            found.again.add(name, seconds - start.get(name, 0.0))
+            found.again.add(name, seconds - before.get(name, 0.0))
     for belongs, shared, count in _parameters(mixer, spec.hidden_size, setting):
         if belongs == "experts":
             found.expert_parameters = found.expert_parameters + count / shared
@@ -321,17 +328,28 @@ def _keys_and_values(part: Component) -> Quantity:
     return heads.num_key_value_heads * (heads.head_dim + (heads.value_head_dim or heads.head_dim))
 
 
-def _exchange(found: Pass, hidden_size: Quantity, experts: MoE | None, setting: Setting) -> None:
-    """What ranks exchange around a mixer: the stream with tensor parallel, chosen rows with expert parallel."""
+def _exchange(
+    found: Pass,
+    hidden_size: Quantity,
+    experts: MoE | None,
+    setting: Setting,
+    products: tuple[Quantity, Quantity],
+) -> None:
+    """What ranks exchange around a mixer: the stream with tensor parallel, chosen rows with expert parallel.
+
+    The gathers and scatters of sequence parallelism go row by row and run beside the mixer's ``products``, in seconds
+    forward and backward; a sum over all ranks is waited for.
+    """
     plan = setting.plan
     if plan.tensor_parallel > 1 and (experts is None or plan.expert_tensor_parallel > 1):
         stream = setting.width * setting.tokens * hidden_size
-        if plan.sequence_parallel:
-            once = 2 * ring_pass(setting.tensor_group, stream)
-        else:
-            once = all_reduce(setting.tensor_group, stream)
-        found.forward.add("tensor_parallel", once)
-        found.backward.add("tensor_parallel", once)
+        for seconds, beside in ((found.forward, products[0]), (found.backward, products[1])):
+            if plan.sequence_parallel:
+                once = 2 * ring_pass(setting.tensor_group, stream)
+                once = once - setting.machine.overlap * smallest(once, beside)
+            else:
+                once = all_reduce(setting.tensor_group, stream)
+            seconds.add("tensor_parallel", once)
     if experts is not None and plan.expert_parallel > 1:
         chosen = experts.num_experts_per_tok
         width = experts.latent_size or hidden_size

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from planner.compute import flops
@@ -18,7 +18,7 @@ from planner.measured import TrainingRow, training_rows
 from planner.measured.split import is_held_out, setting
 from planner.nodes import nodes
 from planner.plans import TrainingPlan
-from planner.presets import preset
+from planner.presets import preset, preset_ids
 from planner.sizing import count_parameters
 from planner.spec import parse_spec
 from planner.step_time import StepTime, step_time
@@ -76,11 +76,19 @@ def test_sharded_data_parallel_ranks_exchange_gradients_and_parameters() -> None
 
 def test_tensor_parallel_ranks_exchange_the_stream_twice_a_mixer() -> None:
     plan = PLAN.model_copy(update={"tensor_parallel": 8, "sequence_parallel": True})
-    found = step_time(LLAMA, plan, _profile())
+    found = step_time(LLAMA, plan, _profile(overlap=1e-9))
     stream = 2 * 8192 * 4096
     once = 7 / 8 * stream / 450e9
     # 64 mixers, each a gather and a scatter forward and backward; the head gathers twice, the embedding scatters once.
     assert found.parts["tensor_parallel"] == pytest.approx((64 * 4 + 3) * once, rel=0.01)
+    # Of two ranks half of what is exchanged at the mixers runs beside their longer products; without sequence
+    # parallelism none does.
+    two = plan.model_copy(update={"tensor_parallel": 2})
+    once = stream / 2 / 450e9
+    half = step_time(LLAMA, two, _profile(overlap=0.5))
+    assert half.parts["tensor_parallel"] == pytest.approx((64 * 2 + 3) * once, rel=0.01)
+    summed = step_time(LLAMA, two.model_copy(update={"sequence_parallel": False}), _profile(overlap=0.5))
+    assert summed.parts["tensor_parallel"] == pytest.approx((64 * 4 + 3) * once, rel=0.01)
 
 
 def test_experts_send_their_tokens_there_and_back() -> None:
@@ -197,7 +205,10 @@ def test_no_step_is_faster_than_its_arithmetic_and_better_rates_are_never_slower
     assert plan.hardware is not None
     profile = profile_of(plan.hardware)
     assert profile is not None
-    before = step_time(spec, plan, profile)
+    try:
+        before = step_time(spec, plan, profile)
+    except UnsupportedPlan:
+        reject()
     assert before.seconds is not None
     assert before.ideal_seconds is not None
     assert before.seconds >= before.ideal_seconds
@@ -220,6 +231,30 @@ def test_arrays_in_a_specification_give_the_times_of_each() -> None:
         data["layer_groups"][0]["layers"][0]["channel_mixer"]["intermediate_size"] = width
         alone = step_time(parse_spec(data), PLAN.model_copy(update={"data_parallel": 8, "zero_stage": 3})).seconds
         assert found[index] == pytest.approx(alone)
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "path"),
+    [
+        ("mamba2-2.7b", {"context_parallel": 2}, "context_parallel"),
+        ("llama-3-8b", {"context_parallel": 2, "attention": "eager"}, "context_parallel"),
+        ("mixtral-8x7b", {"tensor_parallel": 2}, "sequence_parallel"),
+    ],
+)
+def test_what_a_model_cannot_be_split_by_is_refused_by_name(model: str, fields: dict[str, Any], path: str) -> None:
+    with pytest.raises(UnsupportedPlan) as caught:
+        step_time(preset(model).spec, PLAN.model_copy(update=fields))
+    assert caught.value.problems[0].path == path
+
+
+@pytest.mark.parametrize("model", preset_ids())
+def test_every_known_model_has_a_time(model: str) -> None:
+    spec = preset(model).spec
+    plan = PLAN.model_copy(update={"sequence_length": 2048, "data_parallel": 8, "zero_stage": 3, "hardware": "gb200"})
+    found = step_time(spec, plan)
+    assert found.seconds is not None
+    assert found.ideal_seconds is not None
+    assert found.seconds > found.ideal_seconds
 
 
 def _errors(rows: list[TrainingRow]) -> list[float]:
