@@ -20,6 +20,7 @@ from planner.plans import Plan, ServingPlan, TrainingPlan
 from planner.quantities import Quantity
 from planner.scaling import TOKENS_PER_PARAMETER
 from planner.serving import Split, Storage, check_serving, describe_format, kept_layers, part_of
+from planner.serving.explained import TIME_QUANTITIES, explain_time
 from planner.serving.formats import engine_of
 from planner.serving.memory import (
     ENGINE_ACTIVATIONS,
@@ -368,6 +369,7 @@ QUANTITIES = tuple(_QUANTITIES)
 """Names of the numbers that :func:`explain` opens."""
 _PLANS: dict[str, type[ServingPlan] | type[TrainingPlan]] = {"training": TrainingPlan, "serving": ServingPlan}
 PLAN_OF = {name: _PLANS.get(quantity.inputs) for name, quantity in _QUANTITIES.items()}
+PLAN_OF |= dict.fromkeys(TIME_QUANTITIES, ServingPlan)
 """Which plan gives a quantity its length, batch and types; ``None``: none does."""
 SERVING_QUANTITIES = tuple(name for name, quantity in _QUANTITIES.items() if quantity.inputs == "serving")
 """Those that a :class:`ServingPlan` gives context, batch and types."""
@@ -379,8 +381,9 @@ def explain(spec: ArchitectureSpec, quantity: str, plan: Plan | None = None) -> 
     Parameters
     ----------
     quantity
-        One of :data:`QUANTITIES`. ``flops`` and its kin are of one micro batch of a ``TrainingPlan``, ``flops_forward``
-        and ``flops_training`` of one token of it; ``cache`` and the memory of serving are of a ``ServingPlan``.
+        One of :data:`QUANTITIES`, or of :data:`TIME_QUANTITIES`, which are of a ``ServingPlan`` with hardware.
+        ``flops`` and its kin are of one micro batch of a ``TrainingPlan``, ``flops_forward`` and ``flops_training`` of
+        one token of it; ``cache`` and the memory of serving are of a ``ServingPlan``.
     plan
         Gives sequence or context length, batch and types; absent: the plan's defaults. Quantities that no plan
         changes take any.
@@ -392,6 +395,9 @@ def explain(spec: ArchitectureSpec, quantity: str, plan: Plan | None = None) -> 
     UnsupportedPlan
         where the plan is not modelled, or is of the other kind.
     """
+    if quantity in TIME_QUANTITIES:
+        _check_kind(quantity, plan, ServingPlan)
+        return explain_time(spec, quantity, _serving_plan(plan))
     return _explained(spec, quantity, plan, single=False)
 
 
@@ -409,21 +415,8 @@ def explain_block(spec: ArchitectureSpec, path: str, quantity: str, plan: Plan |
     return found[0]
 
 
-def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan | None, single: bool) -> Term:
-    import sympy
-
-    if quantity not in _QUANTITIES:
-        raise PlannerError.of(
-            f"There is no quantity {quantity!r} to explain.",
-            path="quantity",
-            remedy=f"Choose one of {', '.join(QUANTITIES)}.",
-            code="unknown_quantity",
-        )
-    chosen = _QUANTITIES[quantity]
-    length = batch = 1
-    stage: Stage | None = None
-    inputs: dict[str, tuple[int, str]] = {}
-    wanted = PLAN_OF[quantity]
+def _check_kind(quantity: str, plan: Plan | None, wanted: type[Plan] | None) -> None:
+    """Refuse a plan of another kind than the quantity's."""
     if wanted is not None and plan is not None and not isinstance(plan, wanted):
         raise UnsupportedPlan.of(
             f"{quantity.replace('_', ' ')} is of a {wanted.__name__}, not of a {type(plan).__name__}.",
@@ -431,6 +424,24 @@ def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan | None, single:
             remedy=f"Give a {wanted.__name__}, or none for its defaults.",
             code="wrong_plan",
         )
+
+
+def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan | None, single: bool) -> Term:
+    import sympy
+
+    if quantity not in _QUANTITIES:
+        raise PlannerError.of(
+            f"There is no quantity {quantity!r} to explain.",
+            path="quantity",
+            remedy=f"Choose one of {', '.join((*QUANTITIES, *TIME_QUANTITIES))}.",
+            code="unknown_quantity",
+        )
+    chosen = _QUANTITIES[quantity]
+    length = batch = 1
+    stage: Stage | None = None
+    inputs: dict[str, tuple[int, str]] = {}
+    wanted = PLAN_OF[quantity]
+    _check_kind(quantity, plan, wanted)
     if chosen.inputs == "training":
         training = plan if isinstance(plan, TrainingPlan) else TrainingPlan()
         if quantity == "training_memory":

@@ -61,7 +61,8 @@ class Uncertainty:
         """The bounds and their ground on one line."""
         if self.low is None or self.high is None:
             return f"without bounds: {self.ground}"
-        return f"between {round(self.low):,} and {round(self.high):,}: {self.ground}"
+        low, high = (f"{round(each):,}" if abs(self.high) >= 100 else f"{each:.3g}" for each in (self.low, self.high))
+        return f"between {low} and {high}: {self.ground}"
 
 
 def worst(statuses: Sequence[Status]) -> Status:

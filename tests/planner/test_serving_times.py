@@ -8,16 +8,28 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
+import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner import PlannerError, Problem, ServingPlan, estimate_inference, hardware, load, parse_plan
+from planner import (
+    PlannerError,
+    Problem,
+    ServingPlan,
+    TrainingPlan,
+    estimate_inference,
+    explain,
+    hardware,
+    load,
+    parse_plan,
+)
 from planner.hardware import Device, hardware_catalogue
 from planner.measured.inference import counted_reasons, inference_rows, is_held_out, skipped_inference
 from planner.measured.served import error_of
 from planner.presets import preset_ids
 from planner.serving import WEIGHT_FORMATS
 from planner.serving.engines import EngineTerms, engine_profiles, profile_of
+from planner.serving.explained import TIME_QUANTITIES
 from planner.serving.times import (
     decode_work,
     exchange_seconds,
@@ -225,6 +237,48 @@ def test_no_operator_is_above_its_roof(device: str) -> None:
             assert 0 < point.flops_per_second <= point.roof_flops_per_second
     with pytest.raises(PlannerError):
         roofline(spec, ServingPlan())
+
+
+@pytest.mark.parametrize(
+    "name, plan",
+    [
+        ("llama-3-8b", {"hardware": "h100", "batch_size": 16}),
+        ("llama-3-8b", {"hardware": "rtx4090", "weight_format": "q4_k_m", "output_length": 1000}),
+        ("deepseek-v3", {"hardware": "h200", "tensor_parallel": 8, "weight_format": "fp8_block", "batch_size": 3}),
+        ("qwen3-30b-a3b", {"hardware": "h100", "batch_size": 64, "output_length": 500, "chunked_prefill": True}),
+        ("mamba2-2.7b", {"hardware": "a100", "engine": "eager"}),
+        ("llama-3.1-70b", {"hardware": "h100", "tensor_parallel": 4, "speculative": "llama-3.2-1b:k=3:acceptance=0.8"}),
+        ("llama-3-8b", {"hardware": "rtx4090", "offload_layers": 5, "cached_prefix": 100}),
+    ],
+)
+def test_times_open_into_operators_whose_formulas_give_them(name: str, plan: dict[str, Any]) -> None:
+    spec, made = load(name), parse_plan(ServingPlan, plan)
+    estimate = estimate_inference(spec, made)
+    whole = {
+        "inter_token_latency": estimate.inter_token_latency_seconds,
+        "time_to_first_token": estimate.time_to_first_token_seconds,
+    }
+    assert set(whole) == set(TIME_QUANTITIES)
+    for quantity, seconds in whole.items():
+        term = explain(spec, quantity, made)
+        assert term.value == pytest.approx(seconds)
+        assert sum(child.value for child in term.children) == pytest.approx(term.value)
+        for part in term.walk():
+            known = {sympy.Symbol(each.symbol, integer=True, positive=True): each.value for each in part.symbols}
+            assert float(part.formula.subs(known)) == pytest.approx(part.value, rel=1e-9)
+            assert part.source
+            assert part.uncertainty is not None
+        assert term.uncertainty is not None
+        assert term.uncertainty.bounded
+
+
+@pytest.mark.parametrize("plan", [{}, {"hardware": "abacus"}, {"hardware": "h100", "tensor_parallel": 3}])
+def test_times_of_no_device_are_refused(plan: dict[str, Any]) -> None:
+    with pytest.raises(PlannerError) as caught:
+        explain(LLAMA_2_7B, "inter_token_latency", ServingPlan(**plan))
+    assert caught.value.remedy
+    with pytest.raises(PlannerError):
+        explain(LLAMA_2_7B, "inter_token_latency", TrainingPlan())
 
 
 def test_profiles_are_a_handful_with_intervals() -> None:
