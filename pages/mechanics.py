@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import streamlit as st
 
@@ -121,12 +122,37 @@ def pick(view: View, results: Sequence[Result], revisions: dict[int, int]) -> Re
 
 def form(store: Store, design: Design, kind: str) -> None:
     """Settings, estimate and the button; a prototype of the design may lend its weights."""
+    given = lent_weights(store, design) if kind == "router_load" else {}
+    lender = given.get("prototype", "")
     job = job_form(
-        store, design.latest, kind, plan_key=f"probe-{kind}", button_key=f"send-{kind}", label=PROBES[kind].action
-    )
+        store, design.latest, kind, plan_key=f"probe-{kind}{lender}", button_key=f"send-{kind}",
+        label=PROBES[kind].action, given=given,
+    )  # fmt: skip
     if job is not None:
         st.session_state["mechanics-sent"] = job.id
         st.rerun()
+
+
+LENT = ("parameter_budget", "sequence_length", "data")
+"""What must be as in the prototype that lends its weights."""
+
+
+def lent_weights(store: Store, design: Design) -> dict[str, Any]:
+    """Settings with which the weights of a prototype of the newest revision are read; none for training anew."""
+    prototypes = {
+        job.id: job
+        for job in store.jobs.list([JobState.SUCCEEDED])
+        if job.kind == "prototype" and job.revision_id == design.latest.id and job.plan.get("task") is None
+    }
+    if not prototypes:
+        return {}
+    labels = {"": "Train anew"} | distinct(
+        {key: f"{job.name}, {job_view.moment(job.finished_at)}" for key, job in prototypes.items()}
+    )
+    chosen = st.selectbox("Weights", list(labels), format_func=labels.__getitem__, key="mechanics-lender", width=420)
+    if not chosen:
+        return {}
+    return {"prototype": chosen, **{name: prototypes[chosen].plan[name] for name in LENT}}
 
 
 @st.fragment(run_every=2.0)

@@ -21,12 +21,13 @@ from planner.probes import (
     RouterLoadPlan,
     attention_layer,
     expert_layers,
+    held_scores_bytes,
     narrowed_for_gradients,
     narrowed_layer,
     sequence_mixers,
 )
 from planner.prototype import scale_down
-from planner.reach import narrowed_for_reach
+from planner.reach import held_bytes, narrowed_for_reach
 from planner.routing import check_routing
 from planner.sizing import size
 from planner.spec import ArchitectureSpec
@@ -187,11 +188,10 @@ def _reach(spec: ArchitectureSpec, plan: ReachPlan, profile: MachineProfile | No
     mixers = len(sequence_mixers(small))
     passes = 1 + 2 * layers / small.num_layers + 3 * mixers * plan.sequence_length / small.num_layers
     seconds = START_SECONDS + passes * forward / rate + (small.num_layers + layers) * STEP_SECONDS
-    training = TrainingPlan(sequence_length=plan.sequence_length, precision="fp32", gradient_dtype="fp32")
     return JobEstimate(
         seconds,
         0,
-        2 * estimate_training(small, training).memory.total_bytes,
+        held_bytes(small, plan.sequence_length, plan.element_bytes),
         f"{small.num_layers:,} layers, {count_text(size(small).parameters.total)} parameters, followed back from "
         f"{len(depths)} depths over {plan.sequence_length:,} positions; {source}",
     )
@@ -201,8 +201,6 @@ SCORE_SECONDS = 1e-8
 """Forward and backward pass of a score beside its products: mask, softmax and their gradients, on a processor."""
 LONGEST_WAYS = 3
 """Ways of computing attention, each as slow as the square of scores at the most."""
-HELD_SCORES = 5
-"""Tensors of the size of the scores that the plain way holds at its peak."""
 
 
 def _attention_cost(spec: ArchitectureSpec, plan: AttentionCostPlan, profile: MachineProfile | None) -> JobEstimate:
@@ -211,20 +209,21 @@ def _attention_cost(spec: ArchitectureSpec, plan: AttentionCostPlan, profile: Ma
     mixer = small.layer_groups[0].layers[0].sequence_mixer
     heads: int = getattr(mixer, "num_attention_heads", 1)
     rate, source = _rate(profile, "fp32")
-    seconds, scores = START_SECONDS, 0
+    seconds, held = START_SECONDS, 0
     for context in plan.contexts:
         scores = plan.batch_size * heads * context**2
         products = flops(small, context, plan.batch_size, training=True).total
         a_pass = products / rate + scores * SCORE_SECONDS + STEP_SECONDS
-        if a_pass > plan.seconds_limit:
+        if a_pass > plan.seconds_limit and held:
             break
+        held = held_scores_bytes(small, plan, context)
         seconds += LONGEST_WAYS * (plan.repetitions + 2) * a_pass
     # Crossovers are looked for below the longest context that all ways reach.
     seconds *= 2
     return JobEstimate(
         seconds,
         0,
-        HELD_SCORES * 4 * scores,
+        held,
         f"at most {plan.repetitions:,} repetitions of each way at {len(plan.contexts)} contexts up to "
         f"{plan.contexts[-1]:,}, and as long again to find the crossovers; {source}",
     )

@@ -46,6 +46,11 @@ class ReachPlan(Plan):
             )
         return self
 
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of a number."""
+        return 8 if self.precision == "fp64" else 4
+
     def probed_depths(self, num_layers: int) -> list[int]:
         """The numbers of layers after which the stream is looked at."""
         if self.depths == 1:
@@ -163,6 +168,16 @@ def narrowed_layer(spec: ArchitectureSpec, index: int, plan: AttentionCostPlan) 
     alone = layer.model_copy(update={"channel_mixer": None, "residual": "sequential", "channel_multipliers": None})
     group = LayerGroup.model_construct(repeats=1, layers=(alone,))
     return narrowed(spec.model_copy(update={"layer_groups": (group,)}), plan.hidden_size, plan.last_context, 1.0)
+
+
+HELD_SCORES = 5
+"""Tensors of the size of the scores that the plain way holds at its peak, at the most."""
+
+
+def held_scores_bytes(small: ArchitectureSpec, plan: AttentionCostPlan, context: int) -> int:
+    """What the plain way holds of the scores of a narrowed layer at its peak."""
+    heads = int(getattr(small.layer_groups[0].layers[0].sequence_mixer, "num_attention_heads", 1))
+    return HELD_SCORES * 4 * plan.batch_size * heads * context**2
 
 
 def expert_layers(spec: ArchitectureSpec) -> dict[int, MoE]:

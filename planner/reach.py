@@ -12,17 +12,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.activations import saved_model_activations
 from planner.components import Attention, Component
 from planner.components.dependence import PositionSet
 from planner.components.patterns import MaskPattern
 from planner.errors import UnsupportedPlan
 from planner.prototype import REFERENCE_CONTEXT, ScaledSpec, narrowed
+from planner.sizing import count_parameters
 from planner.spec import ArchitectureSpec, Layer
 
 PROBE_LENGTH = 2**18
 """Positions over which the reach of a whole design is looked for: more than all but a few contexts."""
 PARTS_SEEN = 4
 """A narrowed model's widest window or chunk is at most the sequence over this, so that several stand in it."""
+KEPT_SCORES = 2
+"""The softmax of every layer, and its mask."""
+MADE_SCORES = 6
+"""Products, scaled and masked, and the gradients of all while one layer is led back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,24 @@ def key_value_suppliers(mixers: Sequence[Component | None]) -> tuple[int | None,
             latest[pattern] = index
         suppliers.append(latest[pattern] if shares else None)
     return tuple(suppliers)
+
+
+def held_bytes(spec: ArchitectureSpec, sequence_length: int, element_bytes: int) -> int:
+    """Memory in which one sequence can be followed back through all layers, with scores computed plainly.
+
+    What fused attention would keep, of each layer's square of scores :data:`KEPT_SCORES` tensors, and of the largest
+    :data:`MADE_SCORES` more.
+    """
+    fused = sum(
+        int(times * saved.elements) for _, times, saved in saved_model_activations(spec, sequence_length, batch_size=1)
+    )
+    heads = [
+        int(getattr(part, "num_attention_heads", 0))
+        for _, layer in spec.iterate_layers()
+        for _, part in (layer.sequence_mixer.parts() if layer.sequence_mixer is not None else ())
+    ]
+    scores = (KEPT_SCORES * sum(heads) + MADE_SCORES * max(heads, default=0)) * sequence_length**2
+    return element_bytes * (fused + scores + 2 * count_parameters(spec).total)
 
 
 def dependent_pairs(mixer: Component, sequence_length: int) -> int:

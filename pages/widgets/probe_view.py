@@ -159,6 +159,8 @@ def attention_cost(values: Values, key: str) -> None:
         ways = {found.get("how") for found in values["crossovers"] if found.get("how")}
         for how in sorted(ways):
             chrome.note(f"Found by {how}. Between: on either side the whole interval of the ratio is.")
+        if values["loaded"]:
+            chrome.note("Other work ran beside it: ways were compared turn by turn, but their times are too long.")
         for way, reason in values["left_out"].items():
             chrome.note(f"{_way(way)[0]}: {reason}.")
     left, right = st.columns(2)

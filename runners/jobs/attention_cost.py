@@ -9,24 +9,25 @@ different sides of 1: the bracket is halved by further measurements, then the ra
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from planner.activations import ACTIVATION_TYPES, saved_bytes
 from planner.components import Attention
 from planner.mask_blocks import block_map
-from planner.probes import AttentionCostPlan, attention_layer, narrowed_layer
+from planner.probes import AttentionCostPlan, attention_layer, held_scores_bytes, narrowed_layer
 from planner.spec import ArchitectureSpec
 from runners.environment import default_device, describe
 from runners.events import Event, Log, Metric, Progress, Result
 from runners.jobs.base import JobContext
+from runners.jobs.fitting import free_bytes, refuse_what_does_not_fit
 from runners.jobs.verify import prediction
 from runners.models import Kernels, build
 from runners.models.block_sparse import BLOCK_SIZE
@@ -43,6 +44,8 @@ GROWTH = 4.0
 """Time and memory at twice the context, at the most: both are of the square of scores."""
 MEMORY_SHARE = 0.6
 """Share of the free memory that a call may take."""
+LOADED_SHARE = 0.5
+"""Load before the job, a core, from which on times are said to have been taken beside other work."""
 HALVINGS = 3
 LEAST_STEP = 32
 """Contexts that are nearer to each other are not told apart."""
@@ -71,9 +74,17 @@ def run(spec: ArchitectureSpec, plan: AttentionCostPlan, context: JobContext) ->
     index, _ = attention_layer(spec, plan)
     scaled = narrowed_layer(spec, index, plan)
     device = default_device()
+    needed = held_scores_bytes(scaled.spec, plan, plan.first_context)
+    refuse_what_does_not_fit(needed, device, "first_context", "choose a shorter one")
     dtype = DTYPES[plan.precision]
     mixer = scaled.spec.layer_groups[0].layers[0].sequence_mixer
     assert isinstance(mixer, Attention)
+    environment = describe(device)
+    loaded = (environment["load_before"] or 0) > LOADED_SHARE * environment["cores"]
+    if loaded:
+        yield Log(
+            f"other work runs on this machine (load {environment['load_before']}): ratios hold, times less", "warning"
+        )
     layers: dict[str, nn.Module] = {}
     left_out: dict[str, str] = {}
     for way, kernels in WAYS.items():
@@ -122,6 +133,7 @@ def run(spec: ArchitectureSpec, plan: AttentionCostPlan, context: JobContext) ->
         "hidden_size": hidden,
         "contexts": [_context(length, points[length], mixer) for length in sorted(points)],
         "ways": list(layers),
+        "loaded": loaded,
         "left_out": left_out,
         "crossovers": crossovers,
         "rows": [
@@ -132,7 +144,7 @@ def run(spec: ArchitectureSpec, plan: AttentionCostPlan, context: JobContext) ->
         "rules": scaled.rules,
         "spec": scaled.spec.to_dict(),
     }
-    yield Result("attention_cost", values, describe(device))
+    yield Result("attention_cost", values, environment)
 
 
 def why_not_by_blocks(layer: Any) -> str | None:
@@ -202,7 +214,7 @@ class Meter:
             return {}
         last = max(points)
         growth = max(1.0, (length / last) ** math.log2(GROWTH))
-        free = torch.cuda.mem_get_info()[0] if self.device == "cuda" else psutil.virtual_memory().available
+        free = free_bytes(self.device)
         found = {}
         for way, measured in points[last].items():
             seconds, memory = measured.median * growth, measured.peak * growth
@@ -250,7 +262,8 @@ class Meter:
                 break
             low, high = (low, middle) if side == last else (middle, high)
         how = f"halving {bracket[0]:,} to {bracket[1]:,} up to {HALVINGS} times, then interpolating in logarithms"
-        at = interpolated(low, ratios[low][0], high, ratios[high][0])
+        medians = {length: found[0] for length, found in sorted(ratios.items()) if low <= length <= high}
+        at = where_one(medians)
         return found | {"context": at, "low": low, "high": high, "how": how}
 
 
@@ -267,10 +280,14 @@ def side_of(found: tuple[float, float, float]) -> int:
     return 1 if low > 1 else -1 if high < 1 else 0
 
 
-def interpolated(low: int, below: float, high: int, above: float) -> float:
-    """The context at which a ratio is 1, where its logarithm is a line in that of the context."""
-    share = math.log(below) / (math.log(below) - math.log(above))
-    return float(low * (high / low) ** share)
+def where_one(medians: dict[int, float]) -> float:
+    """The context at which a ratio is 1 between the last two neighbours on different sides of it.
+
+    Between them its logarithm is a line in that of the context.
+    """
+    low, high = [pair for pair in itertools.pairwise(medians) if (medians[pair[0]] < 1) != (medians[pair[1]] < 1)][-1]
+    below, above = math.log(medians[low]), math.log(medians[high])
+    return float(low * (high / low) ** (below / (below - above)))
 
 
 def crossover_text(found: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psutil
 import torch
 
 from planner.compute import flops
@@ -20,6 +19,7 @@ from planner.training import estimate_training
 from runners.environment import default_device, describe
 from runners.events import Event, Log, Metric, Progress, Result
 from runners.jobs.base import JobContext, JobFailure
+from runners.jobs.fitting import refuse_what_does_not_fit
 from runners.models import Decoder, build
 from runners.models.decoder import next_tokens
 from runners.profile import current
@@ -90,7 +90,6 @@ def run(spec: ArchitectureSpec, plan: BenchmarkPlan, context: JobContext) -> Ite
 
 
 def _refuse_what_does_not_fit(spec: ArchitectureSpec, plan: BenchmarkPlan, device: str) -> None:
-    available = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     needed = (STATE_BYTES if "training" in plan.phases else 4) * size(spec).parameters.total
     if "training" in plan.phases:
         training = TrainingPlan(
@@ -98,11 +97,8 @@ def _refuse_what_does_not_fit(spec: ArchitectureSpec, plan: BenchmarkPlan, devic
         )
         with contextlib.suppress(UnsupportedPlan):
             needed = estimate_training(spec, training).memory.total_bytes
-    if needed > 0.9 * available:
-        raise JobFailure(
-            f"parameter_budget: this needs about {needed / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB are free; "
-            "choose a smaller budget, a smaller batch or a shorter sequence"
-        )
+    remedy = "choose a smaller budget, a smaller batch or a shorter sequence"
+    refuse_what_does_not_fit(needed, device, "parameter_budget", remedy)
 
 
 def _phase(phase: str, model: Decoder, tokens: torch.Tensor, plan: BenchmarkPlan) -> Callable[[], object]:

@@ -14,12 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
+from planner.dispatch import estimate_job
 from planner.errors import InvalidSpec
 from planner.probes import GradientNormsPlan, narrowed_for_gradients, with_norm_placement
 from planner.spec import ArchitectureSpec, LearnedPositions
 from runners.environment import default_device, describe
 from runners.events import Event, Log, Metric, Progress, Result
 from runners.jobs.base import JobContext, JobFailure
+from runners.jobs.fitting import refuse_what_does_not_fit
 from runners.models import Decoder, build
 from runners.training.data import NoData, Text, batch, load_text
 from runners.training.loop import Diverged, Trainer, TrainingSettings
@@ -41,6 +43,10 @@ def run(spec: ArchitectureSpec, plan: GradientNormsPlan, context: JobContext) ->
     except NoData as error:
         raise JobFailure(str(error)) from error
     scaled = narrowed_for_gradients(spec, plan)
+    needed = estimate_job("gradient_norms", spec, plan).memory_bytes
+    refuse_what_does_not_fit(
+        needed, default_device(), "hidden_size", "choose a narrower one, a smaller batch or a shorter sequence"
+    )
     variants, skipped = _variants(scaled.spec, plan)
     for placement, reason in skipped.items():
         yield Log(f"{placement}: {reason}", "warning")

@@ -21,6 +21,7 @@ from planner.reach import (
     PROBE_LENGTH,
     Reach,
     dependent_pairs,
+    held_bytes,
     key_value_suppliers,
     narrowed_for_reach,
     reach_by_depth,
@@ -29,6 +30,7 @@ from planner.spec import ArchitectureSpec, LearnedPositions
 from runners.environment import describe
 from runners.events import Event, Log, Progress, Result
 from runners.jobs.base import JobContext, JobFailure
+from runners.jobs.fitting import refuse_what_does_not_fit
 from runners.jobs.verify import prediction
 from runners.models import Decoder, build
 
@@ -48,6 +50,8 @@ def run(spec: ArchitectureSpec, plan: ReachPlan, context: JobContext) -> Iterato
         )
     scaled = narrowed_for_reach(spec, plan.hidden_size, plan.sequence_length, plan.keep_windows)
     small = scaled.spec
+    needed = held_bytes(small, plan.sequence_length, plan.element_bytes)
+    refuse_what_does_not_fit(needed, "cpu", "sequence_length", "choose a shorter one, or a narrower hidden_size")
     depths = plan.probed_depths(small.num_layers)
     predicted = reach_by_depth(small, plan.sequence_length, depths, plan.position)
     whole = reach_by_depth(spec, PROBE_LENGTH, depths)

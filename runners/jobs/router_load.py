@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from planner.dispatch import estimate_job
 from planner.probes import RouterLoadPlan, expert_layers
 from planner.prototype import scale_down
 from planner.spec import ArchitectureSpec, LearnedPositions
 from runners.environment import default_device, describe
 from runners.events import Event, Log, Metric, Progress, Result
 from runners.jobs.base import JobContext, JobFailure
+from runners.jobs.fitting import refuse_what_does_not_fit
 from runners.jobs.verify import prediction
 from runners.models import Decoder, build
 from runners.models.moe import recorded_routing
@@ -46,6 +48,10 @@ def run(spec: ArchitectureSpec, plan: RouterLoadPlan, context: JobContext) -> It
         raise JobFailure(str(error)) from error
     scaled = scale_down(spec, plan.parameter_budget, sequence_length=plan.sequence_length)
     device = default_device()
+    needed = estimate_job("router_load", spec, plan).memory_bytes
+    refuse_what_does_not_fit(
+        needed, device, "parameter_budget", "choose a smaller budget, a smaller batch or a shorter sequence"
+    )
     model = build(scaled.spec, device=device, seed=plan.seed)
     yield Log(f"{scaled.parameters:,} parameters on {device}; {text.description}")
     loads = [("initial", loads_by_layer(model, text, plan, device))]

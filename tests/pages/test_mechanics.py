@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from db.engine import Store, open_store
 from db.records import JobState, NewResult, Revision
-from planner import parse_spec
+from planner import PrototypePlan, parse_spec
 from planner.plans import Plan
 from planner.probes import AttentionCostPlan, GradientNormsPlan, ReachPlan, RouterLoadPlan
 from runners.events import Result
@@ -155,6 +155,22 @@ def test_cost_gradients_and_load_are_drawn_as_stored(tmp_path: pathlib.Path) -> 
     initial = found["router_load"]["stages"][0]["layers"]
     assert drawn["data"][0]["z"] == [layer["relative"] for layer in initial]
     assert "by chance" in shown(test)
+
+
+def test_a_prototype_lends_its_weights_with_the_settings_that_they_need() -> None:
+    with open_store() as store:
+        revision = saved(store)
+        plan = PrototypePlan(parameter_budget=70_000, sequence_length=32)
+        trained = store.jobs.begin("prototype", revision.id, plan.model_dump(mode="json"), "test")
+        store.jobs.finish(trained.id, trained.attempt, JobState.SUCCEEDED)
+    test = opened(measure="router_load")
+    test.selectbox(key="mechanics-lender").set_value(trained.id).run()
+    test.button(key="send-router_load").click().run()
+    assert not test.exception
+    with open_store() as store:
+        (job,) = [job for job in store.jobs.list() if job.kind == "router_load"]
+    sent = (job.plan["prototype"], job.plan["parameter_budget"], job.plan["sequence_length"])
+    assert sent == (trained.id, 70_000, 32)
 
 
 def test_an_address_that_leads_nowhere_shows_the_first_design() -> None:

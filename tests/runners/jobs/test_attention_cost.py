@@ -16,8 +16,8 @@ from planner.probes import AttentionCostPlan, attention_layer
 from planner.spec import ArchitectureSpec
 from runners.events import Result
 from runners.jobs import attention_cost
-from runners.jobs.attention_cost import Measured, Meter, interpolated, side_of
-from runners.jobs.base import JobContext
+from runners.jobs.attention_cost import Measured, Meter, side_of, where_one
+from runners.jobs.base import JobContext, JobFailure
 from runners.training.peak import peak_bytes
 
 HEADS = {"kind": "attention", "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
@@ -40,8 +40,11 @@ def test_the_peak_is_of_what_is_held_at_once() -> None:
 
 
 def test_a_ratio_is_interpolated_in_logarithms() -> None:
-    assert interpolated(100, 0.5, 400, 2.0) == pytest.approx(200)
-    assert interpolated(100, 0.5, 200, 4.0) == pytest.approx(100 * 2 ** (1 / 3))
+    assert where_one({100: 0.5, 400: 2.0}) == pytest.approx(200)
+    assert where_one({100: 0.5, 200: 4.0}) == pytest.approx(100 * 2 ** (1 / 3))
+    # Between the neighbours that stand on different sides; of several such pairs, the last.
+    assert where_one({100: 4.0, 400: 0.25}) == pytest.approx(200)
+    assert where_one({50: 0.5, 60: 1.1, 100: 0.5, 400: 2.0, 800: 3.0}) == pytest.approx(200)
 
 
 def test_a_side_is_taken_where_the_whole_interval_is_on_it() -> None:
@@ -140,6 +143,12 @@ def test_a_way_is_measured_only_where_it_computes(
     assert why in result.values["left_out"]["block_sparse"]
     assert result.values["ways"] == ways
     assert [row["error"] for row in result.values["rows"]] == [0, 0]
+
+
+def test_a_first_context_that_does_not_fit_is_refused(tmp_path: pathlib.Path) -> None:
+    plan = AttentionCostPlan(first_context=2**19, last_context=2**20)
+    with pytest.raises(JobFailure, match="first_context: this needs"):
+        list(attention_cost.run(stack(HEADS), plan, JobContext(tmp_path)))
 
 
 def test_layers_without_attention_are_refused_by_field() -> None:

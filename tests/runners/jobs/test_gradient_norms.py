@@ -105,5 +105,7 @@ def test_bad_plans_are_refused_by_field(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UnsupportedPlan) as caught:
         parse_plan(GradientNormsPlan, {"placements": ["middle"]})
     assert caught.value.path.startswith("placements")
+    with pytest.raises(JobFailure, match="hidden_size: this needs"):
+        list(gradient_norms.run(load("llama-3.1-405b"), GradientNormsPlan(hidden_size=4096), JobContext(tmp_path)))
     with pytest.raises(JobFailure, match="sequence_length"):
         list(gradient_norms.run(load("gpt2"), GradientNormsPlan(sequence_length=2048), JobContext(tmp_path)))

@@ -6,16 +6,20 @@ import pathlib
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from planner import load, parse_spec
 from planner.errors import UnsupportedPlan
 from planner.plans import parse_plan
 from planner.probes import ReachPlan
+from planner.reach import held_bytes, narrowed_for_reach
 from planner.spec import ArchitectureSpec
 from runners.events import Result
 from runners.jobs import reach
 from runners.jobs.base import JobContext, JobFailure
+from runners.models import build
+from runners.training.peak import peak_bytes
 
 MLP = {"kind": "mlp", "intermediate_size": 32}
 PLAN = ReachPlan(sequence_length=48, keep_windows=True, hidden_size=16)
@@ -106,6 +110,21 @@ def test_keys_of_an_earlier_layer_reach_no_further_than_that_layer_saw(tmp_path:
     values = values_of(spec, PLAN, tmp_path)
     assert [depth["measured"] for depth in values["depths"]] == [5, 5]
     assert all(depth["equal"] for depth in values["depths"])
+
+
+@pytest.mark.parametrize("name, length", [("mistral-7b", 256), ("deepseek-v2-lite", 128), ("tiny-hybrid", 512)])
+def test_what_is_held_is_no_less_than_what_was_allocated(name: str, length: int) -> None:
+    plan = ReachPlan(sequence_length=length)
+    small = narrowed_for_reach(load(name), 32, length, keep_windows=False).spec
+    model = build(small, dtype=torch.float64, kernels="reference")
+    peak = peak_bytes(lambda: list(reach.gradient_profiles(model, plan, [small.num_layers])), "cpu")
+    assert peak < held_bytes(small, length, plan.element_bytes) < 3 * peak
+
+
+def test_what_does_not_fit_is_refused_before_it_is_built(tmp_path: pathlib.Path) -> None:
+    plan = ReachPlan(sequence_length=4096, hidden_size=1024)
+    with pytest.raises(JobFailure, match="sequence_length: this needs"):
+        list(reach.run(load("llama-3.1-405b"), plan, JobContext(tmp_path)))
 
 
 @pytest.mark.slow
