@@ -53,6 +53,24 @@ class AttentionCache:
             slots = torch.cat((torch.arange(self.ring, self.ring + left, device=slots.device), slots))
         return self.keys[:, :, slots], self.values[:, :, slots], positions
 
+    def extended(self, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What is held before ``start`` with new keys and values behind it, which are held from now on; positions too.
+
+        Where nothing has left the ring yet, that is the beginning of what is held, and nothing is copied.
+        """
+        end = start + keys.shape[2]
+        if end <= self.ring and keys.dtype == self.keys.dtype and not torch.is_grad_enabled():
+            self.write(keys, values, start)
+            return self.keys[:, :, :end], self.values[:, :, :end], torch.arange(end, device=keys.device)
+        old_keys, old_values, old_positions = self.before(start)
+        self.write(keys, values, start)
+        positions = torch.arange(start, end, device=keys.device)
+        if start == 0:
+            return keys, values, positions
+        keys = torch.cat((old_keys.to(keys.dtype), keys), 2)
+        values = torch.cat((old_values.to(values.dtype), values), 2)
+        return keys, values, torch.cat((old_positions, positions))
+
     def write(self, keys: Tensor, values: Tensor, start: int) -> None:
         """Hold new keys and values whose first stands at position ``start``."""
         length = keys.shape[2]
@@ -204,13 +222,7 @@ class Attention(nn.Module):
         value = self._clamped(value.view(*value.shape[:2], heads, -1)).transpose(1, 2)
         if cache is None:
             return key, value, positions
-        old_key, old_value, old_positions = cache.before(start)
-        cache.write(key, value, start)
-        if start == 0:
-            return key, value, positions
-        key = torch.cat((old_key.to(key.dtype), key), 2)
-        value = torch.cat((old_value.to(value.dtype), value), 2)
-        return key, value, torch.cat((old_positions, positions))
+        return cache.extended(key, value, start)
 
     def _mixed(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, gaps: Tensor | None = None

@@ -49,3 +49,11 @@ def in_compute_type(x: Tensor) -> Tensor:
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
+
+
+def plain_will_do(kernels: Kernels) -> bool:
+    """Whether a formula may be computed as it stands: for the truth, and where no backward pass follows.
+
+    The functions that keep less for the backward pass take longer to call than many of a single token's operations.
+    """
+    return kernels == "reference" or not torch.is_grad_enabled()

@@ -13,7 +13,7 @@ import planner.components as components
 from planner.components.mlp import Activation, MLPActivation
 from runners.kernels.choice import takes_triton
 from runners.kernels.swiglu import triton_swiglu
-from runners.models.context import BuildContext, Kernels, in_compute_type
+from runners.models.context import BuildContext, Kernels, in_compute_type, plain_will_do
 from runners.models.norms import RMSNorm, inner_norm
 
 CLAMP, STEEPNESS = 7.0, 1.702
@@ -119,7 +119,7 @@ def gated(gate: Tensor, up: Tensor, activation: Activation, kernels: Kernels) ->
     """``activation(gate) * up``, or what ``clamped_swiglu`` makes of the two; all of one shape."""
     if activation == "silu" and takes_triton(kernels, gate):
         return triton_swiglu(gate, up)
-    if kernels == "reference":
+    if plain_will_do(kernels):
         return _gate_and_up(gate, up, activation)
     result: Tensor = _GatedFunction.apply(gate, up, activation)
     return result

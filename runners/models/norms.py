@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import planner.components as components
 from runners.kernels.choice import takes_triton
 from runners.kernels.rms_norm import WIDEST, triton_rms_norm
-from runners.models.context import BuildContext, Kernels, in_compute_type
+from runners.models.context import BuildContext, Kernels, in_compute_type, plain_will_do
 
 
 class _RMSNormFunction(torch.autograd.Function):
@@ -54,7 +54,7 @@ def rms_norm(
     if weight is not None and takes_triton(kernels, x, WIDEST):
         scaled = triton_rms_norm(x, weight, epsilon, zero_centered)
         return scaled if keeps_type else in_compute_type(scaled)
-    if kernels == "reference":
+    if plain_will_do(kernels):
         wide = x if x.dtype == torch.float64 else x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
         normalized = wide * scale if weight is None else wide * scale * (weight.to(wide.dtype) + offset)

@@ -20,7 +20,7 @@ from planner.components.rotary import (
     RotaryScaling,
     YarnScaling,
 )
-from runners.models.context import Kernels
+from runners.models.context import Kernels, plain_will_do
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def rotate_from(x: Tensor, start: int, rotation: Rotation | None, kernels: Kerne
     """Rotate ``x`` (…, positions, head_dim), whose first position is ``start``; without a rotation, ``x`` itself."""
     if rotation is None or rotation.channels == 0:
         return x
-    if kernels == "reference":
+    if plain_will_do(kernels):
         return rotate(x, *rotation.angles(start, x.shape[-2], x))
     result: Tensor = _Turned.apply(x, start, rotation)
     return result
