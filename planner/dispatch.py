@@ -13,7 +13,7 @@ from typing import Literal
 from planner.compute import flops
 from planner.errors import UnsupportedPlan
 from planner.hardware import MachineProfile
-from planner.plans import BenchmarkPlan, KernelsPlan, Plan, PrototypePlan, TrainingPlan, VerifyPlan
+from planner.plans import BenchmarkPlan, CalibratePlan, KernelsPlan, Plan, PrototypePlan, TrainingPlan, VerifyPlan
 from planner.probes import (
     AttentionCostPlan,
     GradientNormsPlan,
@@ -73,6 +73,8 @@ def estimate_job(kind: str, spec: ArchitectureSpec, plan: Plan, profile: Machine
             return _verify(spec, plan)
         case "kernels", KernelsPlan():
             return _kernels(plan)
+        case "calibrate", CalibratePlan():
+            return _calibrate(plan)
         case "reach", ReachPlan():
             return _reach(spec, plan, profile)
         case "attention_cost", AttentionCostPlan():
@@ -166,6 +168,16 @@ def _kernels(plan: KernelsPlan) -> JobEstimate:
         50_000_000,
         2 * 2**30,
         f"compiling for {len(plan.architectures)} architectures, some 15 seconds each",
+    )
+
+
+def _calibrate(plan: CalibratePlan) -> JobEstimate:
+    seconds = START_SECONDS + len(plan.precisions) * (60.0 + 5.0 * len(plan.models))
+    return JobEstimate(
+        seconds,
+        1_000_000,
+        2**30,
+        f"a minute for each of {len(plan.precisions)} precisions, and seconds for each of {len(plan.models)} models",
     )
 
 

@@ -249,6 +249,27 @@ class BenchmarkPlan(Plan):
     kernels: Literal["auto", "reference", "eager", "triton", "block_sparse"] = "auto"
 
 
+class CalibratePlan(Plan):
+    """Measuring the worker's machine, so that times on it can be predicted."""
+
+    precisions: tuple[Literal["fp32", "bf16_autocast"], ...] = ("fp32",)
+    models: tuple[str, ...] = (
+        "llama-3-8b", "gpt2", "gemma-2-9b", "falcon-7b", "deepseek-v2-lite", "mixtral-8x7b", "mamba-2.8b",
+        "mamba2-2.7b", "qwen3-next-80b-a3b", "recurrentgemma-2b", "lfm2-1.2b", "rwkv-4-7b",
+    )  # fmt: skip
+    """Known designs whose small models are predicted and then run."""
+    parameter_budget: int = Field(default=2_000_000, ge=50_000, le=2_000_000_000)
+    """Parameters of each of these."""
+    batch_size: int = Field(default=2, gt=0, le=4096)
+    sequence_length: int = Field(default=128, gt=1, le=131_072)
+
+    @model_validator(mode="after")
+    def _check(self) -> CalibratePlan:
+        if not self.precisions:
+            refuse("precisions", "Nothing would be measured.", "Choose fp32, bf16_autocast or both.", "no_precision")
+        return self
+
+
 class KernelsPlan(Plan):
     """Compilation of the kernels for the given compute capabilities."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -28,12 +29,12 @@ def stored_pairs(store: Store) -> list[Pair]:
         pairs = [row for row in rows if _is_pair(row)]
         if not pairs:
             continue
-        revision = store.designs.revision(result.revision_id)
-        described = _described(revision.content_hash, _Spec(result.values.get("spec") or revision.spec))
-        if described is None:
-            continue
-        kinds, parameters = described
+        whole = result.values.get("spec") or store.designs.revision(result.revision_id).spec
         for row in pairs:
+            described = _described(json.dumps(row.get("spec") or whole, sort_keys=True))
+            if described is None:
+                continue
+            kinds, parameters = described
             found.append(
                 Pair(
                     quantity=row["quantity"],
@@ -44,7 +45,7 @@ def stored_pairs(store: Store) -> list[Pair]:
                     kinds=kinds,
                     parameters=parameters,
                     origin="own",
-                    label=f"{result.name}, {result.kind}",
+                    label=f"{row.get('label') or result.name}, {result.kind}",
                     source=result.job_id,
                     when=result.created_at.date(),
                     profile=str(row.get("profile", "")),
@@ -61,24 +62,11 @@ def _is_pair(row: Any) -> bool:
     )
 
 
-class _Spec:
-    """A specification as plain data that takes no part in what is remembered: its hash does."""
-
-    def __init__(self, data: Any) -> None:
-        self.data = data
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Spec) and other.data == self.data
-
-    def __hash__(self) -> int:
-        return 0
-
-
 @lru_cache(maxsize=512)
-def _described(content_hash: str, spec: _Spec) -> tuple[frozenset[str], int] | None:
+def _described(text: str) -> tuple[frozenset[str], int] | None:
     """Kinds of components and parameters; ``None`` of a specification that is not read any more."""
     try:
-        read: ArchitectureSpec = parse_spec(spec.data)
+        read: ArchitectureSpec = parse_spec(json.loads(text))
     except PlannerError:
         return None
     return kinds_of_spec(read), size(read).parameters.total

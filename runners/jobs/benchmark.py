@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from planner.calibration import PHASE_LABELS, as_phase, predict_time, stored_calibration
 from planner.compute import flops
 from planner.errors import UnsupportedPlan
 from planner.plans import BenchmarkPlan, TrainingPlan
@@ -20,6 +21,7 @@ from runners.environment import default_device, describe
 from runners.events import Event, Log, Metric, Progress, Result
 from runners.jobs.base import JobContext, JobFailure
 from runners.jobs.fitting import refuse_what_does_not_fit
+from runners.jobs.verify import prediction
 from runners.models import Decoder, build
 from runners.models.decoder import next_tokens
 from runners.profile import current
@@ -84,9 +86,35 @@ def run(spec: ArchitectureSpec, plan: BenchmarkPlan, context: JobContext) -> Ite
         "precision": plan.precision,
         "kernels": plan.kernels if plan.kernels != "auto" else ("triton" if device == "cuda" else "eager"),
         "rules": rules,
+        "rows": list(_predictions(spec, plan, timings)),
         "spec": spec.to_dict(),
     }
     yield Result("benchmark", values, environment)
+
+
+def _predictions(
+    spec: ArchitectureSpec, plan: BenchmarkPlan, timings: dict[str, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """What the machine's calibration says of each phase, beside what was timed; nothing where there is none."""
+    try:
+        calibration = stored_calibration()
+    except UnsupportedPlan:
+        return
+    if calibration is None or plan.kernels not in ("auto", "eager"):
+        return
+    for phase, timing in timings.items():
+        tokens = plan.decode_tokens if phase == "decode" else 1
+        length = plan.sequence_length + (plan.decode_tokens // 2 if phase == "decode" else 0)
+        try:
+            predicted = predict_time(
+                spec, calibration, as_phase(phase), batch_size=plan.batch_size, length=length, precision=plan.precision
+            )
+        except UnsupportedPlan:
+            continue
+        how = f"median of {timing['repetitions']} repetitions, {plan.precision}"
+        measured = timing["median_seconds"] / tokens
+        row = prediction(PHASE_LABELS[as_phase(phase)], predicted.seconds, measured, "seconds", how, "modelled")
+        yield {**row, "profile": predicted.profile}
 
 
 def _refuse_what_does_not_fit(spec: ArchitectureSpec, plan: BenchmarkPlan, device: str) -> None:

@@ -39,6 +39,7 @@ JOBS: dict[str, JobKind] = {
     "verify": JobKind("planner.plans:VerifyPlan", "runners.jobs.verify"),
     "prototype": JobKind("planner.plans:PrototypePlan", "runners.jobs.prototype"),
     "benchmark": JobKind("planner.plans:BenchmarkPlan", "runners.jobs.benchmark"),
+    "calibrate": JobKind("planner.plans:CalibratePlan", "runners.jobs.calibrate"),
     "generate": JobKind("planner.generation:GeneratePlan", "runners.jobs.generate"),
     "kernels": JobKind("planner.plans:KernelsPlan", "runners.jobs.kernels"),
     "reach": JobKind("planner.probes:ReachPlan", "runners.jobs.reach"),

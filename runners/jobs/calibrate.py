@@ -1,0 +1,76 @@
+"""Calibration: what this machine takes for matrices, components and the rest, held against models that it then runs.
+
+The profile is a file that the planner reads (:mod:`planner.calibration`); the result has it too, with each prediction
+made from it beside what was measured of small models of known designs, none of which it was made from.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+from planner.calibration import PHASE_LABELS, PHASES, Calibration, calibration_path, predict_time
+from planner.errors import PlannerError
+from planner.plans import CalibratePlan
+from planner.presets import preset
+from planner.prototype import scale_down
+from planner.spec import ArchitectureSpec
+from runners.environment import default_device, describe
+from runners.events import Event, Log, Progress, Result
+from runners.jobs.base import JobContext
+from runners.jobs.verify import prediction
+from runners.training.calibration import measure, pass_seconds
+
+
+def run(spec: ArchitectureSpec, plan: CalibratePlan, context: JobContext) -> Iterator[Event]:
+    """Measure the machine, then the models of the plan; the specification is not read."""
+    calibration: Calibration | None = None
+    for said in measure(plan.precisions):
+        if isinstance(said, Calibration):
+            calibration = said
+        else:
+            yield Progress(said.done, said.total + len(plan.models), "measurements", f"· {said.message}")
+            steps = said.total
+    assert calibration is not None
+    store(calibration)
+    rows: list[dict[str, Any]] = []
+    for done, name in enumerate(plan.models):
+        yield Progress(steps + done, steps + len(plan.models), "measurements", f"· {name}")
+        for row in _held_against(name, plan, calibration):
+            yield Log(f"{row['quantity']}: predicted {row['predicted']:.4g} s, measured {row['measured']:.4g} s")
+            rows.append(row)
+    if rows:
+        yield Log(f"median error of {len(rows)} times: {statistics.median(abs(row['error']) for row in rows):.1%}")
+    yield Progress(steps + len(plan.models), steps + len(plan.models), "measurements")
+    yield Result(
+        "calibrate", {"rows": rows, "calibration": calibration.model_dump(mode="json")}, describe(default_device())
+    )
+
+
+def store(calibration: Calibration) -> None:
+    """Leave the profile where the planner finds it; a reader sees the old one or the new one whole."""
+    path = calibration_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(calibration.model_dump_json(indent=1))
+    temporary.replace(path)
+
+
+def _held_against(name: str, plan: CalibratePlan, calibration: Calibration) -> Iterator[dict[str, Any]]:
+    """Each phase of a small model of a known design, predicted and measured."""
+    small = scale_down(preset(name).spec, plan.parameter_budget, sequence_length=plan.sequence_length).spec
+    for precision in plan.precisions:
+        for phase in PHASES:
+            try:
+                predicted = predict_time(
+                    small, calibration, phase, batch_size=plan.batch_size, length=plan.sequence_length,
+                    precision=precision,
+                )  # fmt: skip
+            except PlannerError:
+                continue
+            measured = pass_seconds(small, phase, plan.batch_size, plan.sequence_length, precision)
+            how = f"{name} with {plan.parameter_budget:,} parameters, {precision}, median of repetitions"
+            row = prediction(PHASE_LABELS[phase], predicted.seconds, measured, "seconds", how, "modelled")
+            yield {**row, "label": name, "profile": predicted.profile, "spec": small.to_dict()}

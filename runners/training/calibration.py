@@ -1,0 +1,377 @@
+"""Measures a machine for :mod:`planner.calibration`: matrices by size, what components take beside them, and the rest.
+
+A component is timed in models of five layers and of one that are otherwise the same: the difference, over four, is a
+layer. In a very narrow one what is left is its launches; in a wider one, at two lengths of as many tokens, what its
+matrices and launches leave is told apart into bytes and FLOPs between tokens by least squares without negative terms.
+Repetitions of the two models take turns, so that a machine that slows down slows both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import scipy.optimize
+import torch
+import torch.nn.functional as F
+
+from planner.calibration import (
+    PHASES,
+    Calibration,
+    KindRates,
+    MatrixRates,
+    OuterRates,
+    Phase,
+    PhaseRates,
+    Precision,
+    PrecisionRates,
+    cached_bytes,
+    kept_bytes,
+    kinds_within,
+    matrix_seconds,
+)
+from planner.components import Component
+from planner.matrices import between_tokens
+from planner.presets import preset, preset_ids
+from planner.prototype import narrowed
+from planner.spec import ArchitectureSpec, Layer, LayerGroup, NoPositions
+from runners.environment import default_device, processor_name
+from runners.models import Decoder, build
+from runners.models.decoder import next_tokens
+
+ROWS = (1, 4, 16, 64, 256, 1024, 4096)
+SIZES = (32, 64, 128, 256, 512, 1024, 2048)
+MOST_FLOPS = 6e9
+"""Larger multiplications take the rate of the next smaller size."""
+SECONDS_EACH = 0.02
+NARROW, WIDE = 32, 256
+FEW, MANY = (1, 16), ((4, 64), (1, 256))
+"""Batch and length of a narrow model's pass, and of the two of a wide one."""
+CONTEXTS = (64, 256)
+VOCABULARY, LARGE_VOCABULARY = 256, 8192
+LAYERS = 5
+REPETITIONS = 7
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """What was measured last, of how much."""
+
+    done: int
+    total: int
+    message: str
+
+
+def measure(precisions: Sequence[Precision], kinds: Sequence[str] | None = None) -> Iterator[Step | Calibration]:
+    """Steps as they are done, and the calibration at the end; ``kinds`` absent: of every component there is."""
+    device = default_device()
+    examples = {kind: example for kind, example in _examples() if kinds is None or kind in kinds}
+    total = len(precisions) * (len(PHASES) * (len(examples) + 1) + 1)
+    done = 0
+    found: dict[Precision, PrecisionRates] = {}
+    for precision in precisions:
+        yield Step(done, total, f"{precision}: matrices")
+        forward, backward = _matrix_tables(device, precision)
+        done += 1
+        partial = PrecisionRates(forward=forward, backward=backward, phases={})
+        phases: dict[Phase, PhaseRates] = {}
+        for phase in PHASES:
+            yield Step(done, total, f"{precision}, {phase}: outside the layers")
+            outer = _outer(device, precision, phase, partial)
+            done += 1
+            kinds = {}
+            for kind, (spec, layer) in examples.items():
+                yield Step(done, total, f"{precision}, {phase}: {kind}")
+                kinds[kind] = _kind(device, precision, phase, spec, layer, partial)
+                done += 1
+            phases[phase] = PhaseRates(kinds=kinds, outer=outer)
+        found[precision] = PrecisionRates(forward=forward, backward=backward, phases=phases)
+    yield Calibration(
+        device_name=torch.cuda.get_device_name() if device == "cuda" else processor_name(),
+        threads=torch.get_num_threads(),
+        versions={"torch": torch.__version__},
+        measured_at=datetime.datetime.now(datetime.UTC),
+        launch_seconds=_launch(device),
+        copy_bytes_per_second=_copies(device),
+        attention_flops_per_second=_attention(device),
+        optimizer_seconds_per_parameter=_optimizer(device),
+        precisions=found,
+    )
+
+
+# --- single operators ---
+
+
+def _seconds(call: Callable[[], object], device: str, for_seconds: float = SECONDS_EACH) -> float:
+    """Median of one call over a short while, of at least three."""
+    call()
+    times: list[float] = []
+    deadline = time.perf_counter() + for_seconds
+    while len(times) < 3 or time.perf_counter() < deadline:
+        times.append(_once(call, device))
+    return statistics.median(times)
+
+
+def _once(call: Callable[[], object], device: str) -> float:
+    started = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _under(precision: Precision, device: str) -> contextlib.AbstractContextManager[object]:
+    return torch.autocast(device, torch.bfloat16) if precision == "bf16_autocast" else contextlib.nullcontext()
+
+
+def _matrix_tables(device: str, precision: Precision) -> tuple[MatrixRates, MatrixRates]:
+    """Rates forward and backward; the time of the smallest product of all, its launch, is taken off."""
+    forward, backward = (np.full((len(ROWS), len(SIZES)), np.nan) for _ in range(2))
+    idle = _linear_seconds(device, precision, 1, 8)
+    for line, rows in enumerate(ROWS):
+        for column, size in enumerate(SIZES):
+            flops = 2.0 * rows * size * size
+            if flops > MOST_FLOPS:
+                forward[line, column], backward[line, column] = forward[line, column - 1], backward[line, column - 1]
+                continue
+            there, back = _linear_seconds(device, precision, rows, size)
+            forward[line, column] = flops / max(there - idle[0], there / 10)
+            backward[line, column] = 2 * flops / max(back - idle[1], back / 10)
+    tables = [
+        MatrixRates(rows=ROWS, sizes=SIZES, flops_per_second=tuple(tuple(line) for line in table.tolist()))
+        for table in (forward, backward)
+    ]
+    return tables[0], tables[1]
+
+
+def _linear_seconds(device: str, precision: Precision, rows: int, size: int) -> tuple[float, float]:
+    """Seconds of a product, and of its backward pass."""
+    x = torch.randn(rows, size, device=device, requires_grad=True)
+    weight = torch.randn(size, size, device=device, requires_grad=True)
+    with _under(precision, device):
+        with torch.no_grad():
+            there = _seconds(lambda: F.linear(x, weight), device)
+        y = F.linear(x, weight)
+    gradient = torch.ones_like(y)
+    back = _seconds(lambda: torch.autograd.grad(y, (x, weight), gradient, retain_graph=True), device)
+    return there, back
+
+
+def _launch(device: str) -> float:
+    one = torch.ones(1, device=device)
+    return _seconds(lambda: one.add_(1), device)
+
+
+def _copies(device: str) -> dict[str, float]:
+    """Bytes a second of copies within the caches and beyond."""
+    found = {}
+    for size in (2**16, 2**20, 2**24, 2**27):
+        source = torch.zeros(size, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        found[str(size)] = 2 * size / _seconds(functools.partial(target.copy_, source), device)
+    return found
+
+
+@torch.no_grad()
+def _attention(device: str) -> dict[str, float]:
+    """FLOPs a second of fused causal attention of 4 heads of 64 channels, half of the square counted."""
+    found = {}
+    for length in (128, 512, 2048):
+        query, key, value = (torch.randn(1, 4, length, 64, device=device) for _ in range(3))
+        flops = 4 * 4 * 64 * length * (length + 1) / 2
+        attend = functools.partial(F.scaled_dot_product_attention, query, key, value, is_causal=True)
+        found[str(length)] = flops / _seconds(attend, device)
+    return found
+
+
+def _optimizer(device: str) -> float:
+    parameters = [torch.nn.Parameter(torch.randn(512, 512, device=device)) for _ in range(16)]
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+    return _seconds(optimizer.step, device, 0.1) / sum(parameter.numel() for parameter in parameters)
+
+
+# --- models ---
+
+
+def _examples() -> Iterator[tuple[str, tuple[ArchitectureSpec, Layer]]]:
+    """A layer of each kind of component that a known model has, with the model narrowed to the wide width."""
+    seen: set[str] = set()
+    for name in preset_ids():
+        whole = preset(name).spec
+        for layer in dict.fromkeys(layer for group in whole.layer_groups for layer in group.layers):
+            for slot in ("sequence_mixer", "channel_mixer"):
+                mixer = getattr(layer, slot)
+                if mixer is None or getattr(mixer, "shares_key_values", False):
+                    continue
+                parts = list(kinds_within(mixer))
+                if len(parts) == 1 and parts[0][0] not in seen:
+                    seen.add(parts[0][0])
+                    yield parts[0][0], (whole, layer.model_copy(update={_other(slot): None, "residual": "sequential"}))
+
+
+def _other(slot: str) -> str:
+    return "channel_mixer" if slot == "sequence_mixer" else "sequence_mixer"
+
+
+def _model(spec: ArchitectureSpec, layer: Layer, width: int, layers: int) -> tuple[ArchitectureSpec, Layer]:
+    """``layers`` layers of one mixer in a stream of ``width`` channels."""
+    one = spec.model_copy(update={"layer_groups": (LayerGroup(repeats=1, layers=(layer,)),)})
+    small = narrowed(one, width, 512, 1.0).spec
+    narrow = small.layer_groups[0].layers[0]
+    made = small.model_copy(update={"layer_groups": (LayerGroup(repeats=layers, layers=(narrow,)),)})
+    return made, narrow
+
+
+def _kind(
+    device: str, precision: Precision, phase: Phase, spec: ArchitectureSpec, layer: Layer, rates: PrecisionRates
+) -> KindRates:
+    """What a layer of one mixer takes beside its matrices."""
+    _, thin = _model(spec, layer, NARROW, 1)
+    slot = "sequence_mixer" if layer.sequence_mixer is not None else "channel_mixer"
+    is_sequence = slot == "sequence_mixer"
+    shapes = [(1, length) for length in CONTEXTS] if phase == "decode" else list(MANY)
+    launches = _layer_seconds(device, precision, phase, spec, layer, NARROW, *FEW)
+    launches -= _matrices(getattr(thin, slot), NARROW, FEW, rates, phase)
+    launches = max(launches, 0.0)
+    terms, rest = [], []
+    for batch, length in shapes:
+        wide, thick = _model(spec, layer, WIDE, 1)
+        mixer: Component = getattr(thick, slot)
+        seconds = _layer_seconds(device, precision, phase, spec, layer, WIDE, batch, length)
+        seconds -= launches + _matrices(mixer, WIDE, (batch, length), rates, phase)
+        if phase == "decode":
+            terms.append((cached_bytes(mixer, WIDE, length, batch), 0.0))
+        else:
+            kept = kept_bytes(wide, thick, length, batch, precision)["sequence" if is_sequence else "channel"]
+            flops = float(between_tokens(mixer, WIDE, length, batch)) if is_sequence else 0.0
+            terms.append((kept, flops))
+        rest.append(max(seconds, 0.0))
+    per_byte, per_flop = _two_terms(terms, rest)
+    return KindRates(launch_seconds=launches, seconds_per_byte=per_byte, seconds_per_flop=per_flop)
+
+
+def _matrices(mixer: Component, width: int, shape: tuple[int, int], rates: PrecisionRates, phase: Phase) -> float:
+    tokens = shape[0] * (1 if phase == "decode" else shape[1])
+    return matrix_seconds(mixer, width, tokens, rates, phase)
+
+
+def _two_terms(terms: list[tuple[float, float]], seconds: list[float]) -> tuple[float, float]:
+    """Seconds for each byte and each FLOP, none below zero, that add up to what is left."""
+    table = np.array(terms)
+    scale = np.maximum(table.max(axis=0), 1e-30)
+    found, _ = scipy.optimize.nnls(table / scale, np.array(seconds))
+    return float(found[0] / scale[0]), float(found[1] / scale[1])
+
+
+def _layer_seconds(
+    device: str, precision: Precision, phase: Phase, spec: ArchitectureSpec, layer: Layer, width: int, batch: int,
+    length: int,
+) -> float:  # fmt: skip
+    """Seconds of a layer: the difference between a model of several and one of one."""
+    calls = []
+    for layers in (1, LAYERS):
+        small, _ = _model(spec, layer, width, layers)
+        calls.append(_pass(build(small, device=device), phase, batch, length, device))
+    with _under(precision, device):
+        one, several = _alternately(calls, device)
+    return (several - one) / (LAYERS - 1)
+
+
+def _alternately(calls: list[Callable[[], object]], device: str) -> list[float]:
+    """Medians of calls that take turns."""
+    for call in calls:
+        call()
+        call()
+    times = [[_once(call, device) for call in calls] for _ in range(REPETITIONS)]
+    return [statistics.median(each) for each in zip(*times, strict=True)]
+
+
+def _pass(model: Decoder, phase: Phase, batch: int, length: int, device: str) -> Callable[[], object]:
+    """One pass as a benchmark runs it."""
+    tokens = torch.randint(0, model.spec.vocab_size, (batch, length), device=device)
+    if phase == "training":
+
+        def training() -> object:
+            model.zero_grad(set_to_none=True)
+            loss = model.loss(tokens, next_tokens(tokens))
+            loss.backward()
+            return loss
+
+        return training
+    if phase == "prefill":
+
+        @torch.no_grad()
+        def prefill() -> object:
+            return model(tokens, cache=model.new_cache(batch, length)).logits
+
+        return prefill
+    with torch.no_grad():
+        cache = model.new_cache(batch, length + 1)
+        model(tokens, cache=cache)
+
+    @torch.no_grad()
+    def decode() -> object:
+        cache.length = length
+        return model(tokens[:, :1], cache=cache).logits
+
+    return decode
+
+
+def pass_seconds(spec: ArchitectureSpec, phase: Phase, batch: int, length: int, precision: Precision) -> float:
+    """Median seconds of a pass of a design as it is, the optimizer's step included where it trains."""
+    device = default_device()
+    model = build(spec, device=device)
+    call = _pass(model, phase, batch, length, device)
+    if phase == "training":
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+        forward_and_backward = call
+
+        def call() -> object:
+            forward_and_backward()
+            optimizer.step()
+            return None
+
+    with _under(precision, device):
+        return _alternately([call], device)[0]
+
+
+def _outer(device: str, precision: Precision, phase: Phase, rates: PrecisionRates) -> OuterRates:
+    """What a model takes beside its layers: of the difference between vocabularies, and of what is left of a model."""
+    name = "llama-2-7b"
+    whole = preset(name).spec
+    layer = whole.layer_groups[0].layers[0].model_copy(update={"sequence_mixer": None})
+    batch, length = MANY[0]
+    small, _ = _model(whole, layer, NARROW, 1)
+    calls = []
+    for vocabulary in (VOCABULARY, LARGE_VOCABULARY):
+        sized = small.model_copy(update={"vocab_size": vocabulary, "positions": NoPositions()})
+        calls.append(_pass(build(sized, device=device), phase, batch, length, device))
+    tokens = batch * (1 if phase == "decode" else length)
+    with _under(precision, device):
+        few, many = _alternately(calls, device)
+        one, several = _alternately(
+            [
+                _pass(build(_model(whole, layer, NARROW, count)[0], device=device), phase, *FEW, device)
+                for count in (1, LAYERS)
+            ],
+            device,
+        )
+    heads = [_head(tokens, NARROW, vocabulary, rates, phase) for vocabulary in (VOCABULARY, LARGE_VOCABULARY)]
+    per_logit = max(0.0, (many - few) - (heads[1] - heads[0])) / (tokens * (LARGE_VOCABULARY - VOCABULARY))
+    few_tokens = FEW[0] * (1 if phase == "decode" else FEW[1])
+    left = one - (several - one) / (LAYERS - 1) - _head(few_tokens, NARROW, VOCABULARY, rates, phase)
+    return OuterRates(launch_seconds=max(0.0, left), seconds_per_logit=per_logit)
+
+
+def _head(tokens: int, width: int, vocabulary: int, rates: PrecisionRates, phase: Phase) -> float:
+    flops = 2.0 * tokens * width * vocabulary
+    seconds = flops / rates.forward.at(tokens, width, vocabulary)
+    return seconds + (2 * flops / rates.backward.at(tokens, width, vocabulary) if phase == "training" else 0.0)

@@ -1,0 +1,113 @@
+"""Times from a machine's calibration, by hand; nothing here is timed."""
+
+from __future__ import annotations
+
+import datetime
+import pathlib
+
+import pytest
+
+from planner import UnsupportedPlan, load
+from planner.calibration import (
+    Calibration,
+    KindRates,
+    MatrixRates,
+    OuterRates,
+    PhaseRates,
+    PrecisionRates,
+    calibration_path,
+    predict_time,
+    stored_calibration,
+)
+
+RATE = 1e9
+KIND = KindRates(launch_seconds=1e-3, seconds_per_byte=1e-9, seconds_per_flop=2e-9)
+OUTER = OuterRates(launch_seconds=5e-3, seconds_per_logit=1e-8)
+
+
+def flat(rate: float) -> MatrixRates:
+    return MatrixRates(rows=(1, 1024), sizes=(32, 2048), flops_per_second=((rate, rate), (rate, rate)))
+
+
+def calibration(**kinds: KindRates) -> Calibration:
+    phase = PhaseRates(kinds={"attention": KIND, "mlp": KIND, "moe": KIND, **kinds}, outer=OUTER)
+    rates = PrecisionRates(
+        forward=flat(RATE), backward=flat(RATE / 2), phases={"prefill": phase, "decode": phase, "training": phase}
+    )
+    return Calibration(
+        device_name="two cores", threads=2, versions={},
+        measured_at=datetime.datetime(2026, 11, 26, tzinfo=datetime.UTC),
+        launch_seconds=1e-6, copy_bytes_per_second={}, attention_flops_per_second={},
+        optimizer_seconds_per_parameter=1e-9, precisions={"fp32": rates},
+    )  # fmt: skip
+
+
+def test_rates_are_interpolated_between_rows_and_sizes_in_their_logarithms() -> None:
+    table = MatrixRates(rows=(1, 100), sizes=(10, 1000), flops_per_second=((1.0, 100.0), (10_000.0, 1_000_000.0)))
+    assert table.at(1, 10, 10) == pytest.approx(1)
+    assert table.at(100, 1000, 1000) == pytest.approx(1_000_000)
+    # Half way in both logarithms: ten rows, and a matrix of 10 by 1,000, which is 100 squared.
+    assert table.at(10, 10, 1000) == pytest.approx(1000)
+    # Beyond the table the nearest edge holds.
+    assert table.at(1e6, 1e6, 1e6) == pytest.approx(1_000_000)
+    assert table.at(0.1, 1, 1) == pytest.approx(1)
+
+
+def test_a_prompt_takes_what_a_hand_calculation_says() -> None:
+    spec = load("llama-2-7b")
+    found = predict_time(spec, calibration(), "prefill", batch_size=1, length=64)
+    # Two FLOPs a weight of four matrices of 4,096², three of 4,096 by 11,008 in 32 layers, and of the head.
+    weights = 32 * (4 * 4096**2 + 3 * 4096 * 11_008) + 32_000 * 4096
+    assert found.parts["matrices"] == pytest.approx(2 * 64 * weights / RATE)
+    # Two mixers in 32 layers, and what is outside.
+    assert found.parts["launches"] == pytest.approx(64 * 1e-3 + 5e-3)
+    # 64·65/2 pairs of 32 heads of 128 channels, twice two FLOPs.
+    assert found.parts["between tokens"] == pytest.approx(2e-9 * 32 * 4 * 32 * 128 * 64 * 65 / 2)
+    assert sum(found.parts.values()) == pytest.approx(found.seconds)
+    assert "two cores" in found.profile
+
+
+def test_a_step_has_two_products_more_and_the_optimizer() -> None:
+    spec = load("llama-2-7b")
+    forward = predict_time(spec, calibration(), "prefill", batch_size=2, length=64)
+    step = predict_time(spec, calibration(), "training", batch_size=2, length=64)
+    # The backward pass has twice the FLOPs at half the rate.
+    assert step.parts["matrices"] == pytest.approx(5 * forward.parts["matrices"])
+    assert step.parts["optimizer"] == pytest.approx(6_738_415_616e-9)
+
+
+def test_a_token_reads_the_cache() -> None:
+    spec = load("llama-2-7b")
+    found = predict_time(spec, calibration(), "decode", batch_size=3, length=1000)
+    # Keys and values of 32 heads of 128 in 32 layers for 1,000 tokens of three sequences, four bytes each; the logits.
+    cache = 2 * 32 * 128 * 32 * 1000 * 3 * 4
+    assert found.parts["elementwise"] == pytest.approx(1e-9 * cache + 1e-8 * 3 * 32_000)
+    weights = 32 * (4 * 4096**2 + 3 * 4096 * 11_008) + 32_000 * 4096
+    assert found.parts["matrices"] == pytest.approx(2 * 3 * weights / RATE)
+
+
+def test_a_token_touches_the_experts_that_it_chooses() -> None:
+    spec = load("mixtral-8x7b")
+    found = predict_time(spec, calibration(), "prefill", batch_size=1, length=64)
+    layer = 2 * 4096**2 + 2 * 4096 * 1024 + 2 * 3 * 4096 * 14_336 + 8 * 4096
+    assert found.parts["matrices"] == pytest.approx(2 * 64 * (32 * layer + 32_000 * 4096) / RATE)
+
+
+def test_what_was_not_calibrated_is_refused() -> None:
+    with pytest.raises(UnsupportedPlan) as caught:
+        predict_time(load("mamba2-2.7b"), calibration(), "prefill", batch_size=1, length=64)
+    assert caught.value.code == "kind_not_calibrated"
+    with pytest.raises(UnsupportedPlan) as caught:
+        predict_time(load("llama-2-7b"), calibration(), "prefill", batch_size=1, length=64, precision="bf16_autocast")
+    assert caught.value.path == "precision"
+
+
+def test_the_stored_calibration_comes_back(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLUMBLINE_DATA_DIR", str(tmp_path))
+    assert stored_calibration() is None
+    calibration_path().write_text(calibration().model_dump_json(), encoding="utf-8")
+    assert stored_calibration() == calibration()
+    calibration_path().write_text("{", encoding="utf-8")
+    with pytest.raises(UnsupportedPlan) as caught:
+        stored_calibration()
+    assert str(calibration_path()) in caught.value.remedy

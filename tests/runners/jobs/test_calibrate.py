@@ -1,0 +1,75 @@
+"""Calibration of the machine that runs the tests: what is stored and what is held against it. No speed is asserted."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from planner.calibration import stored_calibration
+from planner.plans import BenchmarkPlan, CalibratePlan
+from planner.presets import preset
+from runners.events import Result
+from runners.jobs import benchmark, calibrate
+from runners.jobs.base import JobContext
+from runners.training import calibration
+
+
+@pytest.fixture
+def quick(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """A data directory of its own, and few and small measurements."""
+    monkeypatch.setenv("PLUMBLINE_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(calibration, "ROWS", (1, 64))
+    monkeypatch.setattr(calibration, "SIZES", (32, 256))
+    monkeypatch.setattr(calibration, "SECONDS_EACH", 0.0)
+    monkeypatch.setattr(calibration, "WIDE", 64)
+    monkeypatch.setattr(calibration, "REPETITIONS", 1)
+    measured = calibration.measure
+    monkeypatch.setattr(calibrate, "measure", lambda precisions: measured(precisions, ("attention", "mlp")))
+    return tmp_path
+
+
+def test_a_calibration_is_stored_and_held_against_models(quick: pathlib.Path) -> None:
+    spec = preset("llama-2-7b").spec
+    plan = CalibratePlan(
+        models=("llama-2-7b", "mamba2-2.7b"), parameter_budget=60_000, batch_size=1, sequence_length=16
+    )
+    (result,) = [event for event in calibrate.run(spec, plan, JobContext(quick)) if isinstance(event, Result)]
+    rows = result.values["rows"]
+    # Of the two models one has components that were measured; each of its phases has a row.
+    assert [row["label"] for row in rows] == ["llama-2-7b"] * 3
+    assert all(row["predicted"] > 0 and row["measured"] > 0 for row in rows)
+    stored = stored_calibration()
+    assert stored is not None
+    assert set(stored.precisions["fp32"].phases) == {"prefill", "decode", "training"}
+    assert set(stored.precisions["fp32"].phases["decode"].kinds) == {"attention", "mlp"}
+    assert all(row["profile"] == stored.name for row in rows)
+    timed = BenchmarkPlan(
+        batch_size=1, sequence_length=16, decode_tokens=2, parameter_budget=60_000, max_repetitions=10,
+        relative_interval=0.9, phases=("prefill",),
+    )  # fmt: skip
+    (found,) = [event for event in benchmark.run(spec, timed, JobContext(quick)) if isinstance(event, Result)]
+    (row,) = found.values["rows"]
+    assert row["profile"] == stored.name
+    assert row["measured"] == found.values["timings"]["prefill"]["median_seconds"]
+
+
+def test_without_a_calibration_a_benchmark_predicts_nothing(quick: pathlib.Path) -> None:
+    plan = BenchmarkPlan(
+        batch_size=1, sequence_length=16, parameter_budget=60_000, max_repetitions=10, relative_interval=0.9,
+        phases=("prefill",),
+    )  # fmt: skip
+    events = benchmark.run(preset("llama-2-7b").spec, plan, JobContext(quick))
+    (found,) = [event for event in events if isinstance(event, Result)]
+    assert found.values["rows"] == []
+
+
+def test_what_is_left_is_told_apart_into_bytes_and_flops() -> None:
+    # Three seconds a byte and half a second a FLOP.
+    terms = [(10.0, 100.0), (10.0, 400.0)]
+    assert calibration._two_terms(terms, [30 + 50, 30 + 200]) == pytest.approx((3.0, 0.5))
+    # What would need a negative share has none.
+    per_byte, per_flop = calibration._two_terms(terms, [90.0, 30.0])
+    assert per_flop == 0
+    assert np.isclose(per_byte, 6.0)
