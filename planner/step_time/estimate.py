@@ -184,7 +184,8 @@ def stages_of(spec: ArchitectureSpec, setting: Setting) -> list[_Stage]:
     for group in spec.layer_groups:
         order += [one(layer) for layer in group.layers] * group.repeats
     parts = plan.pipeline_parallel * plan.virtual_stages
-    if len(order) < parts:
+    with_ends = (len(order) + 2) % parts == 0
+    if len(order) < parts and not with_ends:
         raise UnsupportedPlan.of(
             f"{len(order)} layers do not fill {parts} parts of a pipeline.",
             path="pipeline_parallel",
@@ -192,7 +193,7 @@ def stages_of(spec: ArchitectureSpec, setting: Setting) -> list[_Stage]:
             code="more_stages_than_layers",
         )
     sizes = [len(order) // parts + (1 if part < len(order) % parts else 0) for part in range(parts)]
-    if len(order) % parts and (len(order) + 2) % parts == 0:
+    if len(order) % parts and with_ends:
         sizes = [(len(order) + 2) // parts] * parts
         sizes[0] -= 1
         sizes[-1] -= 1
@@ -325,13 +326,11 @@ def _data_parallel(
             gradients = gradients + ring_pass(group, setting.gradient_width * learning)
             sharded = elements if plan.zero_stage == 3 else learning
             gathered = gathered + ring_pass(group, setting.width * sharded)
-    if plan.zero_stage >= 2:
-        times = number if plan.zero_stage == 3 or number > 1 else 1
-        passes = 2 if plan.zero_stage == 3 and plan.fsdp_reshard else 1
-        if plan.zero_stage == 3:
-            exchange = gradients + passes * gathered
-            return times * beside(time.total, exchange, overlap)
-        return times * beside(time.backward, gradients, overlap) + beside(time.forward, gathered, overlap)
+    if plan.zero_stage == 3:
+        passes = 2 if plan.fsdp_reshard else 1
+        return number * beside(time.total, gradients + passes * gathered, overlap)
+    if plan.zero_stage == 2:
+        return number * beside(time.backward, gradients, overlap) + beside(time.forward, gathered, overlap)
     return beside(time.backward, gradients, overlap) + beside(time.forward, gathered, overlap)
 
 

@@ -291,6 +291,26 @@ def test_half_of_the_published_steps_of_large_models_are_predicted_within_20_per
     assert statistics.median(map(abs, held)) <= 2 * statistics.median(map(abs, known))
 
 
+@pytest.mark.parametrize(("data_parallel", "utilization"), [(64, 0.43), (128, 0.41)])
+def test_llama_3_s_own_utilization_comes_out_within_a_tenth(data_parallel: int, utilization: float) -> None:
+    """Llama 3 405B on 8,192 and 16,384 H100 (arXiv:2407.21783, table 4); no row of ours is from there."""
+    plan = TrainingPlan(
+        tensor_parallel=8,
+        sequence_parallel=True,
+        pipeline_parallel=16,
+        pipeline_schedule="interleaved",
+        virtual_stages=8,  # 126 layers, one less on the first and the last stage
+        data_parallel=data_parallel,
+        zero_stage=1,
+        sequence_length=8192,
+        global_batch_size=2048,
+        gradient_dtype="fp32",
+        hardware="h100",
+    )
+    found = step_time(preset("llama-3.1-405b").spec, plan)
+    assert found.model_flops_utilization == pytest.approx(utilization, rel=0.1)
+
+
 def test_rows_of_one_setting_are_in_one_half() -> None:
     halves: dict[str, set[bool]] = {}
     for row in _timed():
