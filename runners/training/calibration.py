@@ -85,12 +85,12 @@ def measure(precisions: Sequence[Precision], kinds: Sequence[str] | None = None)
             yield Step(done, total, f"{precision}, {phase}: outside the layers")
             outer = _outer(device, precision, phase, partial)
             done += 1
-            kinds = {}
+            rates = {}
             for kind, (spec, layer) in examples.items():
                 yield Step(done, total, f"{precision}, {phase}: {kind}")
-                kinds[kind] = _kind(device, precision, phase, spec, layer, partial)
+                rates[kind] = _kind(device, precision, phase, spec, layer, partial)
                 done += 1
-            phases[phase] = PhaseRates(kinds=kinds, outer=outer)
+            phases[phase] = PhaseRates(kinds=rates, outer=outer)
         found[precision] = PrecisionRates(forward=forward, backward=backward, phases=phases)
     yield Calibration(
         device_name=torch.cuda.get_device_name() if device == "cuda" else processor_name(),
