@@ -95,6 +95,23 @@ class SavedTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class BackwardMoment:
+    """What is alive at one moment of a block's backward pass, beside what it had saved, with PyTorch's operators."""
+
+    made: tuple[SavedTensor, ...]
+    freed: tuple[str, ...] = ()
+    """Saved tensors that are gone by then, by name."""
+    ready: tuple[str, ...] = ()
+    """Parameters whose gradients are made by then; the start of their names."""
+    fresh: tuple[str, ...] = ()
+    """Parameters whose gradients have just been made, in the type that matrices are multiplied in."""
+    cast: tuple[str, ...] = ()
+    """Parameters whose gradients are there in that type and, where it is another, in their own."""
+    copied: tuple[str, ...] = ()
+    """Parameters whose gradients are there twice in their own type, as autograd copies a transposed one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Computation:
     """How a forward pass computes, as far as it changes what is kept."""
 
@@ -167,6 +184,12 @@ class Component(Strict):
     ) -> Iterator[SavedTensor]:
         """The same as :meth:`saved_activations` for another way to compute, in the order of the forward pass."""
         return self.saved_activations(hidden_size, sequence_length, batch_size)
+
+    def backward_moments(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[BackwardMoment]:
+        """The moments of the backward pass at which most is alive; unless a component knows better, its first one."""
+        yield BackwardMoment(tuple(self.backward_working_set(hidden_size, sequence_length, batch_size)))
 
     def backward_working_set(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity

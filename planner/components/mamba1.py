@@ -7,7 +7,16 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection
+from planner.components.base import (
+    BackwardMoment,
+    CacheEntry,
+    Component,
+    Operation,
+    SavedTensor,
+    Tensor,
+    linear,
+    projection,
+)
 from planner.components.mlp import READ_FROM_RESULT, Pointwise
 from planner.components.narrowing import Scale
 from planner.quantities import Quantity, rounded_up, smallest
@@ -98,10 +107,18 @@ class Mamba1(Component):
         yield SavedTensor("scan output", tokens * inner)
         yield SavedTensor("gated output", tokens * inner)
 
-    def backward_temporaries(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
-        # States, decays and their gradients over all positions, computed again in fp32.
+    def backward_moments(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[BackwardMoment]:
+        """While the scan runs backward: states, decays and their gradients over all positions, made again in fp32."""
+        tokens = batch_size * sequence_length
         padded = batch_size * rounded_up(sequence_length, smallest(self.chunk_size, sequence_length))
-        yield SavedTensor("states and decays", 4 * padded * self.intermediate_size * self.state_size, "float32")
+        states = SavedTensor("states and decays", 4 * padded * self.intermediate_size * self.state_size, "float32")
+        # Of the output and, where it is narrower, of the input: the type that the states are in.
+        wide = SavedTensor("gradients of scan and skip", 2 * tokens * self.intermediate_size, "float32")
+        widened = SavedTensor("input in fp32", 2 * padded * self.intermediate_size, "copy")
+        gate = SavedTensor("gradient of the gate", tokens * self.intermediate_size)
+        yield BackwardMoment((states, wide, widened, gate), ("scan output", "gated output"), ready=("out_proj",))
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("convolution", (self.intermediate_size, self.conv_kernel), grows=False)

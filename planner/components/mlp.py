@@ -7,7 +7,16 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from planner.components.base import Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.components.base import (
+    BackwardMoment,
+    Component,
+    Operation,
+    SavedTensor,
+    Tensor,
+    linear,
+    projection,
+    refuse,
+)
 from planner.quantities import Quantity
 
 Pointwise = Literal[
@@ -43,14 +52,23 @@ READ_FROM_RESULT = frozenset({"relu", "sigmoid", "tanh", "linear"})
 
 
 def saved_inside(
-    activation: MLPActivation, gated: bool, rows: Quantity, width: Quantity, split: str = "tensor"
+    activation: MLPActivation, gated: bool, rows: Quantity, width: Quantity, split: str = "tensor", of: str = ""
 ) -> Iterator[SavedTensor]:
-    """What is kept between the projections of ``rows`` rows through ``width`` channels."""
+    """What is kept between the projections of ``rows`` rows through ``width`` channels; ``of`` whom, in its name."""
     if gated:
-        yield SavedTensor("gate and up projections", rows * 2 * width, split=split)
+        yield SavedTensor(f"gate and up projections{of}", rows * 2 * width, split=split)
     elif activation not in READ_FROM_RESULT:
-        yield SavedTensor("up projection", rows * width, split=split)
-    yield SavedTensor("activated", rows * width, split=split)
+        yield SavedTensor(f"up projection{of}", rows * width, split=split)
+    yield SavedTensor(f"activated{of}", rows * width, split=split)
+
+
+def made_inside(gated: bool, rows: Quantity, width: Quantity, split: str = "tensor") -> SavedTensor:
+    """What is alive when the activation of ``rows`` rows runs backward, once what it gave is freed.
+
+    Behind a gate: the gate activated again, its product, and gradients of the product, the activated gate and the up
+    projection; else the gradients of what came out and of what went in.
+    """
+    return SavedTensor("activated again, and gradients", (5 if gated else 2) * rows * width, split=split)
 
 
 def check_gate(activation: MLPActivation, gated: bool) -> None:
@@ -152,3 +170,20 @@ class MLP(Component):
         if self.sub_norm:
             yield SavedTensor("inverse deviation of what was activated", tokens, "float32")
             yield SavedTensor("normalized", tokens * self.intermediate_size, split="tensor")
+
+    def backward_moments(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[BackwardMoment]:
+        if self.sub_norm:
+            yield from super().backward_moments(hidden_size, sequence_length, batch_size)
+            return
+        tokens, width = batch_size * sequence_length, self.intermediate_size
+        last, inner = ("down_proj",), SavedTensor("gradient of one projection", tokens * width, split="tensor")
+        outer = SavedTensor("gradient of the input", tokens * hidden_size, split="whole")
+        yield BackwardMoment((inner,), fresh=last)
+        yield BackwardMoment((inner,), ("activated",), cast=last)
+        yield BackwardMoment((made_inside(self.gated, tokens, width),), ("activated",), last)
+        freed = ("activated", "gate and up projections", "up projection")
+        rest = (inner,) if self.gated else ()
+        yield BackwardMoment((*rest, inner, outer), freed, last, fresh=("up_proj",))
+        yield BackwardMoment((*rest, outer), freed, last, cast=("up_proj",))

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from planner.components.base import (
     FUSED,
+    BackwardMoment,
     Component,
     Computation,
     Operation,
@@ -24,7 +25,7 @@ from planner.components.base import (
     projection,
     refuse,
 )
-from planner.components.mlp import Activation, activation_words, check_gate, saved_inside
+from planner.components.mlp import Activation, activation_words, check_gate, made_inside, saved_inside
 from planner.components.narrowing import Scale
 from planner.quantities import Quantity
 
@@ -272,6 +273,35 @@ class MoE(Component):
         if self.latent_size is not None:
             yield SavedTensor("mixed latents", tokens * self.latent_size)
         if self.shared_intermediate_size is not None:
-            yield from saved_inside(self.activation, self.gated, tokens, self.shared_intermediate_size)
+            width = self.shared_intermediate_size
+            yield from saved_inside(self.activation, self.gated, tokens, width, of=" of the shared expert")
         if self.shared_expert_gate:
             yield SavedTensor("shared expert's output and gate", tokens * (hidden_size + 1))
+
+    def backward_moments(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[BackwardMoment]:
+        """The shared expert comes first; then the routed ones, from their weights to what they read."""
+        rows, width = batch_size * sequence_length * self.num_experts_per_tok, self.intermediate_size
+        inputs = rows * self._expert_inputs(hidden_size)
+        outer = SavedTensor("gradient of the experts' rows", inputs, split="rows")
+        inner = SavedTensor("gradient of what was activated", rows * width, split="expert")
+        of_shared = " of the shared expert"
+        before = tuple(f"{name}{of_shared}" for name in ("activated", "gate and up projections", "up projection"))
+        outputs = (*before, "expert outputs", "shared expert's output and gate")
+        first, last = ("experts.gate_up_proj", "experts.up_proj"), ("experts.down_proj",)
+        ready: tuple[str, ...] = ("shared_expert", "latent_out")
+        yield BackwardMoment((outer, outer), before, ready)
+        yield BackwardMoment((outer, inner), outputs, ready, fresh=last)
+        freed: tuple[str, ...] = (*outputs, "activated")
+        yield BackwardMoment((inner,), freed, ready, cast=last)
+        ready = (*ready, *last)
+        yield BackwardMoment((made_inside(self.gated, rows, width, "expert"),), freed, ready)
+        both = SavedTensor("gradients of the projections", (2 if self.gated else 1) * rows * width, split="expert")
+        freed = (*freed, "gate and up projections", "up projection")
+        yield BackwardMoment((both, outer), freed, ready, fresh=first)
+        freed = (*freed, "rows sorted by expert", "ends of the experts' rows")
+        yield BackwardMoment((outer,), freed, ready, copied=first)
+        scores = SavedTensor("gradients of all scores", 2 * batch_size * sequence_length * self.num_experts, "float32")
+        freed = (*freed, "chosen experts, and rows there and back", "weights of the chosen experts")
+        yield BackwardMoment((scores,), freed, (*ready, *first))

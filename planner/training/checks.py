@@ -36,8 +36,6 @@ def _problems_of_plan(plan: TrainingPlan) -> Iterator[Problem]:
         yield _problem("gradient_dtype", "Pure bf16 keeps bf16 gradients.", "Choose bf16, or precision bf16_mixed.")
     if plan.engine == "megatron" and plan.precision == "bf16_autocast":
         yield _problem("engine", "Megatron casts weights itself, not by autocast.", "Choose torch, or bf16_mixed.")
-    if plan.chunked_loss:
-        yield _problem("chunked_loss", "A loss in chunks is not modelled.", "Set it to false.")
     if plan.tensor_parallel % plan.expert_tensor_parallel:
         yield _problem(
             "expert_tensor_parallel",

@@ -20,7 +20,7 @@ class Engine:
 
     is_megatron: bool
     cross_entropy: str
-    """``plain``, ``parallel`` or ``fused``; see :class:`planner.plans.TrainingPlan`."""
+    """``plain``, ``parallel``, ``fused`` or ``chunked``; see :class:`planner.plans.TrainingPlan`."""
     has_placeholders: bool
     """Whether a placeholder stands for the gradient of each shape of weight (Transformer Engine's ``get_dummy_wgrad``,
     where gradients are summed into main gradients by the matrix multiplication itself)."""
@@ -31,9 +31,11 @@ def engine_of(plan: TrainingPlan) -> Engine:
     is_megatron = plan.engine == "megatron" or (
         plan.engine == "auto" and plan.precision == "bf16_mixed" and plan.gradient_dtype == "fp32"
     )
-    loss = plan.cross_entropy
+    loss: str = plan.cross_entropy
     if loss == "auto":
         loss = "fused" if is_megatron else "plain"
+    if plan.chunked_loss:
+        loss = "chunked"
     return Engine(is_megatron, loss, is_megatron and plan.gradient_fusion)
 
 

@@ -32,6 +32,8 @@ class Step:
     """Bytes of what the mixer kept that are gone by then."""
     made: Quantity
     """Bytes that are alive beside."""
+    gradients: Quantity = 0
+    """Bytes of the mixer's gradients that are made by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class MixerCost:
     steps: tuple[Step, ...]
     gradients: Quantity
     """Bytes of its parameters' gradients."""
+    copies: Quantity
+    """Bytes of the weights that autocast copies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class LayerCost:
     again: Quantity
     """Bytes that appear when it is computed again, before its backward pass; zero where it is not."""
     gradients: Quantity
+    copies: Quantity
+    """Bytes of its weights that autocast copies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +86,16 @@ def layer_cost(spec: ArchitectureSpec, layer: Layer, plan: TrainingPlan, divisio
     mixers = tuple(_mixers(spec, layer, plan, division, shape))
     saved = _sum(mixer.saved for mixer in mixers)
     gradients = _sum(mixer.gradients for mixer in mixers)
+    copies = _sum(mixer.copies for mixer in mixers)
     if plan.recompute == "none":
-        return LayerCost(mixers, saved, 0, gradients)
+        return LayerCost(mixers, saved, 0, gradients, copies)
     if plan.recompute == "selective":
         again = _sum(mixer.again for mixer in mixers)
-        return LayerCost(mixers, saved - again, again, gradients)
+        return LayerCost(mixers, saved - again, again, gradients, copies)
     # The layer's input alone is kept; its first norm, or its mixer, reads that very tensor.
     types = ACTIVATION_TYPES[plan.precision]
     entry = division.of(types.residual * shape.tokens * spec.hidden_size, "stream")
-    return LayerCost(mixers, entry, saved - entry, gradients)
+    return LayerCost(mixers, entry, saved - entry, gradients, copies)
 
 
 def kept_by_part(
@@ -140,7 +147,7 @@ def _mixers(
             for (part, tensor), size in zip(own_listed, sizes, strict=True)
             if is_made_again(spec, layer, part, tensor, plan)
         )
-        copies, gradients, stacked = _of_parameters(spec, layer, stem, plan, division)
+        copies, gradients = _of_parameters(spec, layer, stem, plan, division)
         saved = saved + copies
         if engine.is_megatron:
             steps = _in_order(tensors, sizes, stream)
@@ -149,12 +156,8 @@ def _mixers(
                 gathered = types.compute * shape.tokens * spec.hidden_size
                 steps = [Step(step.freed, step.made + gathered) for step in steps]
         else:
-            own = mixer.under(spec.positions.kind)
-            made = stream + stacked
-            for tensor in own.backward_working_set(spec.hidden_size, shape.positions, shape.batch_size):
-                made = made + saved_bytes(tensor, types, division.of(tensor.elements, tensor.split))
-            steps = [Step(0, made)]
-        yield MixerCost(saved, again, tuple(steps), gradients)
+            steps = list(_by_operators(spec, layer, stem, plan, division, shape, tensors, sizes, stream))
+        yield MixerCost(saved, again, tuple(steps), gradients, copies)
 
 
 def is_made_again(spec: ArchitectureSpec, layer: Layer, part: str, tensor: SavedTensor, plan: TrainingPlan) -> bool:
@@ -210,29 +213,64 @@ def _in_order(tensors: list[SavedTensor], sizes: list[Quantity], stream: Quantit
     return steps
 
 
+def _by_operators(
+    spec: ArchitectureSpec,
+    layer: Layer,
+    stem: str,
+    plan: TrainingPlan,
+    division: Division,
+    shape: Shape,
+    tensors: list[SavedTensor],
+    sizes: list[Quantity],
+    stream: Quantity,
+) -> Iterator[Step]:
+    """A backward pass of PyTorch's operators: the moments that the mixer itself knows, beside the stream's gradient."""
+    mixer = layer.sequence_mixer if stem == "sequence" else layer.channel_mixer
+    assert mixer is not None
+    types, width = ACTIVATION_TYPES[plan.precision], state_bytes(plan).gradient
+    counts = [
+        (tensor.name, division.of_parameter(tensor.count, tensor.split), is_cast(tensor))
+        for part, tensor in layer_tensors(spec, layer)
+        if part == f"{stem}_mixer"
+    ]
+    scores: Quantity = 0
+    if plan.attention == "eager":
+        # Gradients of the weights of the values, and of the scores that these were made from.
+        scores = 2 * _sum(size for tensor, size in zip(tensors, sizes, strict=True) if tensor.core)
+    own = mixer.under(spec.positions.kind)
+    for moment in own.backward_moments(spec.hidden_size, shape.positions, shape.batch_size):
+        made = stream + scores
+        for tensor in moment.made:
+            made = made + saved_bytes(tensor, types, division.of(tensor.elements, tensor.split))
+        freed = _sum(size for tensor, size in zip(tensors, sizes, strict=True) if tensor.name in moment.freed)
+        for name, count, has_copy in counts:
+            if types.copied and has_copy and name.startswith((*moment.ready, *moment.cast, *moment.copied)):
+                freed = freed + types.compute * count  # autograd lets the copy go with the product's backward pass
+            if name.startswith(moment.fresh):
+                made = made + (types.compute if types.copied else width) * count
+            if name.startswith(moment.copied):
+                made = made + 2 * width * count
+            if name.startswith(moment.cast):
+                made = made + (width + (types.compute if types.copied else 0)) * count
+        ready = _sum(width * count for name, count, _ in counts if name.startswith(moment.ready))
+        yield Step(freed, made, ready)
+
+
 def _of_parameters(
     spec: ArchitectureSpec, layer: Layer, stem: str, plan: TrainingPlan, division: Division
-) -> tuple[Quantity, Quantity, Quantity]:
-    """Bytes of a mixer's cast weights, of its gradients, and of the gradient that is made of all experts at once."""
+) -> tuple[Quantity, Quantity]:
+    """Bytes of a mixer's cast weights and of its gradients."""
     types, width = ACTIVATION_TYPES[plan.precision], state_bytes(plan).gradient
     copies: Quantity = 0
     gradients: Quantity = 0
-    stacked: Quantity = 0
-    found = False
     for part, parameter in layer_tensors(spec, layer):
         if not part.startswith(stem):
             continue
         count = division.of_parameter(parameter.count, parameter.split)
         gradients = gradients + width * count
-        if not is_cast(parameter):
-            continue
-        if types.copied:
+        if types.copied and is_cast(parameter):
             copies = copies + types.compute * count
-        if len(parameter.shape) == 3 and not found:
-            # While what it is made from is still kept; under autocast in bf16 first.
-            found = True
-            stacked = (width + (types.compute if types.copied else 0)) * count
-    return copies, gradients, stacked
+    return copies, gradients
 
 
 def multiplied_shapes(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from planner.activations import ACTIVATION_TYPES, multiplied_outer_weights, outer_activations, saved_bytes
 from planner.components.base import SavedTensor
 from planner.plans import TrainingPlan
-from planner.quantities import Quantity
+from planner.quantities import Quantity, largest, smallest
 from planner.sizing import embedding_width, layer_buffers, layer_tensors, leading_tensors, trailing_tensors
 from planner.spec import ArchitectureSpec
 from planner.training.buffers import engine_buffers
@@ -23,6 +23,18 @@ NORM_TEMPORARIES = 6
 gradient, and two on the way to the result."""
 
 
+LOSS_CHUNK_TOKENS = 512
+"""Positions whose logits exist at a time where the loss is computed in chunks; a test holds the runners to it."""
+
+
+SPARED_BY_LOSS = {
+    "parallel": ("log-probabilities",),
+    "fused": ("log-probabilities",),
+    "chunked": ("log-probabilities", "bounded logits", "input", "targets", "number of targets"),
+}
+"""What these losses do not keep of what the plain one does."""
+
+
 def kept_outside(
     spec: ArchitectureSpec, plan: TrainingPlan, shape: Shape, is_first: bool, is_last: bool
 ) -> Iterator[tuple[str, SavedTensor]]:
@@ -32,7 +44,7 @@ def kept_outside(
         if part in ("token_embedding", "embedding_norm", "position_embedding"):
             if is_first:
                 yield part, saved
-        elif is_last and (loss == "plain" or saved.name != "log-probabilities"):
+        elif is_last and (part == "final_norm" or loss == "plain" or saved.name not in SPARED_BY_LOSS[loss]):
             yield part, saved
     if is_first and plan.dropout != 0:
         mask = shape.tokens * spec.hidden_size
@@ -46,6 +58,9 @@ def backward_start_bytes(
     logits = division.of(shape.tokens * spec.vocab_size, "tensor")
     types = ACTIVATION_TYPES[plan.precision]
     match engine_of(plan).cross_entropy:
+        case "chunked":
+            yield from _chunk_bytes(spec, plan, shape, division)
+            return
         case "fused":
             yield "logits, overwritten by their gradient", types.compute * logits
         case "parallel":
@@ -60,6 +75,24 @@ def backward_start_bytes(
     if types.copied:
         outer = multiplied_outer_weights(spec)
         yield "weights outside the layers, cast for multiplication", division.of(types.compute * outer, "tensor")
+
+
+def _chunk_bytes(
+    spec: ArchitectureSpec, plan: TrainingPlan, shape: Shape, division: Division
+) -> Iterator[tuple[str, Quantity]]:
+    """While the loss goes over chunks of positions, making gradients as it goes (``runners.models.chunked_loss``)."""
+    types, width = ACTIVATION_TYPES[plan.precision], state_bytes(plan).gradient
+    matrix = division.of_parameter(spec.vocab_size * embedding_width(spec), "columns")
+    hidden = types.compute * shape.tokens * embedding_width(spec)
+    yield "what the head reads, and its gradient", 2 * hidden
+    yield "gradient of the head's matrix", width * matrix
+    if types.copied:
+        yield "the head's matrix, cast for multiplication", types.compute * matrix
+    logits = division.of(smallest(shape.tokens, LOSS_CHUNK_TOKENS) * spec.vocab_size, "tensor")
+    copies = 4 if types.compute == 4 else types.compute + 4
+    # Either the logits of a chunk, widened, with their log-probabilities; or their gradient, and what it gives.
+    widest = (copies + 4) * logits
+    yield "a chunk's logits, or their gradient and its product", largest(widest, types.compute * (logits + matrix))
 
 
 def head_bytes(
@@ -213,6 +246,7 @@ def _chunk_moments(
     Returns the bytes that stay until the step is over.
     """
     states, types, engine = state_bytes(plan), ACTIVATION_TYPES[plan.precision], engine_of(plan)
+    is_chunked = engine.cross_entropy == "chunked"
     stream = division.of(types.residual * shape.tokens * spec.hidden_size, "stream")
     embedding = division.of_parameter(spec.vocab_size * embedding_width(spec), "columns")
     ids = 2 * 8 * shape.tokens
@@ -223,20 +257,27 @@ def _chunk_moments(
         start = alive
         for _, size in backward_start_bytes(spec, plan, shape, division):
             start = start + size
-        line.add("start of the backward pass", 0, start)
+        if is_chunked and plan.recompute == "full":
+            # Autocast keeps the layers' cast weights until the forward pass ends, though nothing else does.
+            for repeats, layers in chunk.runs:
+                for layer in layers:
+                    start = start + repeats * costs[id(layer)].copies
+        line.add("the loss, chunk by chunk" if is_chunked else "start of the backward pass", 0, start)
         for tensor in trailing_tensors(spec):
             made = made + states.gradient * division.of_parameter(tensor.count, tensor.split)
         if spec.tie_word_embeddings:
             made = made + states.gradient * embedding  # of the matrix as the head's
-        logits = types.compute * division.of(shape.tokens * spec.vocab_size, "tensor")
-        if engine.is_megatron:
+        if is_chunked:
+            pass  # the gradients of logits and head are made by then
+        elif engine.is_megatron:
             parts = alive
             for _, size in head_bytes(spec, plan, shape, division):
                 parts = parts + size
             line.add("backward pass of the head", made, parts)
         else:
             # Whoever calls the model holds its logits, and the token ids and labels, until the step is over.
-            throughout = throughout + logits
+            logits = division.of(shape.tokens * spec.vocab_size, "tensor")
+            throughout = throughout + types.compute * logits
     else:
         line.add("start of the backward pass", 0, alive + stream)
     kept = waiting + layers_kept + throughout
@@ -279,7 +320,8 @@ def _run_moments(
             now = rest if _is(cost.again, 0) else rest + cost.again
             for mixer in reversed(cost.mixers):
                 for step in mixer.steps:
-                    line.add(name, ready, now + step.made if _is(step.freed, 0) else now - step.freed + step.made)
+                    alive = now + step.made if _is(step.freed, 0) else now - step.freed + step.made
+                    line.add(name, ready if _is(step.gradients, 0) else ready + step.gradients, alive)
                 now, ready = now - mixer.saved, ready + mixer.gradients
             rest = rest - cost.kept
     return kept - repeats * layer_kept, made + repeats * layer_made

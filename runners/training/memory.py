@@ -17,6 +17,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from planner.spec import ArchitectureSpec
 from runners.models import build
+from runners.models.decoder import next_tokens
+from runners.training.recompute import recompute_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,19 @@ class MeasuredMemory:
 
 
 def measure_training_memory(
-    spec: ArchitectureSpec, batch_size: int, sequence_length: int, precision: Literal["fp32", "bf16_autocast"]
+    spec: ArchitectureSpec,
+    batch_size: int,
+    sequence_length: int,
+    precision: Literal["fp32", "bf16_autocast"],
+    *,
+    recompute: Literal["none", "full"] = "none",
+    chunked_loss: bool = False,
 ) -> MeasuredMemory:
     """The peak of one optimizer step over (batch_size, sequence_length) tokens."""
     with FakeTensorMode():
         model = build(spec, kernels="eager")
+        if recompute == "full":
+            recompute_layers(model)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         tokens = torch.zeros(batch_size, sequence_length, dtype=torch.long)
         autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
@@ -49,9 +59,13 @@ def measure_training_memory(
         tracker.track_external(model, optimizer, tokens)
         with tracker:
             with autocast:
-                output = model(tokens, labels=tokens)  # held, logits and all, as most training loops hold it
-            assert output.loss is not None
-            output.loss.backward()
+                if chunked_loss:
+                    loss: torch.Tensor | None = model.loss(tokens, next_tokens(tokens))
+                else:
+                    output = model(tokens, labels=tokens)  # held, logits and all, as most training loops hold it
+                    loss = output.loss
+            assert loss is not None
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         snapshot = next(iter(tracker.get_tracker_snapshot("peak").values()))

@@ -125,7 +125,6 @@ def test_time_is_that_of_the_plan_s_device_and_names_what_it_stands_on() -> None
         {"context_parallel": 64, "context_exchange": "all_to_all"},
         {"tensor_parallel": 2, "sequence_parallel": True, "sequence_length": 7},
         {"engine": "megatron", "precision": "bf16_autocast"},
-        {"chunked_loss": True},
         {"micro_batch_size": 2, "global_batch_size": 3},
         {"data_parallel": 2, "global_batch_size": 3},
     ],
@@ -140,10 +139,8 @@ def test_what_is_not_modelled_is_refused_by_name(change: dict[str, Any]) -> None
 
 def test_every_unsupported_field_is_named_at_once() -> None:
     with pytest.raises(UnsupportedPlan) as caught:
-        estimate_training(
-            LLAMA_2_7B, TrainingPlan(precision="fp8", chunked_loss=True, sequence_length=9, context_parallel=2)
-        )
-    assert [problem.path for problem in caught.value.problems] == ["precision", "chunked_loss", "context_parallel"]
+        estimate_training(LLAMA_2_7B, TrainingPlan(precision="fp8", sequence_length=9, context_parallel=2))
+    assert [problem.path for problem in caught.value.problems] == ["precision", "context_parallel"]
 
 
 def test_a_7b_model_does_not_train_on_one_h100() -> None:
