@@ -12,6 +12,7 @@ PAGES = {
     "Plan": [
         ("sizing", "Sizing and fit", "sizing"),
         ("training_plan", "Training plan", "training_plan"),
+        ("serving_plan", "Serving plan", "serving_plan"),
         ("sensitivity", "Sensitivity", "sensitivity"),
         ("hardware", "Hardware and cost", "hardware"),
     ],

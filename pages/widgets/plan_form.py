@@ -25,12 +25,14 @@ def plan_fields(
     fixed: dict[str, Any] | None = None,
     notes: dict[str, str] | None = None,
     sections: Mapping[str, Sequence[str]] | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
 ) -> PlanType | None:
     """Widgets for every field that is not ``fixed``; the plan they make, or ``None`` while a field is wrong (and says
     so).
 
     ``notes`` are words on a field's question mark. ``sections`` has the fields that stand together, by the heading
-    under which they fold away (none folds where it is empty); the rest folds away under *More*.
+    under which they fold away (none folds where it is empty); the rest folds away under *More*. ``choices`` has the
+    values of fields whose type does not say them.
     """
     data: dict[str, Any] = dict(fixed or {})
     places: dict[str, Any] = {}
@@ -44,7 +46,8 @@ def plan_fields(
                 if index % columns == 0:
                     cells = list(st.columns(columns))
                 with cells[index % columns]:
-                    value = _field(name, asked[name], _start(asked[name], name, given), f"{key}-{name}", notes)
+                    start, known_values = _start(asked[name], name, given), (choices or {}).get(name)
+                    value = _field(name, asked[name], start, f"{key}-{name}", notes, known_values)
                     places[name] = st.container()
                 if value is not None:
                     data[name] = value
@@ -67,11 +70,19 @@ def _start(field: FieldInfo, name: str, given: Mapping[str, Any] | None) -> Any:
     return (given or {}).get(name, None if field.is_required() else field.get_default(call_default_factory=True))
 
 
-def _field(name: str, field: FieldInfo, default: Any, key: str, notes: Mapping[str, str] | None) -> Any:
+def _field(
+    name: str,
+    field: FieldInfo,
+    default: Any,
+    key: str,
+    notes: Mapping[str, str] | None,
+    known_values: Sequence[str] | None,
+) -> Any:
     """The value that the widget holds, as plain data; ``None`` where it is left empty."""
     note = (notes or {}).get(name)
     label = field.title or label_of(name)
     choices, several, plain = _shape(field.annotation)
+    choices = list(known_values or choices)
     if choices and several:
         chosen = st.multiselect(
             label, choices, default=[each for each in default if each in choices], key=key, help=note
