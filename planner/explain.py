@@ -42,6 +42,7 @@ from planner.sizing import (
     trailing_tensors,
 )
 from planner.spec import ArchitectureSpec
+from planner.step_time.explained import STEP_QUANTITIES, explain_step
 from planner.symbolic import symbolic_fields
 from planner.terms import SymbolValue, Term
 from planner.training import DEVICE_OVERHEAD_BYTES, Moment, check_training_plan
@@ -369,7 +370,7 @@ QUANTITIES = tuple(_QUANTITIES)
 """Names of the numbers that :func:`explain` opens."""
 _PLANS: dict[str, type[ServingPlan] | type[TrainingPlan]] = {"training": TrainingPlan, "serving": ServingPlan}
 PLAN_OF = {name: _PLANS.get(quantity.inputs) for name, quantity in _QUANTITIES.items()}
-PLAN_OF |= dict.fromkeys(TIME_QUANTITIES, ServingPlan)
+PLAN_OF |= dict.fromkeys(TIME_QUANTITIES, ServingPlan) | dict.fromkeys(STEP_QUANTITIES, TrainingPlan)
 """Which plan gives a quantity its length, batch and types; ``None``: none does."""
 SERVING_QUANTITIES = tuple(name for name, quantity in _QUANTITIES.items() if quantity.inputs == "serving")
 """Those that a :class:`ServingPlan` gives context, batch and types."""
@@ -381,7 +382,8 @@ def explain(spec: ArchitectureSpec, quantity: str, plan: Plan | None = None) -> 
     Parameters
     ----------
     quantity
-        One of :data:`QUANTITIES`, or of :data:`TIME_QUANTITIES`, which are of a ``ServingPlan`` with hardware.
+        One of :data:`QUANTITIES`, or of :data:`TIME_QUANTITIES`, which are of a ``ServingPlan`` with hardware, or
+        ``step_time``, of a ``TrainingPlan`` with hardware.
         ``flops`` and its kin are of one micro batch of a ``TrainingPlan``, ``flops_forward`` and ``flops_training`` of
         one token of it; ``cache`` and the memory of serving are of a ``ServingPlan``.
     plan
@@ -395,6 +397,9 @@ def explain(spec: ArchitectureSpec, quantity: str, plan: Plan | None = None) -> 
     UnsupportedPlan
         where the plan is not modelled, or is of the other kind.
     """
+    if quantity in STEP_QUANTITIES:
+        _check_kind(quantity, plan, TrainingPlan)
+        return explain_step(spec, plan if isinstance(plan, TrainingPlan) else TrainingPlan())
     if quantity in TIME_QUANTITIES:
         _check_kind(quantity, plan, ServingPlan)
         return explain_time(spec, quantity, _serving_plan(plan))
@@ -433,7 +438,7 @@ def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan | None, single:
         raise PlannerError.of(
             f"There is no quantity {quantity!r} to explain.",
             path="quantity",
-            remedy=f"Choose one of {', '.join((*QUANTITIES, *TIME_QUANTITIES))}.",
+            remedy=f"Choose one of {', '.join((*QUANTITIES, *TIME_QUANTITIES, *STEP_QUANTITIES))}.",
             code="unknown_quantity",
         )
     chosen = _QUANTITIES[quantity]

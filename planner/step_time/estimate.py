@@ -129,8 +129,22 @@ def machine_of(device: Device, profile: Profile, plan: TrainingPlan, ranks: int)
     )
 
 
+def known_machine(
+    plan: TrainingPlan, devices: int, profile: Profile | None = None
+) -> tuple[Device, Profile, Machine] | str:
+    """The plan's device with its profile and its rates; a sentence where one is not known."""
+    if plan.hardware is None:
+        return NO_DEVICE
+    device = hardware(plan.hardware)
+    profile = profile or profile_of(plan.hardware)
+    if profile is None:
+        return f"No run was measured that tells what training reaches of {device.name}."
+    machine = machine_of(device, profile, plan, devices)
+    return machine if isinstance(machine, str) else (device, profile, machine)
+
+
 @dataclass(slots=True)
-class _Stage:
+class StageWork:
     """What one device of a pipeline stage does with a micro batch."""
 
     passes: list[tuple[Quantity, Pass]]
@@ -159,7 +173,7 @@ class _Stage:
         return rest, experts, adapters
 
 
-def stages_of(spec: ArchitectureSpec, setting: Setting) -> list[_Stage]:
+def stages_of(spec: ArchitectureSpec, setting: Setting) -> list[StageWork]:
     """The stages of the pipeline, the embedding on the first and the head on the last.
 
     Layers are split evenly; where they do not divide, embedding and head count as a layer each if that makes them, and
@@ -168,21 +182,25 @@ def stages_of(spec: ArchitectureSpec, setting: Setting) -> list[_Stage]:
     plan = setting.plan
     known: list[tuple[Layer, Pass]] = []
 
-    def one(layer: Layer) -> Pass:
+    def one(layer: Layer, group_index: int, index: int) -> Pass:
         for seen, made in known:
             if seen is layer or seen == layer:
                 return made
-        made = layer_pass(spec, layer, setting)
+        made = layer_pass(spec, layer, setting, f"layer_groups[{group_index}].layers[{index}]")
         known.append((layer, made))
         return made
 
     ends = [(1, embedding_pass(spec, setting)), (1, head_pass(spec, setting))]
     if plan.pipeline_parallel == 1:
-        inner = [(group.repeats, one(layer)) for group in spec.layer_groups for layer in group.layers]
-        return [_Stage([ends[0], *inner, ends[1]])]
+        inner = [
+            (group.repeats, one(layer, group_index, index))
+            for group_index, group in enumerate(spec.layer_groups)
+            for index, layer in enumerate(group.layers)
+        ]
+        return [StageWork([ends[0], *inner, ends[1]])]
     order: list[Pass] = []
-    for group in spec.layer_groups:
-        order += [one(layer) for layer in group.layers] * group.repeats
+    for group_index, group in enumerate(spec.layer_groups):
+        order += [one(layer, group_index, index) for index, layer in enumerate(group.layers)] * group.repeats
     parts = plan.pipeline_parallel * plan.virtual_stages
     with_ends = (len(order) + 2) % parts == 0
     if len(order) < parts and not with_ends:
@@ -197,7 +215,7 @@ def stages_of(spec: ArchitectureSpec, setting: Setting) -> list[_Stage]:
         sizes = [(len(order) + 2) // parts] * parts
         sizes[0] -= 1
         sizes[-1] -= 1
-    found = [_Stage([]) for _ in range(plan.pipeline_parallel)]
+    found = [StageWork([]) for _ in range(plan.pipeline_parallel)]
     start = 0
     for part, size in enumerate(sizes):
         stage = found[part % plan.pipeline_parallel]
@@ -207,6 +225,13 @@ def stages_of(spec: ArchitectureSpec, setting: Setting) -> list[_Stage]:
     found[0].passes.append(ends[0])
     found[-1].passes.append(ends[1])
     return found
+
+
+def slowest_stage(stages: list[StageWork]) -> int:
+    """The stage that takes most for a micro batch, in numbers where there are several."""
+    if len(stages) == 1:
+        return 0
+    return max(range(len(stages)), key=lambda index: float(stages[index].time.total))
 
 
 def beside(work: Quantity, exchange: Quantity, overlap: float) -> Quantity:
@@ -237,13 +262,10 @@ def step_time(spec: ArchitectureSpec, plan: TrainingPlan, profile: Profile | Non
     if plan.hardware is None:
         return unknown(*facts, NO_DEVICE)
     check_time_plan(plan, spec)
-    device = hardware(plan.hardware)
-    profile = profile or profile_of(plan.hardware)
-    if profile is None:
-        return unknown(*facts, f"No run was measured that tells what training reaches of {device.name}.")
-    machine = machine_of(device, profile, plan, devices)
-    if isinstance(machine, str):
-        return unknown(*facts, machine)
+    found = known_machine(plan, devices, profile)
+    if isinstance(found, str):
+        return unknown(*facts, found)
+    device, profile, machine = found
     setting = setting_of(plan, machine)
     stages = stages_of(spec, setting)
     parts = _parts(stages, spec.hidden_size, setting, profile)
@@ -268,13 +290,13 @@ def step_time(spec: ArchitectureSpec, plan: TrainingPlan, profile: Profile | Non
     )
 
 
-def _parts(stages: list[_Stage], hidden_size: Quantity, setting: Setting, profile: Profile) -> dict[str, Quantity]:
+def _parts(stages: list[StageWork], hidden_size: Quantity, setting: Setting, profile: Profile) -> dict[str, Quantity]:
     """Seconds of a step by part."""
     plan, machine = setting.plan, setting.machine
     number = micro_batches(plan)
     overlap = profile.overlap.value
     times = [stage.time for stage in stages]
-    slow = max(range(len(stages)), key=lambda index: float(times[index].total)) if len(stages) > 1 else 0
+    slow = slowest_stage(stages)
     work = Seconds()
     again: Quantity = 0.0
     for repeats, one in stages[slow].passes:

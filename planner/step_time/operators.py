@@ -23,6 +23,7 @@ from planner.components.moe import MoE
 from planner.matrices import between_tokens, matrices
 from planner.plans import TrainingPlan
 from planner.quantities import Quantity, largest, product, smallest
+from planner.sizing import embedding_width
 from planner.spec import ArchitectureSpec, Layer
 from planner.step_time.collectives import Group, Links, all_reduce, all_to_all, ring_pass
 from planner.step_time.collectives import send as send_to_next
@@ -106,6 +107,8 @@ class Pass:
     expert_parameters: Quantity = 0
     adapters: Quantity = 0
     """Elements of a device's share of adapters."""
+    path: str = ""
+    """The first of the layers that it is of, or what is outside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +156,9 @@ def setting_of(plan: TrainingPlan, machine: Machine) -> Setting:
     )
 
 
-def layer_pass(spec: ArchitectureSpec, layer: Layer, setting: Setting) -> Pass:
+def layer_pass(spec: ArchitectureSpec, layer: Layer, setting: Setting, path: str = "") -> Pass:
     """A micro batch through one layer."""
-    found = Pass()
+    found = Pass(path=path)
     for mixer, is_sequence in ((layer.sequence_mixer, True), (layer.channel_mixer, False)):
         if mixer is not None:
             _mixer(found, spec, mixer.under(spec.positions.kind), is_sequence, setting)
@@ -325,7 +328,8 @@ def _keys_and_values(part: Component) -> Quantity:
     if isinstance(part, LatentAttention):
         return part.num_attention_heads * (part.qk_nope_head_dim + part.qk_rope_head_dim + part.v_head_dim)
     heads: Any = part
-    return heads.num_key_value_heads * (heads.head_dim + (heads.value_head_dim or heads.head_dim))
+    values = heads.head_dim if heads.value_head_dim is None else heads.value_head_dim
+    return heads.num_key_value_heads * (heads.head_dim + values)
 
 
 def _exchange(
@@ -352,7 +356,7 @@ def _exchange(
             seconds.add("tensor_parallel", once)
     if experts is not None and plan.expert_parallel > 1:
         chosen = experts.num_experts_per_tok
-        width = experts.latent_size or hidden_size
+        width = hidden_size if experts.latent_size is None else experts.latent_size
         rows = setting.width * setting.tokens * chosen * width / plan.tensor_parallel
         there_and_back = 2 * all_to_all(setting.expert_group, rows, chosen)
         found.forward.add("expert_parallel", there_and_back)
@@ -362,8 +366,8 @@ def _exchange(
 def head_pass(spec: ArchitectureSpec, setting: Setting) -> Pass:
     """A micro batch through the head and the loss."""
     plan, machine = setting.plan, setting.machine
-    found = Pass()
-    width = spec.embedding_size or spec.hidden_size
+    found = Pass(path="lm_head")
+    width = embedding_width(spec)
     elements = spec.vocab_size * width / plan.tensor_parallel
     once = 2 * setting.tokens * elements / machine.matmul_wide
     logits = setting.width * setting.tokens * spec.vocab_size / plan.tensor_parallel
@@ -387,8 +391,8 @@ def head_pass(spec: ArchitectureSpec, setting: Setting) -> Pass:
 def embedding_pass(spec: ArchitectureSpec, setting: Setting) -> Pass:
     """A micro batch through the embedding: rows that are read, and gradients that are added."""
     plan, machine = setting.plan, setting.machine
-    found = Pass()
-    width = spec.embedding_size or spec.hidden_size
+    found = Pass(path="token_embedding")
+    width = embedding_width(spec)
     stream = setting.stream_width * setting.tokens * width
     found.forward.add("elementwise", 2 * stream / machine.memory)
     found.backward.add("elementwise", 3 * stream / machine.memory)
