@@ -62,7 +62,8 @@ def gpu_section() -> Iterator[str]:
 def serving_section() -> Iterator[str]:
     """Times and memory of ``inference_world.csv``."""
     rows = [(row, error_of(row)) for row in inference_rows() if not row.id.startswith(GPU_FILE)]
-    times = [(row, error) for row, error in rows if row.reading != "memory"]
+    times = [(row, error) for row, error in rows if row.reading in ("token", "answer")]
+    prompts = [(row, error) for row, error in rows if row.reading == "prompt"]
     memory = [(row, error) for row, error in rows if row.reading == "memory"]
     yield "## Time of serving"
     yield ""
@@ -75,6 +76,11 @@ def serving_section() -> Iterator[str]:
     yield from _by(times, "source, half", lambda row: f"{row.group.split('/')[-1]}, {_half(row)}")
     yield from _by(times, "engine, half", lambda row: f"{row.plan.engine}, {_half(row)}")
     yield from _by(times, "device", lambda row: row.plan.hardware or "")
+    yield "## Time of reading prompts"
+    yield ""
+    yield from prose("Where a source gives it alone: of one prompt, or of all of a batch that come at once.")
+    yield from _by(prompts, "source, half", lambda row: f"{row.group.split('/')[-1]}, {_half(row)}")
+    yield from _by(prompts, "device", lambda row: row.plan.hardware or "")
     yield "## Memory of serving"
     yield ""
     yield from prose(

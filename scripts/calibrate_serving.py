@@ -40,9 +40,9 @@ START = {
 PROFILES: dict[tuple[str, str], dict[str, float]] = {
     ("serving", "hbm"): {"pass_seconds": 1e-3, "latency_seconds": 1e-5, "arithmetic": 0.6, "attention": 0.4},
     ("eager", "hbm"): {"host_seconds": 1e-4},
-    ("llama.cpp", "hbm"): {},
-    ("llama.cpp", "gddr"): {},
-    ("llama.cpp", "unified"): {},
+    ("llama.cpp", "hbm"): {"arithmetic": 0.5},
+    ("llama.cpp", "gddr"): {"arithmetic": 0.5},
+    ("llama.cpp", "unified"): {"arithmetic": 0.5},
 }
 """What is fitted beside the shares of memory and cache and the chain of kernels, and from where."""
 COMMON = ("memory", "memory_packed", "cache")

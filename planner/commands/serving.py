@@ -51,12 +51,11 @@ def _time_rows(estimate: InferenceEstimate) -> Rows:
         estimate.inter_token_latency_seconds,
         estimate.tokens_per_second,
     )
-    assert first is not None
     assert token is not None
     assert rate is not None
     rows: Rows = [
         ("", "seconds", ""),
-        ("time to first token", f"{first:.4g}", ""),
+        ("time to first token", "not known" if first is None else f"{first:.4g}", ""),
         ("inter-token latency", f"{token:.4g}", f"{rate:,.4g} tokens a second in all"),
     ]
     rows += [(f"  {name}", f"{seconds:.4g}", "") for name, seconds in estimate.decode_parts.items() if seconds]

@@ -1,7 +1,8 @@
 """Measured runs of serving as plans: what each source says of its setting, and what it leaves to be known.
 
-A reading is either memory, as the engine's allocator has it, or a time: of a token (``token``), or of a whole answer
-with its prompt (``answer``). Where a row gives several, each is a reading of its own.
+A reading is either memory, as the engine's allocator has it, or a time: of a token (``token``), of a whole answer with
+its prompt (``answer``), or of the prompts of a batch (``prompt``). Where a row gives several, each is a reading of its
+own.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from planner.hardware import hardware
 from planner.measured.models import identify, plain_name
 from planner.measured.rows import GIB, NotUsed, Raw, read_asset, skip, whole
 from planner.plans import ServingPlan, parse_plan
+from planner.serving.estimate import fits
+from planner.serving.times import peak_of
 from planner.spec import ArchitectureSpec
 
-Reading = Literal["memory", "token", "answer"]
+Reading = Literal["memory", "token", "answer", "prompt"]
 GPU_FILE = "serving_gpu.csv"
 GPU_SOURCE = "ai-dynamo/aiconfigurator/tools/accuracy_tracking/silicon_refs.csv"
 
@@ -170,9 +173,6 @@ def _plan(raw: Raw, engine: str) -> ServingPlan:
         skip("a processor whose bandwidth the row does not give")
     if "ambiguous for TP>1" in raw.get("notes", "") and tensor_parallel > 1:
         skip("the rate is of one device or of all: the source does not say")
-    is_full = whole(raw, "batch") >= 64 or whole(raw, "input_len", 0) >= 32_000
-    if is_full and raw["gpu"].startswith("H100") and "H100 KV cache may not hold" in raw.get("notes", ""):
-        skip("the cache may not hold all requests, so that some wait")
     if devices > 1 and (engine != "serving" or whole(raw, "pp") > 1 or tensor_parallel != devices):
         skip("layers are split over devices")
     prompt, answer = _number(raw, "input_len"), _number(raw, "output_len")
@@ -217,9 +217,22 @@ def _readings(raw: Raw, plan: ServingPlan) -> dict[Reading, float]:
         found["answer"] = answer / 1e3
         if "(input+output tokens)/time" in raw.get("notes", ""):
             found.pop("token", None)
-    elif total is not None and "static batch" in raw.get("notes", "") and plan.output_length:
+    prompt = _prompt_seconds(raw, plan)
+    if prompt is not None:
+        found["prompt"] = prompt
+    if answer is None and total is not None and "static batch" in raw.get("notes", "") and plan.output_length:
         found["answer"] = plan.batch_size * plan.output_length / total
     return found
+
+
+def _prompt_seconds(raw: Raw, plan: ServingPlan) -> float | None:
+    """The time in which the prompts of the batch are read, where nothing else is in it."""
+    notes, rate, first = raw.get("notes", ""), _number(raw, "prefill_tokens_per_second"), _number(raw, "ttft_ms")
+    if first is not None and rate is None:
+        return first / 1e3 if "first-token latency" in notes or "static inference" in notes else None
+    if rate is None or "measured at context depth" in notes or not whole(raw, "input_len", 0):
+        return None
+    return plan.batch_size * (plan.context_length - (plan.output_length or 0)) / rate
 
 
 def _read(raw: Raw) -> tuple[ArchitectureSpec, ServingPlan, dict[Reading, float]]:
@@ -229,6 +242,8 @@ def _read(raw: Raw) -> tuple[ArchitectureSpec, ServingPlan, dict[Reading, float]
         spec = identify(raw["model"], None, plan.context_length)
     except PlannerError as error:
         raise NotUsed("a model that cannot be read") from error
+    if engine == "serving" and plan.hardware is not None and not fits(spec, plan, plan.hardware).fits:
+        skip("more than the devices hold, so that requests wait")
     return spec, plan, _readings(raw, plan)
 
 
@@ -248,6 +263,10 @@ def _all() -> tuple[tuple[InferenceRow, ...], tuple[SkippedReading, ...]]:
         for name, value in readings.items():
             if name != "memory" and plan.hardware is None:
                 reason_ = "a device that is not in the catalogue"
+                skipped.append(SkippedReading(f"{identifier} {name}", source, raw["model"], reason_))
+                continue
+            if name == "prompt" and peak_of(hardware(plan.hardware or ""), "bf16") is None:
+                reason_ = "a device of which no peak is known"
                 skipped.append(SkippedReading(f"{identifier} {name}", source, raw["model"], reason_))
                 continue
             used.append(

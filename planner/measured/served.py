@@ -31,12 +31,15 @@ class Case:
             hardware(row.plan.hardware or ""),
             decode_work(row.spec, row.plan),
             (share, longer),
-            prompt_work(row.spec, row.plan) if row.reading == "answer" else None,
+            prompt_work(row.spec, row.plan) if row.reading in ("answer", "prompt") else None,
         )
 
     def seconds(self, terms: EngineTerms | None = None) -> float:
         """The predicted reading; ``terms`` are those of the engine's profile where they are absent."""
         row = self.row
+        if self.prompt is not None and row.reading == "prompt":
+            work, passes = self.prompt
+            return time_pass(row.spec, row.plan, self.device, work, terms).seconds * passes
         token = time_pass(row.spec, row.plan, self.device, self.decode, terms).seconds
         share, longer = self.beside
         if longer is not None:

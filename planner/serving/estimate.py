@@ -12,7 +12,7 @@ from planner.serving.engines import memory_kind, profile_of
 from planner.serving.formats import engine_of
 from planner.serving.memory import ServingMemory, check_serving_plan, device_weights, serving_memory
 from planner.serving.speculative import check_draft, speculation
-from planner.serving.times import decode_work, inter_token_seconds, prompt_work, time_pass
+from planner.serving.times import decode_work, inter_token_seconds, peak_of, prompt_work, time_pass
 from planner.spec import ArchitectureSpec, LearnedPositions
 from planner.training import estimate_training
 
@@ -20,6 +20,7 @@ LONGEST_CONTEXT = 2**30
 """Where the search for the longest context ends."""
 
 NO_HARDWARE = "Choose hardware to see times."
+NO_PEAK = "No peak is known of this device: reading a prompt has no time, and a token takes longer at large batches."
 NO_BANDWIDTH = "Times need the memory's bandwidth, and none is known of this device."
 
 
@@ -144,14 +145,15 @@ def _times(spec: ArchitectureSpec, plan: ServingPlan, device: Device) -> _Times:
     note += (
         f"Of the runs held out, nine in ten took more than {low:.2f} and nine in ten less than {high:.2f} times as long"
     )
+    has_peak = peak_of(device, "bf16") is not None
     devices = plan.tensor_parallel * plan.attention_data_parallel
     return _Times(
-        note=f"{note}.",
-        first_token=a_piece.seconds * passes,
+        note=f"{note}." if has_peak else f"{note}. {NO_PEAK}",
+        first_token=a_piece.seconds * passes if has_peak else None,
         token=token,
         energy=None if device.power_watts is None else device.power_watts * devices * token / plan.batch_size,
         decode=time_pass(spec, plan, device, decode_work(spec, plan)).parts,
-        prefill={name: seconds * passes for name, seconds in a_piece.parts.items()},
+        prefill={name: seconds * passes for name, seconds in a_piece.parts.items()} if has_peak else {},
         interval=profile.relative_interval,
     )
 

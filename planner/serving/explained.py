@@ -1,8 +1,8 @@
 """The times of serving opened into terms: each operator with the formula of what bounds it.
 
 Which operator is bound by memory and which by arithmetic is a matter of numbers; the formula of whichever takes longer
-is then read with symbols. ``bw`` is the memory's bandwidth in bytes a second; the peak of the operator's type and what the
-engine reaches stand as numbers, and so do the exchanges and the chains of kernels.
+is then read with symbols. ``bw`` is the memory's bandwidth in bytes a second; the peak of the operator's type and what
+the engine reaches stand as numbers, and so do the exchanges and the chains of kernels.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from planner.serving.times import (
     decoded_length,
     draft_plan,
     pass_seconds,
+    peak_of,
     prompt_length,
     prompt_work,
     time_pass,
@@ -62,6 +63,13 @@ def explain_time(spec: ArchitectureSpec, quantity: str, plan: ServingPlan) -> Te
             path="hardware",
             remedy="Choose a device with one.",
             code="no_bandwidth",
+        )
+    if quantity == "time_to_first_token" and peak_of(device, "bf16") is None:
+        raise UnsupportedPlan.of(
+            f"No peak is known of {device.name}, so that reading a prompt has no time.",
+            path="hardware",
+            remedy="Choose a device with one.",
+            code="no_peak",
         )
     explained = _Explained(spec, plan, device)
     return explained.token() if quantity == "inter_token_latency" else explained.first_token()

@@ -117,14 +117,18 @@ class Work:
 
 
 def peak_of(device: Device, dtype: str) -> float | None:
-    """The device's dense peak for products in that type, or the next wider that it has."""
+    """The device's dense peak for products in that type, or the next wider that it has.
+
+    Where only narrower ones are published, a type twice as wide is taken to have half the peak, as on tensor cores.
+    """
     wider = {"fp4": "fp8", "fp8": "bf16", "int8": "bf16", "bf16": "fp16", "fp16": "fp32", "tf32": "fp32"}
     wanted: str | None = dtype
     while wanted is not None:
         if wanted in device.peak_flops:
             return device.peak_flops[wanted]
         wanted = wider.get(wanted)
-    return None
+    halved = ((device.peak_flops.get(name), factor) for name, factor in (("fp8", 2), ("fp4", 4)))
+    return next((peak / factor for peak, factor in halved if peak is not None), None)
 
 
 def _is_outside(operator: Operator) -> bool:
