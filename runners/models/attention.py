@@ -13,6 +13,7 @@ from runners.kernels.causal_attention import LARGEST_HEAD_DIM, triton_causal_att
 from runners.kernels.choice import takes_triton
 from runners.models.block_sparse import block_sparse_attention, takes_blocks
 from runners.models.context import BuildContext, in_compute_type
+from runners.models.documents import Documents, document_mask
 from runners.models.norms import inner_norm
 from runners.models.query_key_norm import QueryKeyNorm
 from runners.models.rotary import Rotation, rotate_from
@@ -161,7 +162,12 @@ class Attention(nn.Module):
         return AttentionCache(made[0], made[1], self.component.pattern, context_length)
 
     def forward(
-        self, x: Tensor, cache: AttentionCache | None = None, start: int = 0, shared: KeyValues | None = None
+        self,
+        x: Tensor,
+        cache: AttentionCache | None = None,
+        start: int = 0,
+        shared: KeyValues | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         """``shared`` holds what earlier layers' keys and values were in this pass, and receives this layer's."""
         x = in_compute_type(x)
@@ -178,7 +184,10 @@ class Attention(nn.Module):
             key, value, key_positions = self._key_values(x, cache, start, positions)
             if shared is not None:
                 shared[pattern] = key, value, key_positions
-        if self.is_simple and takes_blocks(self.kernels, pattern, query, key):
+        if documents is not None:
+            mask = document_mask(documents, pattern, self.rotation)
+            mixed = attend(query, key, value, mask, self.scores, self.kernels, self.sinks)
+        elif self.is_simple and takes_blocks(self.kernels, pattern, query, key):
             mixed = block_sparse_attention(query, key, value, pattern, self.scores.scale)
         else:
             mask = None

@@ -18,6 +18,7 @@ from planner.sizing import embedding_width
 from planner.spec import AlibiPositions, ArchitectureSpec, Layer, LearnedPositions, RotaryPositions
 from runners.models.chunked_loss import chunked_cross_entropy
 from runners.models.context import BuildContext, Kernels, in_compute_type
+from runners.models.documents import Documents, documents_of
 from runners.models.generation import GREEDY, GeneratedStep, Prompts, Sampling, generate, stream
 from runners.models.norms import stream_norm
 
@@ -68,7 +69,8 @@ def twin(component: Component, context: BuildContext) -> nn.Module:
     matrices of two and more dimensions are drawn before it is called, biases are zero. One that keeps something while
     generating has ``new_cache()``, and its ``forward`` takes the cache and the number of positions read; one whose
     ``forward`` takes ``shared`` as well is given a dictionary that goes from layer to layer, where the model has a
-    layer that reads what another put there.
+    layer that reads what another put there. One that keeps the documents of a sequence apart takes ``documents``; of
+    those that do not, the ones that keep something would carry it from a document into the next.
     """
     kind = type(component)
     module = importlib.import_module(f"runners.models.{kind.__module__.rpartition('.')[2]}")
@@ -96,8 +98,9 @@ class DecoderLayer(nn.Module):
         self.stems = tuple(
             stem for stem, present in (("sequence", self.has_sequence), ("channel", self.has_channel)) if present
         )
-        self.reads_shared = frozenset(
-            stem for stem in self.stems if "shared" in inspect.signature(self._mixer(stem).forward).parameters
+        self.reads_shared, self.reads_documents = (
+            frozenset(stem for stem in self.stems if name in inspect.signature(self._mixer(stem).forward).parameters)
+            for name in ("shared", "documents")
         )
 
     def _mixer(self, stem: str) -> Any:
@@ -127,9 +130,15 @@ class DecoderLayer(nn.Module):
         }
         return {stem: entry for stem, entry in made.items() if entry is not None}
 
-    def _mixed(self, stem: str, x: Tensor, cache: LayerCache | None, start: int, shared: Any) -> Tensor:
+    def _mixed(
+        self, stem: str, x: Tensor, cache: LayerCache | None, start: int, shared: Any, documents: Documents | None
+    ) -> Tensor:
         mixer = self._mixer(stem)
-        handed = {"shared": shared} if stem in self.reads_shared else {}
+        handed: dict[str, Any] = {"shared": shared} if stem in self.reads_shared else {}
+        if stem in self.reads_documents:
+            handed["documents"] = documents
+        elif documents is not None and hasattr(mixer, "new_cache"):
+            raise ValueError(f"{type(mixer).__name__} carries a state across documents: leave document_ids out")
         mixed: Tensor
         if hasattr(mixer, "new_cache"):
             mixed = mixer(x, None if cache is None else cache.get(stem), start, **handed)
@@ -137,24 +146,35 @@ class DecoderLayer(nn.Module):
             mixed = mixer(x, **handed)
         return mixed
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None, start: int = 0, shared: Any = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cache: LayerCache | None = None,
+        start: int = 0,
+        shared: Any = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
         """``shared``: keys and values that attention layers hand on to later ones, where the model has such."""
         if self.residual != "sequential":
-            return self._in_parallel(x, cache, start, shared)
+            return self._in_parallel(x, cache, start, shared, documents)
         if self.has_sequence:
-            x = self._added("sequence", x, self._mixed("sequence", self._read("sequence", x), cache, start, shared))
+            mixed = self._mixed("sequence", self._read("sequence", x), cache, start, shared, documents)
+            x = self._added("sequence", x, mixed)
             x = self._normed("sequence_norm", x) if self.after_residual else x
         if self.has_channel:
-            x = self._added("channel", x, self._mixed("channel", self._read("channel", x), cache, start, shared))
+            mixed = self._mixed("channel", self._read("channel", x), cache, start, shared, documents)
+            x = self._added("channel", x, mixed)
             x = self._normed("channel_norm", x) if self.after_residual else x
         return x
 
-    def _in_parallel(self, x: Tensor, cache: LayerCache | None, start: int, shared: Any) -> Tensor:
+    def _in_parallel(
+        self, x: Tensor, cache: LayerCache | None, start: int, shared: Any, documents: Documents | None
+    ) -> Tensor:
         # Without norms before them both mixers read the stream itself, which is cast once for both.
         sequence_input = in_compute_type(self._read("sequence", x))
         channel_input = self._read("channel", x) if "channel_norm" in self.norm_names else sequence_input
-        added = self._added("sequence", x, self._mixed("sequence", sequence_input, cache, start, shared))
-        return self._added("channel", added, self._mixed("channel", channel_input, cache, start, shared))
+        added = self._added("sequence", x, self._mixed("sequence", sequence_input, cache, start, shared, documents))
+        return self._added("channel", added, self._mixed("channel", channel_input, cache, start, shared, documents))
 
 
 class Decoder(nn.Module):
@@ -210,7 +230,7 @@ class Decoder(nn.Module):
             if reset_special is not None:
                 reset_special()
 
-    def embed(self, input_ids: Tensor, start: int = 0) -> Tensor:
+    def embed(self, input_ids: Tensor, start: int = 0, documents: Documents | None = None) -> Tensor:
         """The stream before the first layer, (batch, positions, hidden_size), of tokens from position ``start`` on."""
         x = self.embed_tokens(input_ids)
         if self.spec.embedding_scale is not None:
@@ -221,11 +241,11 @@ class Decoder(nn.Module):
             x = self.embedding_norm(x)
         positions = self.spec.positions
         if isinstance(positions, LearnedPositions):
-            end = start + input_ids.shape[1]
+            end = start + input_ids.shape[1] if documents is None else int(documents.positions.max()) + 1
             if end > positions.num_positions:
                 raise ValueError(f"the model reads {positions.num_positions} positions, not {end}")
-            rows = torch.arange(start, end, device=input_ids.device) + positions.offset
-            x = x + self.embed_positions(rows)
+            rows = torch.arange(start, end, device=input_ids.device) if documents is None else documents.positions
+            x = x + self.embed_positions(rows + positions.offset)
         return x
 
     def before_head(self, x: Tensor) -> Tensor:
@@ -246,25 +266,42 @@ class Decoder(nn.Module):
         softcap = self.spec.final_logit_softcap
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None, cache: ModelCache | None = None) -> ModelOutput:
-        """``input_ids`` and ``labels`` are (batch, positions); labels are shifted here, and -100 is left out."""
-        logits = self.head(self.last_states(input_ids, cache))
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        cache: ModelCache | None = None,
+        document_ids: Tensor | None = None,
+    ) -> ModelOutput:
+        """``input_ids`` and ``labels`` are (batch, positions); labels are shifted here, and -100 is left out.
+
+        ``document_ids`` (batch, positions) tell the documents of a sequence apart, where it holds several: one goes on
+        as long as its id does, each is read as if it stood alone, and none predicts the beginning of the next.
+        """
+        documents = None if document_ids is None else documents_of(document_ids)
+        logits = self.head(self.last_states(input_ids, cache, documents))
         if labels is None:
             return ModelOutput(logits)
+        if documents is not None:
+            labels = labels.masked_fill(documents.positions == 0, IGNORED_LABEL)
         wide = logits if logits.dtype == torch.float64 else logits.float()
         loss = F.cross_entropy(wide.flatten(0, 1), next_tokens(labels).flatten(), ignore_index=IGNORED_LABEL)
         return ModelOutput(logits, loss)
 
-    def last_states(self, input_ids: Tensor, cache: ModelCache | None = None) -> Tensor:
+    def last_states(
+        self, input_ids: Tensor, cache: ModelCache | None = None, documents: Documents | None = None
+    ) -> Tensor:
         """The stream behind the last layer, (batch, positions, hidden_size)."""
+        if cache is not None and documents is not None:
+            raise ValueError("a cache goes on with one document a sequence: leave document_ids out")
         start = cache.length if cache is not None else 0
         length = input_ids.shape[1]
         if cache is not None and start + length > cache.context_length:
             raise ValueError(f"the cache holds {cache.context_length} positions, not {start + length}")
-        x = self.embed(input_ids, start)
+        x = self.embed(input_ids, start, documents)
         shared: dict[Any, Any] | None = {} if self.shares_key_values else None
         for index, layer in enumerate(self.layers):
-            x = layer(x, cache.entries[index] if cache is not None else None, start, shared)
+            x = layer(x, cache.entries[index] if cache is not None else None, start, shared, documents)
         if cache is not None:
             cache.length = start + length
         return x

@@ -9,6 +9,7 @@ import planner.components as components
 from planner.components.patterns import CAUSAL
 from runners.models.attention import rotation_of
 from runners.models.context import BuildContext, empty_cache, in_compute_type
+from runners.models.documents import Documents, document_mask
 from runners.models.norms import inner_norm
 from runners.models.rotary import joined, rotate_from
 from runners.models.scores import Scores, attend
@@ -65,7 +66,9 @@ class LatentAttention(nn.Module):
         entries = self.component.cache(self.o_proj.out_features, context_length)
         return LatentCache(*empty_cache(entries, batch_size, device, dtype))
 
-    def forward(self, x: Tensor, cache: LatentCache | None = None, start: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: LatentCache | None = None, start: int = 0, documents: Documents | None = None
+    ) -> Tensor:
         x = in_compute_type(x)
         component = self.component
         batch, length, _ = x.shape
@@ -82,7 +85,8 @@ class LatentAttention(nn.Module):
             cache.rotated[:, start : start + length] = rotated.to(cache.rotated.dtype)
             if start > 0:
                 return self.o_proj(self._continued(query_nope, query_rope, cache, start))
-        mixed = self._expanded(query_nope, query_rope, latent, rotated, None)
+        seen = None if documents is None else document_mask(documents, CAUSAL, self.rotation)
+        mixed = self._expanded(query_nope, query_rope, latent, rotated, seen)
         return self.o_proj(mixed)
 
     def _continued(self, query_nope: Tensor, query_rope: Tensor, cache: LatentCache, start: int) -> Tensor:
@@ -100,7 +104,7 @@ class LatentAttention(nn.Module):
     def _expanded(
         self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, rotated: Tensor, seen: Tensor | None
     ) -> Tensor:
-        """Keys and values of each head from the latents; ``seen`` (queries, keys) as :func:`attend` takes it."""
+        """Keys and values of each head from the latents; ``seen`` as :func:`attend` takes it."""
         component = self.component
         heads = component.num_attention_heads
         expanded = self.kv_b_proj(latent).unflatten(-1, (heads, -1)).transpose(1, 2)

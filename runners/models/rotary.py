@@ -38,6 +38,11 @@ class Rotation:
             return self.scaling.resulting_attention_factor
         return 1.0
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a position turns otherwise in a longer sequence."""
+        return isinstance(self.scaling, DynamicScaling | LongRopeScaling)
+
     def frequencies(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Radians a position of each pair of channels, (channels / 2,), for a sequence of ``length`` positions.
 

@@ -59,9 +59,10 @@ def attend(
 ) -> Tensor:
     """Weighted values, (batch, num_attention_heads, queries, value_dim).
 
-    ``mask`` is (queries, keys) of bool; ``None`` stands for the plain causal mask over equal positions. Where there are
-    more keys than queries, the queries are the last positions of the keys. ``sinks`` (num_attention_heads,) are logits
-    of a key without a value. ``key_positions`` (keys,) are those of the keys where they do not all follow each other.
+    ``mask`` is (queries, keys) of bool, or (batch, 1, queries, keys); ``None`` stands for the plain causal mask over
+    equal positions. Where there are more keys than queries, the queries are the last positions of the keys. ``sinks``
+    (num_attention_heads,) are logits of a key without a value. ``key_positions`` (keys,) are those of the keys where
+    they do not all follow each other.
     """
     if kernels == "reference":
         return _plain(query, key, value, mask, scores, sinks, key_positions)
