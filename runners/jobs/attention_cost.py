@@ -357,5 +357,5 @@ def _kept_row(
     types = ACTIVATION_TYPES[plan.precision]
     listed = mixer.saved_activations(hidden_size, length, plan.batch_size)
     predicted = sum(saved_bytes(saved, types) for saved in listed)
-    how = "tensors that autograd keeps for the backward pass, weights apart; predicted: the planner's list of them"
-    return prediction(f"Kept by {way} at {length:,} positions", predicted, measured, "bytes", how)
+    how = f"{way} at {length:,} positions: tensors that autograd keeps, weights apart; predicted: the planner's list"
+    return prediction("Kept for the backward pass", predicted, measured, "bytes", how)

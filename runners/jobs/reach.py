@@ -59,28 +59,24 @@ def run(spec: ArchitectureSpec, plan: ReachPlan, context: JobContext) -> Iterato
     total = len(depths) + len(mixers)
     yield Log(f"{small.num_layers:,} layers, {scaled.parameters:,} parameters, {plan.precision}")
     model = build(small, dtype=DTYPES[plan.precision], kernels="reference", seed=plan.seed)
-    profiles, rows = [], []
+    profiles = []
     for done, (found, expected, designed) in enumerate(
         zip(gradient_profiles(model, plan, depths), predicted, whole, strict=True)
     ):
         profile = compared(expected, found)
         profiles.append(profile | {"designed": designed.farthest if designed.farthest < PROBE_LENGTH else None})
-        rows.append(
-            prediction(
-                f"Reach at depth {expected.depth:,}", expected.farthest, profile["measured"], "positions",
-                f"{profile['missing']} positions predicted without a gradient, {profile['beyond']} the other way",
-            )
-        )  # fmt: skip
         yield Progress(done + 1, total, "measurements", f"· {expected.depth:,} layers")
+    last = profiles[-1]
+    how = f"farthest position with a gradient after {last['depth']:,} layers"
+    rows = [prediction("Reach", last["predicted"], last["measured"], "positions", how)]
     masks = []
     for done, (mixer, indices) in enumerate(mixers):
         mask = mixer_mask(model, mixer, indices, plan)
         masks.append(mask)
         rows.append(
             prediction(
-                f"{mask['label']}: {'pairs that are scored' if mask['scored'] else 'pairs that depend'}",
-                mask["predicted_pairs"], mask["measured_pairs"], "count",
-                "pairs of positions whose output moves with the input, by gradient",
+                "Scored pairs" if mask["scored"] else "Dependent pairs", mask["predicted_pairs"],
+                mask["measured_pairs"], "count", f"{mask['label']}: outputs that move with an input, by gradient",
             )
         )  # fmt: skip
         yield Progress(len(depths) + done + 1, total, "measurements", f"· {mask['label']}")

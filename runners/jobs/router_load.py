@@ -22,7 +22,6 @@ from runners.environment import default_device, describe
 from runners.events import Event, Log, Metric, Progress, Result
 from runners.jobs.base import JobContext, JobFailure
 from runners.jobs.fitting import refuse_what_does_not_fit
-from runners.jobs.verify import prediction
 from runners.models import Decoder, build
 from runners.models.moe import recorded_routing
 from runners.training.checkpoint import load_weights
@@ -92,7 +91,6 @@ def run(spec: ArchitectureSpec, plan: RouterLoadPlan, context: JobContext) -> It
         }
         for stage, by_layer in loads
     ]
-    last = stages[-1]
     values = {
         "stages": stages,
         "tokens": tokens,
@@ -102,17 +100,9 @@ def run(spec: ArchitectureSpec, plan: RouterLoadPlan, context: JobContext) -> It
         "seed": plan.seed,
         "learning_rate_rule": RULE if plan.learning_rate is None else "as given",
         "data": {"description": text.description, "files": text.files, "sha256": text.digest},
-        "rows": [
-            prediction(
-                f"Tokens of the fullest expert, layer {layer['layer']}", layer["mean"], max(layer["counts"]),
-                "tokens", f"predicted: all {len(layer['counts'])} experts take equally many, as expert parallelism "
-                "is sized; measured over held-out text", "modelled",
-            )
-            for layer in last["layers"]
-        ],
         "rules": scaled.rules,
         "spec": scaled.spec.to_dict(),
-    }  # fmt: skip
+    }
     yield Result("router_load", values, describe(device))
 
 

@@ -69,6 +69,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def served(tmp_path: pathlib.Path) -> Iterator[str]:
+    """The dashboard and a worker over one new data directory."""
+    environment = {**os.environ, "PLUMBLINE_DATA_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment.pop("PLUMBLINE_DATABASE_URL", None)
+    with running_dashboard(tmp_path, free_port()) as address:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "runners", "worker"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+        )
+        try:
+            yield address
+        finally:
+            worker.terminate()
+            worker.wait(timeout=30)
+
+
 def _wait_for(address: str, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-from tests.browser.conftest import ROOT, free_port, running_dashboard
 
 pytestmark = [
     pytest.mark.browser,
@@ -20,22 +14,6 @@ pytestmark = [
     pytest.mark.xdist_group("browser"),
     pytest.mark.timeout(600),
 ]
-
-
-@pytest.fixture
-def served(tmp_path: pathlib.Path) -> Iterator[str]:
-    """The dashboard and a worker over one new data directory."""
-    environment = {**os.environ, "PLUMBLINE_DATA_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    environment.pop("PLUMBLINE_DATABASE_URL", None)
-    with running_dashboard(tmp_path, free_port()) as address:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "runners", "worker"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
-        )
-        try:
-            yield address
-        finally:
-            worker.terminate()
-            worker.wait(timeout=30)
 
 
 def wait_for_studio(page: Any) -> None:

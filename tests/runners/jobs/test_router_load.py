@@ -85,8 +85,8 @@ def test_load_is_counted_before_and_after_training(tmp_path: pathlib.Path) -> No
     for stage in values["stages"]:
         assert [layer["layer"] for layer in stage["layers"]] == [1, 3]
         assert all(sum(layer["counts"]) == 64 * 2 for layer in stage["layers"])
+        assert [layer["mean"] for layer in stage["layers"]] == [32, 32]  # 64 tokens, 2 of 4 experts each
     assert values["tokens"] == 64
-    assert [row["predicted"] for row in values["rows"]] == [32, 32]  # 64 tokens, 2 of 4 experts each
 
 
 def test_weights_of_a_prototype_are_read_in_place_of_training(tmp_path: pathlib.Path) -> None:
