@@ -11,10 +11,10 @@ from planner.spec import ArchitectureSpec
 from planner.step_time import step_time
 from planner.training.checks import check_training_plan
 from planner.training.engine import divided
-from planner.training.layers import LayerCost, Shape
+from planner.training.layers import Shape
 from planner.training.pipeline import Stage, stages
 from planner.training.records import TrainingEstimate, TrainingMemory
-from planner.training.timeline import stage_memory
+from planner.training.timeline import Seen, stage_memory
 
 
 def estimate_training(spec: ArchitectureSpec, plan: TrainingPlan) -> TrainingEstimate:
@@ -50,7 +50,7 @@ def memory_of_stage(
     micro_batch_size: Quantity,
 ) -> TrainingMemory:
     """Memory of one pipeline rank, whose layers are those of ``spec`` in whichever reading it is."""
-    return stage_memory(spec, plan, stage, shape_of(plan, sequence_length, micro_batch_size), {})
+    return stage_memory(spec, plan, stage, shape_of(plan, sequence_length, micro_batch_size), Seen())
 
 
 def stage_memories(
@@ -58,9 +58,9 @@ def stage_memories(
 ) -> Iterator[TrainingMemory]:
     """Memory of every pipeline rank, in order; layers that are alike are counted once."""
     shape = shape_of(plan, sequence_length, micro_batch_size)
-    costs: dict[int, LayerCost] = {}
+    seen = Seen()
     for stage in stages(spec, plan):
-        yield stage_memory(spec, plan, stage, shape, costs)
+        yield stage_memory(spec, plan, stage, shape, seen)
 
 
 def training_memory(

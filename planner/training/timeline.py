@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from planner.activations import ACTIVATION_TYPES, multiplied_outer_weights, outer_activations, saved_bytes
 from planner.components.base import SavedTensor
@@ -15,7 +16,7 @@ from planner.training.buffers import engine_buffers
 from planner.training.engine import Division, division_of, engine_of, is_many
 from planner.training.layers import LayerCost, Shape, layer_cost
 from planner.training.pipeline import Chunk, Stage
-from planner.training.records import DEVICE_OVERHEAD_BYTES, Moment, TrainingMemory
+from planner.training.records import DEVICE_OVERHEAD_BYTES, Buffer, Moment, TrainingMemory
 from planner.training.states import Placed, States, held_states, placed, state_bytes
 
 NORM_TEMPORARIES = 6
@@ -170,18 +171,43 @@ class _Timeline:
         )
 
 
-def stage_memory(
-    spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, shape: Shape, costs: dict[int, LayerCost]
-) -> TrainingMemory:
-    """Memory of one pipeline rank. ``costs`` are those of layers seen before, by their identity."""
-    division, types = division_of(plan), ACTIVATION_TYPES[plan.precision]
-    states = held_states(stage_parameters(spec, stage, division), stage_buffer_bytes(spec, stage), plan, division)
+@dataclass(slots=True)
+class Seen:
+    """What is counted once for stages and layers that are alike, by their identity."""
+
+    costs: dict[int, LayerCost] = field(default_factory=dict)
+    held: dict[tuple[Any, ...], tuple[States, tuple[Buffer, ...]]] = field(default_factory=dict)
+
+
+def _layers_of(stage: Stage) -> tuple[Any, ...] | None:
+    """What decides the states and the buffers of a stage; ``None`` where it has other quantities than numbers."""
+    found: list[Any] = []
+    for chunk in stage.chunks:
+        found += [chunk.is_first, chunk.is_last]
+        for repeats, layers in chunk.runs:
+            if not isinstance(repeats, int):
+                return None
+            found += [repeats, *map(id, layers)]
+    return tuple(found)
+
+
+def stage_memory(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, shape: Shape, seen: Seen) -> TrainingMemory:
+    """Memory of one pipeline rank. ``seen`` is shared by the ranks of one pipeline."""
+    division, types, costs = division_of(plan), ACTIVATION_TYPES[plan.precision], seen.costs
+    alike = _layers_of(stage)
+    known = None if alike is None else seen.held.get(alike)
+    if known is None:
+        parts = stage_parameters(spec, stage, division)
+        held = held_states(parts, stage_buffer_bytes(spec, stage), plan, division)
+        known = held, tuple(engine_buffers(spec, plan, stage, shape, division))
+        if alike is not None:
+            seen.held[alike] = known
+    states, buffers = known
     for chunk in stage.chunks:
         for _, layers in chunk.runs:
             for layer in layers:
                 if id(layer) not in costs:
                     costs[id(layer)] = layer_cost(spec, layer, plan, division, shape)
-    buffers = tuple(engine_buffers(spec, plan, stage, shape, division))
     communication: Quantity = 0
     for buffer in buffers:
         communication = communication + buffer.bytes
