@@ -5,8 +5,9 @@ usage: python -m benchmarks.planner            the times, and whether the target
 
 Machines differ and others use them, so each time is the least of many rounds, and each stands as a ratio to a fixed
 piece of Python work that is timed in the same rounds. Targets: 0.2 ms for a model of 61 layers, 3 ms for memory and
-time of its training, ten million candidates a second for size and cache, and a fiftieth of the time in which
-transformers builds the model on the meta device to count it. The exit status is 1 where one is missed.
+time of its training, a hundred thousand plans of training and ten million candidates for size and cache a second, and a
+fiftieth of the time in which transformers builds the model on the meta device to count it. The exit status is 1 where
+one is missed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from planner.interop import from_huggingface
 from planner.presets import PRESETS, read_yaml
 from planner.sizing import count_parameters
 from planner.step_time import step_time
-from planner.symbolic import evaluate
+from planner.symbolic import BLOCK, evaluate
+from planner.training import allocated_bytes
 
 TARGET_SECONDS = 0.2e-3
 TARGET_TRAINING_SECONDS = 3e-3
@@ -33,6 +35,15 @@ TARGET_RATIO = 50
 ROUNDS = 40
 TRANSFORMERS_ROUNDS = 5
 CANDIDATES = 2**18
+PLANS = 2**16
+TARGET_PLANS = 100_000
+"""A second."""
+PLAN_SIZES = {
+    "micro_batch_size": [1.0, 2.0, 4.0],
+    "tensor_parallel": [2.0, 4.0, 8.0],
+    "data_parallel": [2.0, 8.0, 16.0],
+    "sequence_length": [4096.0, 8192.0],
+}
 CONTEXT_LENGTH = 32_768
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -113,6 +124,24 @@ def search(name: str) -> Callable[[], dict[str, np.ndarray]]:
     return lambda: evaluate(spec, fields, formulas)
 
 
+def many_plans() -> np.ndarray:
+    """Peak memory of :data:`PLANS` ways of training, as arrays in blocks that stay in a core's cache."""
+    drawn = np.random.default_rng(0)
+    fields = {name: drawn.choice(values, PLANS) for name, values in PLAN_SIZES.items()}
+    spec, common = load("llama-3.1-405b"), {**TRAINING.model_dump(), "pipeline_parallel": 3}
+    return np.concatenate(
+        [
+            allocated_bytes(
+                spec,
+                TrainingPlan.model_construct(
+                    **{**common, **{name: values[start : start + BLOCK] for name, values in fields.items()}}
+                ),
+            )
+            for start in range(0, PLANS, BLOCK)
+        ]
+    )
+
+
 def one_core() -> None:
     """Keep this process, and the threads of its libraries, on one core."""
     if any(os.environ.get(name) != "1" for name in THREADS):
@@ -137,6 +166,7 @@ def main() -> int:
         "cache": (lambda: cache_bytes(spec, CONTEXT_LENGTH), 50),
         "training": (lambda: estimate_training(trained, TRAINING), 10),
         "time of a training step": (lambda: step_time(trained, TRAINING), 20),
+        "memory of many training plans": (many_plans, 1),
         **{name: (work, 1) for name, work in searches.items()},
     }
     times = least(works, ROUNDS)
@@ -155,6 +185,10 @@ def main() -> int:
         misses.append(f"size takes longer than {TARGET_SECONDS * 1e3} ms")
     if times["training"] > TARGET_TRAINING_SECONDS:
         misses.append(f"an estimate of training takes longer than {TARGET_TRAINING_SECONDS * 1e3} ms")
+    plans = PLANS / times["memory of many training plans"]
+    print(f"{plans / 1e3:,.0f} thousand training plans a second")
+    if plans < TARGET_PLANS:
+        misses.append(f"fewer than {TARGET_PLANS:,} training plans a second")
     for name in searches:
         rate = CANDIDATES / times[name]
         print(f"{rate / 1e6:.1f} million candidates a second, size and cache: {name.partition(', ')[2]}")

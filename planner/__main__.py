@@ -211,12 +211,19 @@ def _train(options: argparse.Namespace) -> tuple[Any, str]:
     rows = [*rows_of_parts(estimate.memory.parts), ("most is alive at", estimate.memory.peak.name, "")]
     data = {**plain_data(estimate), "parts": estimate.memory.parts}
     data["memory"]["total_bytes"] = estimate.memory.total_bytes
+    data["changes"] = plain_data(estimate.changes)
     bounds = of_training(spec, plan, estimate.memory)
     text = [table(rows), bounds.text]
     if estimate.time.seconds is not None:
         spent = {part: seconds for part, seconds in estimate.time.parts.items() if seconds > 0}
         text.append(table([(part.replace("_", " "), seconds_text(seconds)) for part, seconds in spent.items()]))
     text.append(estimate.time_note)
+    if estimate.changes:
+        changes: Rows = [
+            (", ".join(f"{name}={value}" for name, value in change.fields.items()), bytes_text(change.together_bytes))
+            for change in estimate.changes
+        ]
+        text.append(f"What would make it fit, one after the other, the cheapest first:\n{table(changes)}")
     if options.tokens is not None:
         run = run_of(options, estimate.time, plan.hardware)
         data["run"] = {**plain_data(run), "total_seconds": run.total_seconds, "goodput": run.goodput}

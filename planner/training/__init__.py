@@ -21,6 +21,7 @@ from planner.training.estimate import training_memory as training_memory
 from planner.training.layers import is_cast as is_cast
 from planner.training.records import DEVICE_OVERHEAD_BYTES as DEVICE_OVERHEAD_BYTES
 from planner.training.records import Buffer as Buffer
+from planner.training.records import Change as Change
 from planner.training.records import Moment as Moment
 from planner.training.records import TrainingEstimate as TrainingEstimate
 from planner.training.records import TrainingMemory as TrainingMemory

@@ -50,7 +50,8 @@ def engine_buffers(
             types.compute * _ring_elements(spec, stage, shape, division),
             "Ring attention (Liu et al. 2023, arXiv:2310.01889): the block that is attended to and the next one",
         )
-    if plan.zero_stage == 3 and is_many(division.replicas):
+    is_gathered = plan.zero_stage == 3 and is_many(division.replicas)
+    if is_gathered or plan.offload == "optimizer_and_parameters":
         yield from _gathered(spec, plan, stage, division)
 
 

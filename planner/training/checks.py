@@ -100,6 +100,15 @@ def _problems_of_spec(plan: TrainingPlan, spec: ArchitectureSpec) -> Iterator[Pr
             f"{spec.num_layers} layers cannot be dealt out evenly to {chunks} stages.",
             f"Choose stages whose number divides the layers: one of {', '.join(divisors)}.",
         )
+    shares = any(isinstance(part, Attention) and part.shares_key_values for _, part in _parts(spec))
+    if shares and plan.recompute == "full":
+        yield _problem(
+            "recompute",
+            "Layers that share keys and values cannot be computed again one by one.",
+            "Choose none or selective.",
+        )
+    if shares and ranks > 1:
+        yield _problem("pipeline_parallel", "Keys and values shared between stages are not modelled.", "Set it to 1.")
     if plan.tensor_parallel > 1 and spec.vocab_size % plan.tensor_parallel:
         padded = -(-spec.vocab_size // plan.tensor_parallel) * plan.tensor_parallel
         yield _problem(

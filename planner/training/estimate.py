@@ -9,6 +9,7 @@ from planner.plans import TrainingPlan
 from planner.quantities import Quantity, largest
 from planner.spec import ArchitectureSpec
 from planner.step_time import step_time
+from planner.training.changes import changes_that_fit
 from planner.training.checks import check_training_plan
 from planner.training.engine import divided
 from planner.training.layers import Shape
@@ -27,13 +28,21 @@ def estimate_training(spec: ArchitectureSpec, plan: TrainingPlan) -> TrainingEst
     """
     check_training_plan(plan, spec)
     time = step_time(spec, plan)
+
+    def memory_under(other: TrainingPlan) -> TrainingMemory:
+        return training_memory(spec, other, other.sequence_length, other.micro_batch_size)
+
+    memory = memory_under(plan)
     return TrainingEstimate(
-        memory=training_memory(spec, plan, plan.sequence_length, plan.micro_batch_size),
+        memory=memory,
         step_seconds=time.seconds,
         tokens_per_second=time.tokens_per_second,
         model_flops_utilization=time.model_flops_utilization,
         time=time,
         time_note=time.text,
+        find_changes=lambda: changes_that_fit(
+            spec, plan, memory.total_bytes, lambda other: int(memory_under(other).total_bytes)
+        ),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from planner.activations import ACTIVATION_TYPES, layer_activations, saved_bytes
-from planner.components.base import SavedTensor, Tensor
+from planner.components.base import Component, SavedTensor, Tensor
 from planner.components.latent_attention import LatentAttention
 from planner.components.mlp import MLP
 from planner.components.moe import MoE
@@ -22,6 +22,10 @@ def is_cast(tensor: Tensor) -> bool:
     """Whether autocast copies a layer's parameter to bf16 and autograd keeps the copy: matrices that are multiplied."""
     multiplied = len(tensor.shape) >= 2 and tensor.is_matrix
     return multiplied and tensor.dtype_class == "weight" and "conv1d." not in tensor.name
+
+
+Parameter = tuple[str, Tensor, Quantity]
+"""The part of a layer that holds a parameter, the parameter, and the elements of it that a device has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,9 @@ def _mixers(
     how = computation_of(plan, shape.sequence_length)
     stream = division.of(types.residual * shape.tokens * spec.hidden_size, "stream")
     dropout = plan.dropout != 0
+    parameters = [
+        (part, tensor, division.of_parameter(tensor.count, tensor.split)) for part, tensor in layer_tensors(spec, layer)
+    ]
     listed = list(layer_activations(spec, layer, shape.positions, shape.batch_size, how, dropout))
     for stem, mixer in (("sequence", layer.sequence_mixer), ("channel", layer.channel_mixer)):
         if mixer is None:
@@ -147,7 +154,8 @@ def _mixers(
             for (part, tensor), size in zip(own_listed, sizes, strict=True)
             if is_made_again(spec, layer, part, tensor, plan)
         )
-        copies, gradients = _of_parameters(spec, layer, stem, plan, division)
+        own_parameters = [entry for entry in parameters if entry[0].startswith(stem)]
+        copies, gradients = _of_parameters(own_parameters, plan)
         saved = saved + copies
         if engine.is_megatron:
             steps = _in_order(tensors, sizes, stream)
@@ -156,7 +164,7 @@ def _mixers(
                 gathered = types.compute * shape.tokens * spec.hidden_size
                 steps = [Step(step.freed, step.made + gathered) for step in steps]
         else:
-            steps = list(_by_operators(spec, layer, stem, plan, division, shape, tensors, sizes, stream))
+            steps = list(_by_operators(spec, mixer, own_parameters, plan, division, shape, tensors, sizes, stream))
         yield MixerCost(saved, again, tuple(steps), gradients, copies)
 
 
@@ -215,8 +223,8 @@ def _in_order(tensors: list[SavedTensor], sizes: list[Quantity], stream: Quantit
 
 def _by_operators(
     spec: ArchitectureSpec,
-    layer: Layer,
-    stem: str,
+    mixer: Component,
+    parameters: list[Parameter],
     plan: TrainingPlan,
     division: Division,
     shape: Shape,
@@ -225,14 +233,8 @@ def _by_operators(
     stream: Quantity,
 ) -> Iterator[Step]:
     """A backward pass of PyTorch's operators: the moments that the mixer itself knows, beside the stream's gradient."""
-    mixer = layer.sequence_mixer if stem == "sequence" else layer.channel_mixer
-    assert mixer is not None
     types, width = ACTIVATION_TYPES[plan.precision], state_bytes(plan).gradient
-    counts = [
-        (tensor.name, division.of_parameter(tensor.count, tensor.split), is_cast(tensor))
-        for part, tensor in layer_tensors(spec, layer)
-        if part == f"{stem}_mixer"
-    ]
+    counts = [(tensor.name, count, is_cast(tensor)) for part, tensor, count in parameters if part.endswith("_mixer")]
     scores: Quantity = 0
     if plan.attention == "eager":
         # Gradients of the weights of the values, and of the scores that these were made from.
@@ -256,17 +258,12 @@ def _by_operators(
         yield Step(freed, made, ready)
 
 
-def _of_parameters(
-    spec: ArchitectureSpec, layer: Layer, stem: str, plan: TrainingPlan, division: Division
-) -> tuple[Quantity, Quantity]:
+def _of_parameters(parameters: list[Parameter], plan: TrainingPlan) -> tuple[Quantity, Quantity]:
     """Bytes of a mixer's cast weights and of its gradients."""
     types, width = ACTIVATION_TYPES[plan.precision], state_bytes(plan).gradient
     copies: Quantity = 0
     gradients: Quantity = 0
-    for part, parameter in layer_tensors(spec, layer):
-        if not part.startswith(stem):
-            continue
-        count = division.of_parameter(parameter.count, parameter.split)
+    for _, parameter, count in parameters:
         gradients = gradients + width * count
         if types.copied and is_cast(parameter):
             copies = copies + types.compute * count

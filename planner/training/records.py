@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass
+from functools import cached_property
+from typing import Any
 
 from planner.quantities import Quantity, largest
 from planner.step_time import StepTime
@@ -97,6 +100,26 @@ class TrainingMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """One change of a plan, in the order of what it costs."""
+
+    fields: dict[str, Any]
+    """Fields of the plan and their new values."""
+    cost: str
+    """What it costs, in words."""
+    alone_bytes: int
+    """Memory with this change alone."""
+    together_bytes: int
+    """Memory with this change and all before it."""
+    fits: bool
+    """Whether the plan fits with this change and all before it."""
+
+
+def _no_changes() -> tuple[Change, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
 class TrainingEstimate:
     """What a way of training takes."""
 
@@ -108,3 +131,14 @@ class TrainingEstimate:
     """The step's time by part, and the profile of efficiencies that was used (:mod:`planner.step_time`)."""
     time_note: str
     status: str = "modelled"
+    find_changes: InitVar[Callable[[], tuple[Change, ...]]] = _no_changes
+
+    def __post_init__(self, find_changes: Callable[[], tuple[Change, ...]]) -> None:
+        object.__setattr__(self, "_find_changes", find_changes)
+
+    @cached_property
+    def changes(self) -> tuple[Change, ...]:
+        """What would make it fit its hardware, from the change that costs least; none where it fits. Found when asked
+        for, as each is an estimate of its own."""
+        found: tuple[Change, ...] = object.__getattribute__(self, "_find_changes")()
+        return found

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from typing import Any
 
+import numpy as np
 import pytest
+import sympy
 
-from planner import ArchitectureSpec, PlannerError, TrainingPlan, estimate_training, load, parse_spec
+from planner import ArchitectureSpec, PlannerError, TrainingPlan, estimate_training, explain, fits, load, parse_spec
 from planner.measured import training_rows
-from planner.training import check_training_plan
+from planner.plans import parse_plan
+from planner.training import allocated_bytes, check_training_plan
 from planner.training.engine import division_of
 from planner.training.estimate import shape_of, stage_memories
 from planner.training.layers import layer_cost
@@ -229,3 +233,121 @@ def test_what_cannot_be_divided_is_refused_by_name(spec: ArchitectureSpec, chang
         estimate_training(spec, TrainingPlan(**change))
     assert caught.value.path == path
     assert caught.value.remedy
+
+
+# --- what would make it fit ---
+
+
+def test_changes_come_in_the_order_of_their_cost_until_it_fits() -> None:
+    spec = load("llama-3-8b")
+    plan = TrainingPlan(hardware="h100", micro_batch_size=4, sequence_length=8192)
+    found = estimate_training(spec, plan).changes
+    assert [next(iter(change.fields)) for change in found][:3] == ["chunked_loss", "micro_batch_size", "recompute"]
+    assert [change.fits for change in found] == [False] * (len(found) - 1) + [True]
+    together = plan
+    for change in found:
+        alone = estimate_training(spec, plan.model_copy(update=change.fields)).memory.total_bytes
+        together = together.model_copy(update=change.fields)
+        assert change.alone_bytes == alone
+        assert change.together_bytes == estimate_training(spec, together).memory.total_bytes
+    assert fits(spec, together, "h100").fits
+    assert not estimate_training(spec, together).changes
+    assert not estimate_training(spec, plan.model_copy(update={"hardware": None})).changes
+
+
+# --- any plan ---
+
+DRAWN = [
+    load(name)
+    for name in (
+        "llama-3-8b", "gemma-2-2b", "mixtral-8x7b", "deepseek-v3", "mamba-2.8b", "jamba-v0.1", "rwkv-4-7b",
+        "falcon-h1-7b", "gpt-oss-20b", "bloom-176b", "gpt2",
+    )
+]  # fmt: skip
+CHOICES: dict[str, list[Any]] = {
+    "micro_batch_size": [1, 2, 3, 0],
+    "global_batch_size": [None, 8, 64, 7],
+    "sequence_length": [1, 1000, 4096],
+    "precision": ["fp32", "bf16_autocast", "bf16_mixed", "bf16", "fp8"],
+    "gradient_dtype": ["bf16", "fp32"],
+    "optimizer": ["adamw", "adamw_8bit", "adafactor", "lion", "muon", "sgd"],
+    "zero_stage": [0, 1, 2, 3, 4],
+    "fsdp_reshard": [True, False],
+    "data_parallel": [1, 2, 8, -1],
+    "tensor_parallel": [1, 2, 3, 8],
+    "sequence_parallel": [True, False],
+    "pipeline_parallel": [1, 2, 4, 100],
+    "pipeline_schedule": ["1f1b", "interleaved", "zero_bubble"],
+    "virtual_stages": [1, 2],
+    "expert_parallel": [1, 2, 8],
+    "expert_tensor_parallel": [1, 2],
+    "context_parallel": [1, 2],
+    "recompute": ["none", "selective", "full"],
+    "attention": ["eager", "fused"],
+    "dropout": [0, 0.1],
+    "chunked_loss": [True, False],
+    "offload": ["none", "optimizer", "optimizer_and_parameters"],
+    "hardware": [None, "h100", "a100"],
+    "engine": ["auto", "torch", "megatron"],
+    "cross_entropy": ["auto", "plain", "parallel", "fused"],
+    "gradient_fusion": [True, False],
+    "context_exchange": ["ring", "all_to_all"],
+}
+
+
+def test_a_thousand_drawn_plans_are_estimated_or_refused_by_name() -> None:
+    draw = random.Random(20_261_126)
+    estimated, refused = 0, []
+    for _ in range(1000):
+        spec = draw.choice(DRAWN)
+        fields = draw.sample(sorted(CHOICES), draw.choice([3, 5, 8, len(CHOICES)]))
+        try:
+            plan = parse_plan(TrainingPlan, {field: draw.choice(CHOICES[field]) for field in fields})
+            memory = estimate_training(spec, plan).memory
+        except PlannerError as error:
+            refused.extend(error.problems)
+            continue
+        estimated += 1
+        assert sum(memory.parts.values()) == memory.total_bytes
+        assert all(isinstance(part, int) and part >= 0 for part in memory.parts.values())
+    assert estimated >= 250
+    assert all(problem.path and problem.remedy for problem in refused)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        TrainingPlan(precision="bf16_mixed", gradient_dtype="fp32", zero_stage=1, data_parallel=4, tensor_parallel=2,
+                     sequence_parallel=True, sequence_length=512),
+        TrainingPlan(pipeline_parallel=4, global_batch_size=8, sequence_length=64, recompute="full"),
+        TrainingPlan(precision="fp32", zero_stage=3, data_parallel=8, sequence_length=64, chunked_loss=True),
+        TrainingPlan(context_parallel=4, attention="eager", dropout=0.1, recompute="selective", sequence_length=256),
+    ],
+    ids=["megatron", "pipeline", "zero 3", "context"],
+)  # fmt: skip
+def test_the_explanation_of_a_parallel_plan_gives_the_number(plan: TrainingPlan) -> None:
+    term = explain(LLAMA_2_7B, "training_memory", plan)
+    assert term.value == estimate_training(LLAMA_2_7B, plan).memory.total_bytes
+    for part in term.walk():
+        values = {sympy.Symbol(s.symbol, integer=True, positive=True): s.value for s in part.symbols}
+        assert part.formula.subs(values) == part.value
+        if part.children:
+            assert sum(child.value for child in part.children) == part.value
+
+
+def test_arrays_of_plans_agree_with_single_ones() -> None:
+    draw = np.random.default_rng(0)
+    sizes = {
+        "micro_batch_size": draw.choice([1.0, 2.0, 4.0], 40),
+        "data_parallel": draw.choice([2.0, 8.0, 64.0], 40),
+        "tensor_parallel": draw.choice([2.0, 4.0, 8.0], 40),
+        "sequence_length": draw.choice([2048.0, 8192.0], 40),
+    }
+    common: dict[str, Any] = {
+        "precision": "bf16_mixed", "gradient_dtype": "fp32", "zero_stage": 1, "sequence_parallel": True,
+    }  # fmt: skip
+    arrays = TrainingPlan.model_construct(**{**TrainingPlan(**common).model_dump(), **sizes})
+    read = allocated_bytes(LLAMA_2_7B, arrays)
+    for index in range(40):
+        plan = TrainingPlan(**common, **{name: int(values[index]) for name, values in sizes.items()})
+        assert read[index] == pytest.approx(estimate_training(LLAMA_2_7B, plan).memory.allocated_bytes, rel=1e-9)
