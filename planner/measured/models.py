@@ -17,7 +17,12 @@ BLOOM_VOCABULARY = 250_880
 @functools.cache
 def _table() -> dict[str, dict[str, Any]]:
     rows = read_yaml((MEASURED / "models.yaml").read_text(encoding="utf-8"))
-    return {name: row for row in rows for name in row["names"]}
+    return {_letters(name): row for row in rows for name in row["names"]}
+
+
+def _letters(name: str) -> str:
+    """A name without what sources write differently: case, spaces and signs."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def is_fused(name: str) -> bool:
@@ -100,7 +105,7 @@ def identify(model: str, layers: int | None, sequence_length: int) -> Architectu
     if spec is not None:
         return spec
     name = plain_name(model)
-    row = _table().get(name)
+    row = _table().get(_letters(name))
     if row is None:
         skip("a model without published sizes here")
     if "preset" in row:

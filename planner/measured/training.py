@@ -228,11 +228,18 @@ def _bigscience(raw: Raw) -> _Read:
     return _Read(_model(raw), fields, assumed)
 
 
+def _zero_stage(raw: Raw) -> int:
+    found = re.fullmatch(r"ZeRO-([0-3])", raw.get("zero_or_fsdp", ""))
+    if found is None:
+        skip("a way of sharding that is not read")
+    return int(found.group(1))
+
+
 def _nanotron(raw: Raw) -> _Read:
     fields = {
         "precision": "bf16_mixed",
         "gradient_dtype": "fp32",
-        "zero_stage": int(raw["zero_or_fsdp"].removeprefix("ZeRO-")),
+        "zero_stage": _zero_stage(raw),
         "sequence_parallel": whole(raw, "tensor_parallel") > 1,
         # Its own operators: logits in fp32, and weight gradients in bf16 before they are summed.
         "engine": "megatron",
@@ -306,8 +313,8 @@ def _swift(raw: Raw) -> _Read:
         found.time_reason = "sequences of different lengths"
         return found
     if _note(raw, r"(Megatron-SWIFT)") is None:
-        stage = int(raw["zero_or_fsdp"].removeprefix("ZeRO-"))
-        return _Read(_model(raw), {"precision": "bf16_mixed", "zero_stage": stage, "recompute": "full"}, [])
+        fields = {"precision": "bf16_mixed", "zero_stage": _zero_stage(raw), "recompute": "full"}
+        return _Read(_model(raw), fields, [])
     fields = {
         "precision": "bf16_mixed",
         "gradient_dtype": "fp32",
@@ -453,7 +460,8 @@ def _b200_row(identifier: str, raw: Raw) -> TrainingRow:
     """Steps of Megatron on eight B200 (SimuMax): models cut to their first layers, DeepSeek-V3 to one dense one."""
     layers = whole(raw, "num_layers")
     published = identify(raw["model"], None, whole(raw, "sequence_length"))
-    spec = with_num_layers(published, layers, first=2 if raw["model"] == "deepseekv3" else 0)
+    dense = sum(getattr(layer.channel_mixer, "kind", "") == "mlp" for _, layer in published.iterate_layers())
+    spec = with_num_layers(published, layers, first=dense - 1 if _has_experts(published) and dense else 0)
     plan = parse_plan(
         TrainingPlan,
         {
@@ -505,15 +513,19 @@ def _b200_row(identifier: str, raw: Raw) -> TrainingRow:
 def _read_all() -> tuple[tuple[TrainingRow, ...], tuple[Skipped, ...]]:
     rows: list[TrainingRow] = []
     skipped: list[Skipped] = []
-    rows += [_b200_row(identifier, raw) for identifier, raw in read_asset("training_b200.csv")]
-    for identifier, raw in read_asset("training_world.csv"):
+    files: list[tuple[str, Callable[[str, Raw], TrainingRow]]] = [
+        ("training_b200.csv", _b200_row),
+        ("training_world.csv", _row),
+    ]
+    for identifier, raw, read in ((*line, read) for name, read in files for line in read_asset(name)):
         try:
-            rows.append(_row(identifier, raw))
+            rows.append(read(identifier, raw))
         except (NotUsed, PlannerError) as error:
             reason = error.reason if isinstance(error, NotUsed) else f"refused: {error}"
-            timed = any(name in raw for name in ("step_ms", "tokens_per_second_per_gpu", "mfu"))
-            source = f"{raw['source_repo']}/{raw['source_path']}"
-            skipped.append(Skipped(identifier, raw["model"], source, reason, "peak_memory_gib" in raw, timed))
+            timed = any(name in raw for name in ("step_ms", "tokens_per_second_per_gpu", "mfu", "measured_step_ms"))
+            held = any(name in raw for name in ("peak_memory_gib", "measured_peak_allocated_gib"))
+            source = f"{raw['source_repo']}/{raw['source_path']}" if "source_repo" in raw else B200_SOURCE
+            skipped.append(Skipped(identifier, raw["model"], source, reason, held, timed))
     return tuple(rows), tuple(skipped)
 
 
