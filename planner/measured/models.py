@@ -27,7 +27,7 @@ def _letters(name: str) -> str:
 
 def is_fused(name: str) -> bool:
     """Whether llama.cpp keeps the model's queries, keys and values as one tensor."""
-    return bool(_table().get(name, {}).get("fused", False))
+    return bool(_table().get(_letters(name), {}).get("fused", False))
 
 
 def plain_name(model: str) -> str:
