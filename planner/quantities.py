@@ -14,6 +14,7 @@ value, so such a branch fails at once when the symbolic reading is taken.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -128,10 +129,17 @@ def tabulated(name: str, function: Callable[..., int], *quantities: Quantity) ->
         case "number":
             return function(*quantities)
         case "array":
-            rows = np.stack([each.ravel() for each in np.broadcast_arrays(*quantities)], axis=1)
-            distinct, where = np.unique(rows, axis=0, return_inverse=True)
-            values = np.array([function(*(int(entry) for entry in row)) for row in distinct], dtype=np.float64)
-            return values[where.ravel()].reshape(np.broadcast_shapes(*(np.shape(each) for each in quantities)))
+            shape = np.broadcast_shapes(*(np.shape(each) for each in quantities))
+            columns = [np.asarray(each, dtype=np.float64) for each in quantities]
+            codes = np.zeros(math.prod(shape), dtype=np.int64)
+            for column in columns:
+                if column.size > 1:  # what does not vary distinguishes nothing
+                    known, code = np.unique(np.broadcast_to(column, shape).ravel(), return_inverse=True)
+                    _, codes = np.unique(codes * len(known) + code, return_inverse=True)
+            first = np.unique(codes, return_index=True)[1]
+            rows = zip(*(np.broadcast_to(column, shape).ravel()[first] for column in columns), strict=True)
+            values = np.array([function(*(int(entry) for entry in row)) for row in rows], dtype=np.float64)
+            return values[codes].reshape(shape)
     return _table(name, function)(*quantities)
 
 

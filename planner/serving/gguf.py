@@ -87,7 +87,7 @@ class Place:
     """What a rule knows of one tensor."""
 
     inputs: int
-    """Weights of a row."""
+    """Weights of a row, or what is left of them beside whole blocks of 256."""
     queries_per_key: int
     experts: int
     """Of the model; 1 without."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from planner.components import Attention, MoE
 from planner.components.base import Tensor
-from planner.quantities import Quantity, exact_divide, tabulated
+from planner.quantities import Quantity, exact_divide, floor_divide, tabulated
 from planner.serving.formats import PLAIN_FORMATS, gguf_file, is_covered, is_large_matrix, scheme, scheme_bytes
 from planner.serving.gguf import bytes_per_256
 from planner.sizing import layer_buffers, layer_components, outer_tensors
@@ -152,10 +152,11 @@ class Storage:
         return 2 * tensor.count * repeats
 
     def _in_blocks(self, tensor: Tensor, file: str, role: str, run: _Run) -> Quantity:
+        inputs = tensor.shape[-1]
         per_256 = tabulated(
             f"{file}_{role}",
             functools.partial(bytes_per_256, file, role),
-            tensor.shape[-1],
+            inputs - 256 * floor_divide(inputs, 256),
             self._queries_per_key,
             1 if self._experts is None else self._experts,
             self._layers,
