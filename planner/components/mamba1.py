@@ -19,7 +19,10 @@ from planner.components.base import (
 )
 from planner.components.mlp import READ_FROM_RESULT, Pointwise
 from planner.components.narrowing import Scale
-from planner.quantities import Quantity, rounded_up, smallest
+from planner.quantities import Quantity, ceiling_divide, largest, rounded_up, smallest
+
+SCAN_TILE = 2**19
+"""Elements of (positions, channels, state) that the scan works on at a time: about what a processor's cache holds."""
 
 
 class Mamba1(Component):
@@ -104,21 +107,32 @@ class Mamba1(Component):
         yield SavedTensor("time steps before softplus", tokens * inner, "float32")
         yield SavedTensor("time steps", tokens * inner, "float32")
         yield SavedTensor("decay rates and their exponential", 2 * inner * self.state_size, "float32")
+        chunks = batch_size * ceiling_divide(sequence_length, smallest(self.chunk_size, sequence_length))
+        yield SavedTensor("states before the chunks", chunks * inner * self.state_size, "float32")
         yield SavedTensor("scan output", tokens * inner)
         yield SavedTensor("gated output", tokens * inner)
 
     def backward_moments(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[BackwardMoment]:
-        """While the scan runs backward: states, decays and their gradients over all positions, made again in fp32."""
-        tokens = batch_size * sequence_length
-        padded = batch_size * rounded_up(sequence_length, smallest(self.chunk_size, sequence_length))
-        states = SavedTensor("states and decays", 4 * padded * self.intermediate_size * self.state_size, "float32")
-        # Of the output and, where it is narrower, of the input: the type that the states are in.
-        wide = SavedTensor("gradients of scan and skip", 2 * tokens * self.intermediate_size, "float32")
-        widened = SavedTensor("input in fp32", 2 * padded * self.intermediate_size, "copy")
-        gate = SavedTensor("gradient of the gate", tokens * self.intermediate_size)
-        yield BackwardMoment((states, wide, widened, gate), ("scan output", "gated output"), ready=("out_proj",))
+        """While the scan runs backward, tile by tile.
+
+        A tile is at most ``SCAN_TILE`` elements, or one chunk of one sequence where that is more. On a GPU it may be 32
+        times as large, which is 186 MiB more.
+        """
+        tokens, inner, state = batch_size * sequence_length, self.intermediate_size, self.state_size
+        chunk = smallest(self.chunk_size, sequence_length)
+        padded = batch_size * rounded_up(sequence_length, chunk)
+        tile = smallest(padded * inner * state, largest(chunk * inner * state, SCAN_TILE))
+        carried = largest(tile - batch_size * chunk * inner * state, 0)
+        made = (
+            SavedTensor("states, decays and gradients of a tile", 3 * tile, "float32"),
+            SavedTensor("products of decays, where a tile has several chunks", carried, "float32"),
+            SavedTensor("gradients of the scan's output, its input and the time steps", 3 * tokens * inner, "float32"),
+            SavedTensor("input in fp32", 2 * padded * inner, "copy"),
+            SavedTensor("gradients of the skip and of the gate", 2 * tokens * inner),
+        )
+        yield BackwardMoment(made, ("scan output", "gated output"), ready=("out_proj",))
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("convolution", (self.intermediate_size, self.conv_kernel), grows=False)

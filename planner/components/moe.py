@@ -254,8 +254,6 @@ class MoE(Component):
         yield SavedTensor("input", tokens * hidden_size)
         yield SavedTensor("router scores", tokens * self.num_experts, "float32")
         yield SavedTensor("chosen experts, and rows there and back", 3 * rows, "int64")
-        if self.weights_on_input:
-            yield SavedTensor("order of the rows", rows, "int64")
         if self.expert_bias:
             yield SavedTensor("experts of the sorted rows", rows, "int64", "rows")
         if self.normalize_weights:

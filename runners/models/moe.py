@@ -159,6 +159,36 @@ class Experts(nn.Module):
         return self._project("down_proj", mixed, experts, ends)
 
 
+class _Dispatched(torch.autograd.Function):
+    """Each row ``copies`` times, in an order whose inverse is known: so the gradient is a gather and a sum, which are
+    parallel and always add in the same order, where PyTorch would add row after row."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, back: Tensor, copies: int) -> Tensor:
+        ctx.save_for_backward(back)
+        ctx.copies = copies
+        return rows[order // copies]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        (back,) = ctx.saved_tensors
+        return gradients[0][back].unflatten(0, (-1, ctx.copies)).sum(1), None, None, None
+
+
+class _Permuted(torch.autograd.Function):
+    """Rows in an order whose inverse is known; the gradient is the same the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return rows[order]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        (back,) = ctx.saved_tensors
+        return gradients[0][back], None, None
+
+
 class MoE(nn.Module):
     """Routed experts and an optional shared one over x (batch, positions, hidden_size)."""
 
@@ -203,11 +233,11 @@ class MoE(nn.Module):
         experts = chosen.flatten()[order]
         counts = torch.zeros(self.component.num_experts, dtype=torch.int32, device=rows.device)
         ends = counts.scatter_add_(0, experts, torch.ones_like(experts, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
-        sorted_rows = rows[order // self.component.num_experts_per_tok]
+        # Back in the tokens' order, so that the sum over a token's experts is one reduction in a fixed order.
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
+        sorted_rows: Tensor = _Dispatched.apply(rows, order, back, self.component.num_experts_per_tok)
         if self.component.weights_on_input:
             sorted_rows = sorted_rows * weights.flatten()[order][:, None]
         outputs = self.experts(sorted_rows, experts, ends)
-        # Back in the tokens' order, so that the sum over a token's experts is one reduction in a fixed order.
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
-        outputs = outputs[back].view(*chosen.shape, -1)
+        outputs = _Permuted.apply(outputs, back, order).view(*chosen.shape, -1)
         return (outputs if self.component.weights_on_input else outputs * weights[..., None]).sum(1)

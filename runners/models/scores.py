@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runners.kernels.causal_attention import dot_product_attention
+from runners.models.blocked_attention import blocked_causal_attention, takes_blocks
 from runners.models.context import Kernels
 from runners.models.recompute import recomputed
 
@@ -71,6 +72,8 @@ def attend(
             lambda query, key, value, mask, sinks: _plain(query, key, value, mask, scores, sinks, key_positions),
             query, key, value, mask, sinks,
         )  # fmt: skip
+    if mask is None and takes_blocks(query, key):
+        return blocked_causal_attention(query, key, value, scores.scale)
     missing = query.shape[-1] - value.shape[-1]
     if missing > 0:
         # Fused attention wants one width; zeros in further channels of the values change nothing.
