@@ -105,14 +105,30 @@ def _rate(profile: MachineProfile | None, dtype: str) -> tuple[float, str]:
     )
 
 
+Precision = Literal["fp32", "bf16_autocast"]
+DTYPES: dict[Precision, str] = {"fp32": "fp32", "bf16_autocast": "bf16"}
+"""What matrices are multiplied in."""
+
+
+def _precision(asked: Literal["auto", "fp32", "bf16_autocast"], profile: MachineProfile | None) -> Precision:
+    """The precision that a job will choose; fp32 on a machine that has not been measured."""
+    if asked != "auto":
+        return asked
+    return "fp32" if profile is None else profile.fastest_precision
+
+
 def _prototype(spec: ArchitectureSpec, plan: PrototypePlan, profile: MachineProfile | None) -> JobEstimate:
     check_routing(spec, plan)
     scaled = scale_down(spec, plan.parameter_budget, vocab_size=plan.vocab_size, sequence_length=plan.sequence_length)
     step = flops(scaled.spec, plan.sequence_length, plan.batch_size, training=True).total
-    rate, source = _rate(profile, "fp32")
+    precision = _precision(plan.precision, profile)
+    rate, source = _rate(profile, DTYPES[precision])
     seconds = START_SECONDS + plan.steps * (step / rate + STEP_SECONDS)
     training = TrainingPlan(
-        micro_batch_size=plan.batch_size, sequence_length=plan.sequence_length, precision="fp32", gradient_dtype="fp32"
+        micro_batch_size=plan.batch_size,
+        sequence_length=plan.sequence_length,
+        precision=precision,
+        gradient_dtype="fp32",
     )
     # Weights and both moments in fp32; the old checkpoint goes when the new one is whole.
     disk = 2 * 12 * scaled.parameters
@@ -130,8 +146,8 @@ def _benchmark(spec: ArchitectureSpec, plan: BenchmarkPlan, profile: MachineProf
         measured = scale_down(spec, plan.parameter_budget, sequence_length=plan.sequence_length).spec
     forward = flops(measured, plan.sequence_length, plan.batch_size).total
     one_token = flops(measured, 1, plan.batch_size).total
-    dtype = "bf16" if plan.precision == "bf16_autocast" else "fp32"
-    rate, source = _rate(profile, dtype)
+    precision = _precision(plan.precision, profile)
+    rate, source = _rate(profile, DTYPES[precision])
     work = {"prefill": forward, "decode": plan.decode_tokens * one_token, "training": 3 * forward}
     launches = {"prefill": 1, "decode": plan.decode_tokens, "training": 3}
     # Repetitions end when the interval is narrow enough; the bound is what is certain.
@@ -139,7 +155,6 @@ def _benchmark(spec: ArchitectureSpec, plan: BenchmarkPlan, profile: MachineProf
     seconds = START_SECONDS + repetitions * sum(
         work[phase] / rate + launches[phase] * STEP_SECONDS for phase in plan.phases
     )
-    precision: Literal["fp32", "bf16_autocast"] = plan.precision
     training = TrainingPlan(micro_batch_size=plan.batch_size, sequence_length=plan.sequence_length, precision=precision)
     return JobEstimate(
         seconds,

@@ -117,6 +117,10 @@ class DeviceRow(_Record):
         )
 
 
+LEAST_GAIN = 1.3
+"""How many times as fast bf16 products must be for bf16 autocast to be chosen."""
+
+
 class MachineProfile(_Record):
     """What was measured on one machine; the worker writes it as JSON to :func:`profile_path`."""
 
@@ -132,6 +136,20 @@ class MachineProfile(_Record):
     threads: int = Field(default=1, gt=0)
     versions: dict[str, str] = {}
     measured_at: datetime.datetime
+
+    @property
+    def fastest_precision(self) -> Literal["fp32", "bf16_autocast"]:
+        """bf16 autocast where products of bf16 matrices are clearly faster, so that the casts around them pay: some
+        processors that claim bf16 are slower with it."""
+        rates = self.matmul_flops_per_second
+        pays = rates.get("bf16", 0.0) > LEAST_GAIN * rates.get("fp32", float("inf"))
+        return "bf16_autocast" if pays else "fp32"
+
+    @property
+    def why_fastest(self) -> str:
+        """The rates behind :attr:`fastest_precision`, in words."""
+        rates = [f"{rate / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, rate in self.matmul_flops_per_second.items()]
+        return f"matrices are multiplied here at {' and '.join(rates)}"
 
     def device(self) -> Device:
         """The machine as a device of the catalogue's form, with measured rates in place of promised ones."""

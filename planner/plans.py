@@ -174,6 +174,8 @@ class PrototypePlan(Plan):
     warmup_steps: int = Field(default=20, ge=0)
     weight_decay: float = Field(default=0.1, ge=0)
     gradient_clip: float = Field(default=1.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16_autocast"] = "auto"
+    """``auto``: what multiplies matrices fastest where it is trained, by measurement."""
     seed: int = Field(default=0, ge=0)
     data: str = TEXT
     """``python-stdlib``: the standard library's own sources as bytes; else the path of a text file or a folder."""
@@ -245,7 +247,8 @@ class BenchmarkPlan(Plan):
     max_repetitions: int = Field(default=200, ge=10, le=100_000)
     relative_interval: float = Field(default=0.02, gt=0, lt=1)
     """Repetitions go on until the 95% interval of the median is this narrow, or ``max_repetitions`` is reached."""
-    precision: Literal["fp32", "bf16_autocast"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16_autocast"] = "auto"
+    """``auto``: what multiplies matrices fastest on the worker's device, by measurement."""
     kernels: Literal["auto", "reference", "eager", "triton", "block_sparse"] = "auto"
 
 

@@ -75,9 +75,3 @@ def current() -> MachineProfile:
     temporary.write_text(found.model_dump_json(indent=2))
     temporary.replace(path)
     return found
-
-
-def bf16_pays(profile: MachineProfile) -> bool:
-    """Whether bf16 matrix multiplication is clearly faster here: some processors that claim it are slower with it."""
-    rates = profile.matmul_flops_per_second
-    return rates.get("bf16", 0.0) > 1.3 * rates.get("fp32", float("inf"))

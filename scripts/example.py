@@ -84,7 +84,9 @@ def main(argv: Sequence[str]) -> int:
                         seed=seed,
                     )
                     work.append((spec, revision, "prototype", plan))
-                benchmark = BenchmarkPlan(parameter_budget=arguments.budget, sequence_length=128, max_repetitions=60)
+                benchmark = BenchmarkPlan(
+                    parameter_budget=arguments.budget, sequence_length=128, max_repetitions=60, precision="fp32"
+                )
                 work.append((spec, revision, "benchmark", benchmark))
                 work.append((spec, revision, "verify", VerifyPlan()))
             for number, (spec, revision, kind, plan) in enumerate(work, start=1):

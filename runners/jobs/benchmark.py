@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -44,8 +44,13 @@ def run(spec: ArchitectureSpec, plan: BenchmarkPlan, context: JobContext) -> Ite
             f"{spec.positions.num_positions:,}; choose a shorter one"
         )
     device = default_device()
+    profile = current()  # measures the machine once, for later estimates
+    reason = profile.why_fastest if plan.precision == "auto" else "as given"
+    precision = profile.fastest_precision if plan.precision == "auto" else plan.precision
+    if plan.precision == "auto":
+        plan = plan.model_copy(update={"precision": precision})
+        yield Log(f"{precision}: {reason}")
     _refuse_what_does_not_fit(spec, plan, device)
-    current()  # measures the machine once, for later estimates
     environment = describe(device)
     model = build(spec, device=device, kernels=plan.kernels)
     tokens = torch.randint(0, spec.vocab_size, (plan.batch_size, plan.sequence_length), device=device)
@@ -83,17 +88,21 @@ def run(spec: ArchitectureSpec, plan: BenchmarkPlan, context: JobContext) -> Ite
         "batch_size": plan.batch_size,
         "sequence_length": plan.sequence_length,
         "decode_tokens": plan.decode_tokens,
-        "precision": plan.precision,
+        "precision": precision,
+        "precision_reason": reason,
         "kernels": plan.kernels if plan.kernels != "auto" else ("triton" if device == "cuda" else "eager"),
         "rules": rules,
-        "rows": list(_predictions(spec, plan, timings)),
+        "rows": list(_predictions(spec, plan, precision, timings)),
         "spec": spec.to_dict(),
     }
     yield Result("benchmark", values, environment)
 
 
 def _predictions(
-    spec: ArchitectureSpec, plan: BenchmarkPlan, timings: dict[str, dict[str, Any]]
+    spec: ArchitectureSpec,
+    plan: BenchmarkPlan,
+    precision: Literal["fp32", "bf16_autocast"],
+    timings: dict[str, dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
     """What the machine's calibration says of each phase, beside what was timed; nothing where there is none."""
     try:
@@ -107,11 +116,11 @@ def _predictions(
         length = plan.sequence_length + (plan.decode_tokens // 2 if phase == "decode" else 0)
         try:
             predicted = predict_time(
-                spec, calibration, as_phase(phase), batch_size=plan.batch_size, length=length, precision=plan.precision
+                spec, calibration, as_phase(phase), batch_size=plan.batch_size, length=length, precision=precision
             )
         except UnsupportedPlan:
             continue
-        how = f"median of {timing['repetitions']} repetitions, {plan.precision}"
+        how = f"median of {timing['repetitions']} repetitions, {precision}"
         measured = timing["median_seconds"] / tokens
         row = prediction(PHASE_LABELS[as_phase(phase)], predicted.seconds, measured, "seconds", how, "modelled")
         yield {**row, "profile": predicted.profile}

@@ -24,7 +24,7 @@ from runners.jobs.base import JobContext, JobFailure
 from runners.jobs.generate import describe_model
 from runners.jobs.verify import flops_rows, measured_rows, memory_rows, prediction
 from runners.models import Decoder, Sampling, build
-from runners.profile import bf16_pays, current
+from runners.profile import current
 from runners.telemetry import Telemetry
 from runners.training.data import NoData, Text, load_text
 from runners.training.loop import Diverged, Trainer, TrainingSettings
@@ -72,7 +72,7 @@ def run(spec: ArchitectureSpec, plan: PrototypePlan, context: JobContext) -> Ite
         seed=plan.seed,
         evaluate_every=plan.evaluate_every,
         checkpoint_every=plan.checkpoint_every,
-        bf16=bf16_pays(profile),
+        bf16=(profile.fastest_precision if plan.precision == "auto" else plan.precision) == "bf16_autocast",
         device=device,
         router=RouterSettings(plan.router_auxiliary_loss, plan.router_z_loss, plan.router_bias_update_rate),
     )
@@ -86,6 +86,8 @@ def run(spec: ArchitectureSpec, plan: PrototypePlan, context: JobContext) -> Ite
         yield Log(f"resumed at step {first}")
     precision = "bf16 autocast" if settings.bf16 else "fp32"
     yield Log(f"{scaled.parameters:,} parameters, {precision} on {environment['device']}; {data.description}")
+    if plan.precision == "auto":
+        yield Log(f"{precision}: {profile.why_fastest}")
     telemetry = Telemetry()
     if telemetry.note:
         yield Log(telemetry.note)
@@ -98,7 +100,9 @@ def run(spec: ArchitectureSpec, plan: PrototypePlan, context: JobContext) -> Ite
     else:
         yield Log("answering held-out sequences")
         measured = _measured_task(trainer, data)
-    yield Result("prototype", measured | _values(scaled, plan, settings, trainer, record, rows), environment)
+    values = _values(scaled, plan, settings, trainer, record, rows)
+    values["precision_reason"] = profile.why_fastest if plan.precision == "auto" else "as given"
+    yield Result("prototype", measured | values, environment)
 
 
 def _data(plan: PrototypePlan) -> Text | TaskData:

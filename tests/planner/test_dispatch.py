@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,16 @@ def test_a_prototype_takes_its_flops_over_the_measured_rate() -> None:
     assert estimate.memory_bytes >= 16 * scaled.parameters
     assert "2026-11-01" in estimate.basis
     assert estimate.status == "approximated"
+
+
+def test_a_job_is_estimated_in_the_precision_that_it_will_choose() -> None:
+    fast = PROFILE.model_copy(update={"matmul_flops_per_second": {"fp32": 2e11, "bf16": 8e11}})
+    plans: tuple[tuple[str, Any], ...] = (("prototype", PrototypePlan(steps=9)), ("benchmark", BenchmarkPlan()))
+    for kind, plan in plans:
+        chosen = {name: plan.model_copy(update={"precision": name}) for name in ("fp32", "bf16_autocast")}
+        for profile, name in ((fast, "bf16_autocast"), (PROFILE, "fp32"), (None, "fp32")):
+            asked = estimate_job(kind, LLAMA_2_7B, plan, profile)
+            assert asked == estimate_job(kind, LLAMA_2_7B, chosen[name], profile)
 
 
 def test_twice_the_steps_take_twice_the_time_but_for_the_start() -> None:

@@ -80,6 +80,20 @@ PROFILE = MachineProfile(
 )
 
 
+@pytest.mark.parametrize(
+    "rates, expected",
+    [
+        ({"fp32": 1.74e11, "bf16": 9.4e11}, "bf16_autocast"),
+        ({"fp32": 3.0e11, "bf16": 6.0e10}, "fp32"),  # a processor that claims bf16 all the same
+        ({"fp32": 2.0e11, "bf16": 2.5e11}, "fp32"),  # the casts take more than that
+        ({"fp32": 2.0e11}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+def test_the_fastest_precision_is_chosen_by_measured_rates(rates: dict[str, float], expected: str) -> None:
+    assert PROFILE.model_copy(update={"matmul_flops_per_second": rates}).fastest_precision == expected
+
+
 @pytest.fixture
 def data_directory(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     monkeypatch.setenv("PLUMBLINE_DATA_DIR", str(tmp_path))

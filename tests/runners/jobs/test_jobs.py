@@ -13,6 +13,7 @@ from planner.prototype import scale_down
 from runners.events import Event, Log, Metric, Result, from_json, to_json
 from runners.jobs import benchmark, prototype, verify
 from runners.jobs.base import JobContext, JobFailure
+from runners.profile import current
 
 
 @pytest.fixture
@@ -84,6 +85,7 @@ def test_a_prototype_learns_and_says_how_it_was_made(context: JobContext) -> Non
     assert values["parameters"] <= 150_000
     assert values["tokens"] == 25 * 4 * 64
     assert values["rules"]
+    assert values["precision_reason"] == current().why_fastest
     assert len(values["samples"]) == 3
     assert values["bits_per_byte"] < 8
     errors = {row["quantity"]: row["error"] for row in values["rows"]}
@@ -110,7 +112,11 @@ def test_a_prototype_resumes_from_its_checkpoint(context: JobContext) -> None:
 @pytest.mark.slow
 def test_a_benchmark_gives_medians_with_intervals(context: JobContext) -> None:
     plan = BenchmarkPlan(parameter_budget=100_000, sequence_length=32, decode_tokens=2, max_repetitions=15)
-    timings = result_of(list(benchmark.run(load("tiny-hybrid"), plan, context)))["timings"]
+    values = result_of(list(benchmark.run(load("tiny-hybrid"), plan, context)))
+    # The plan leaves the precision to what was measured on this machine, and the result says what that was.
+    assert values["precision"] == current().fastest_precision
+    assert "GFLOP/s in fp32" in values["precision_reason"]
+    timings = values["timings"]
     assert set(timings) == {"prefill", "decode", "training"}
     for timing in timings.values():
         assert 0 < timing["low_seconds"] <= timing["median_seconds"] <= timing["high_seconds"]
