@@ -33,6 +33,9 @@ FUSED_BACKWARD = 2.5
 STATE_SHARE = 0.5
 """Of the rate of attention's kernel that a scan over states reaches: Mamba-2's takes as long as FlashAttention-2 over
 2,048 tokens, which has twice its FLOPs (Dao and Gu 2024, arXiv:2405.21060, figure 10)."""
+STATE_PASSES = (4, 8)
+"""Times that the states at the ends of chunks are written or read: made, passed on from chunk to chunk (read and
+written), and used; backward made again, and their gradients likewise."""
 FORWARD_STREAM = 5
 BACKWARD_STREAM = 6
 SQUARE_PASSES = (6, 8)
@@ -306,8 +309,9 @@ def _between(found: Pass, part: Component, hidden_size: Quantity, setting: Setti
         backward = 2 * flops / machine.matmul_wide + SQUARE_PASSES[1] * square / machine.memory
     else:
         rate = machine.attention if attends else STATE_SHARE * machine.attention
-        forward = needed / rate
-        backward = (FUSED_BACKWARD if attends else 2) * needed / rate
+        states = 0.0 if attends else _states(part, hidden_size, setting) / machine.memory
+        forward = needed / rate + STATE_PASSES[0] * states
+        backward = (FUSED_BACKWARD if attends else 2) * needed / rate + STATE_PASSES[1] * states
     found.forward.add("attention", forward)
     found.backward.add("attention", backward)
     if again:
@@ -321,6 +325,19 @@ def _between(found: Pass, part: Component, hidden_size: Quantity, setting: Setti
             moved = send_to_next(group, blocks * block)
             exposed = largest(0.0 * moved, moved - work / plan.context_parallel)
             seconds.add("context_parallel", steps * exposed)
+
+
+def _states(part: Component, hidden_size: Quantity, setting: Setting) -> Quantity:
+    """Bytes of the states at the ends of all chunks, in fp32, of a mixer that works chunk by chunk."""
+    plan = setting.plan
+    chunk = getattr(part, "chunk_size", None)
+    if chunk is None:
+        return 0.0
+    elements: Quantity = 0
+    for entry in part.cache(hidden_size, plan.sequence_length):
+        if not entry.grows and entry.name != "convolution":
+            elements = elements + entry.elements
+    return 4 * plan.micro_batch_size * elements * plan.sequence_length / chunk / plan.tensor_parallel
 
 
 def _keys_and_values(part: Component) -> Quantity:

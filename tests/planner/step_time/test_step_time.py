@@ -334,3 +334,14 @@ def test_a_prediction_names_its_profile_and_its_interval() -> None:
     assert found.profile == "hopper"
     assert found.low_seconds < found.seconds < found.high_seconds
     assert "hopper" in found.text
+
+
+def test_states_at_the_ends_of_chunks_are_written_and_read() -> None:
+    spec = preset("mamba2-2.7b").spec
+    mixer: Any = spec.layer_groups[0].layers[0].sequence_mixer
+    plan = PLAN.model_copy(update={"sequence_length": 4096})
+    elements = mixer.num_heads * mixer.head_dim * mixer.state_size * 4096 / mixer.chunk_size
+    # Twelve passes over fp32: with memory at half its bandwidth they take twice as long, and the scan as long.
+    passes = 12 * 4 * elements * spec.num_layers / 3.35e12
+    whole, half = (step_time(spec, plan, _profile(memory=share)).parts["attention"] for share in (1.0, 0.5))
+    assert half - whole == pytest.approx(passes, rel=1e-6)
