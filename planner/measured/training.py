@@ -77,6 +77,7 @@ def _note(raw: Raw, pattern: str) -> str | None:
     return found.group(1) if found else None
 
 
+OTHER_ADAPTERS = "adapters on other matrices than a plan says, or of another kind"
 UNCOUNTED_STAGES = "stages of an interleaved pipeline that the source does not count"
 
 
@@ -284,7 +285,7 @@ def _torchtitan(raw: Raw) -> _Read:
 
 def _torchtune(raw: Raw) -> _Read:
     if "LoRA" in raw["model"]:
-        skip("adapters")
+        skip(OTHER_ADAPTERS)
     if "unpacked" in raw["model"]:
         skip("sequences of different lengths")
     if raw.get("recompute") not in ("none", "full"):
@@ -295,7 +296,7 @@ def _torchtune(raw: Raw) -> _Read:
 
 def _universal(raw: Raw) -> _Read:
     if "[Full]" not in raw["model"]:
-        skip("adapters")
+        skip(OTHER_ADAPTERS)
     if "offload" in raw["zero_or_fsdp"]:
         skip("parameters and states on the host")
     found = _Read(_model(raw), {"precision": "bf16", "recompute": "full"}, [])
@@ -305,7 +306,7 @@ def _universal(raw: Raw) -> _Read:
 
 def _swift(raw: Raw) -> _Read:
     if "LoRA" in raw["model"]:
-        skip("adapters")
+        skip(OTHER_ADAPTERS)
     if "device_map" in raw["zero_or_fsdp"]:
         skip("layers spread over devices that take turns")
     if raw["model"].startswith("qwen-"):
@@ -344,7 +345,7 @@ def _jax(raw: Raw) -> _Read:
 
 
 def _adapters(raw: Raw) -> _Read:
-    skip("adapters")
+    skip(OTHER_ADAPTERS)
 
 
 _READERS: dict[str, Callable[[Raw], _Read]] = {
