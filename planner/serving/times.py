@@ -88,7 +88,7 @@ class PassTime:
     @property
     def seconds(self) -> float:
         """All of it."""
-        return self.device_seconds + self.waiting_seconds + self.pass_seconds
+        return max(self.device_seconds, self.host_seconds) + self.pass_seconds
 
     @property
     def parts(self) -> dict[str, float]:
@@ -185,7 +185,9 @@ def exchange_seconds(
     split = Split.of(plan)
     if split.alone:
         return 0.0
-    link = link_bytes_per_second(device, split.devices) * terms.network.value
+    link, far = (
+        link_bytes_per_second(device, ranks) * terms.network.value for ranks in (split.tensor_parallel, split.devices)
+    )
     streamed = ACTIVATION_BYTES * spec.hidden_size
     total = 0.0
     for group in spec.layer_groups:
@@ -199,11 +201,12 @@ def exchange_seconds(
                     # Tokens go to the devices of their experts and back.
                     away = (split.expert_parallel - 1) / split.expert_parallel
                     moved = 2 * own * mixer.num_experts_per_tok * away * streamed / n
-                    seconds += moved / link + 2 * terms.latency_seconds.value
+                    seconds += moved / far + 2 * terms.latency_seconds.value
                 elif isinstance(mixer, MoE):
                     n, own = split.devices, tokens
                 if n > 1:
-                    seconds += 2 * (n - 1) / n * own * streamed / link + terms.latency_seconds.value
+                    rate = far if n > split.tensor_parallel else link
+                    seconds += 2 * (n - 1) / n * own * streamed / rate + terms.latency_seconds.value
                 total += seconds * group.repeats
     return total
 

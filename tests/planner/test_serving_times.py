@@ -106,6 +106,16 @@ def test_experts_of_other_devices_get_their_tokens_and_send_them_back_by_hand() 
     assert exchange_seconds(load("deepseek-v3"), plan, H100, PERFECT, 80) == pytest.approx(expected)
 
 
+def test_groups_that_span_nodes_exchange_over_the_network_and_each_within_its_own() -> None:
+    """Two nodes of eight H100: the stream within a node at 450 GB/s, experts' tokens between nodes at 50 GB/s."""
+    spec, layers = load("deepseek-v3"), 61
+    plan = ServingPlan(tensor_parallel=8, attention_data_parallel=2, expert_parallel=16, batch_size=64, hardware="h100")
+    streamed = 32 * 7168 * 2
+    within = (layers + 3 + 58) * 2 * 7 / 8 * streamed / 450e9
+    between = 58 * 2 * 8 * 15 / 16 * streamed / 8 / 50e9
+    assert exchange_seconds(spec, plan, H100, PERFECT, 64) == pytest.approx(within + between)
+
+
 def test_requests_that_come_and_go_are_read_beside_decoding() -> None:
     """Nine others of 1,000 tokens while 500 are written: 18 a pass, so that 1.8% of the passes read a whole prompt."""
     plan = ServingPlan(context_length=1500, output_length=500, batch_size=10, chunked_prefill=True, hardware="h100")
