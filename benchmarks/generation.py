@@ -61,7 +61,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-STEPS = {"target": 120, "draft": 200}
+STEPS = {"target": 240, "draft": 200}
 """Training of the pair for speculative decoding, on Python's standard library."""
 TRAINED: dict[str, dict[str, int]] = {
     "target": {"hidden_size": 192, "layers": 8, "heads": 6, "intermediate_size": 512},
@@ -208,7 +208,7 @@ def tables() -> str:
     parameters = {
         role: count_text(size(model.spec).parameters.total) for role, model in (("target", target), ("draft", draft))
     }
-    where = f"{environment['device']}, one thread, fp32"
+    where = f"{environment['device']}, one thread, a load of {environment['load_before']} before it, fp32"
     versions = (
         f"torch {environment['torch']}, transformers {transformers.__version__}, Python {platform.python_version()}"
     )
@@ -217,7 +217,8 @@ def tables() -> str:
             BEGIN,
             "",
             f"Written by `python -m benchmarks.generation --write` in {time.perf_counter() - started:.0f} s on "
-            f"{datetime.datetime.now(datetime.UTC):%d %B %Y}: {where};",
+            f"{datetime.datetime.now(datetime.UTC):%d %B %Y}:",
+            f"{where};",
             f"{versions}. Greedy, {NEW} tokens behind prompts of {PROMPT}.",
             "Ratios are of times in the same round, the median of the rounds (the least to the largest); above 1, ours",
             "with its cache is faster.",
