@@ -46,6 +46,7 @@ from planner.step_time.explained import STEP_QUANTITIES, explain_step
 from planner.symbolic import symbolic_fields
 from planner.terms import SymbolValue, Term
 from planner.training import DEVICE_OVERHEAD_BYTES, Moment, check_training_plan
+from planner.training.buffers import gathers_weights
 from planner.training.engine import division_of
 from planner.training.estimate import memory_of_stage, shape_of, worst_stage
 from planner.training.layers import kept_by_part
@@ -233,7 +234,9 @@ def _training_memory(reading: Reading) -> Node:
     memory = memory_of_stage(reading.spec, plan, stage, reading.sequence_length, reading.batch_size)
     place = known.moments.index(known.peak)
     moment = memory.moments[place]
-    in_parts = moment.name in ("start of the backward pass", "backward pass of the head")
+    in_parts = moment.name in ("start of the backward pass", "backward pass of the head") or (
+        moment.name == "the loss, chunk by chunk" and plan.recompute != "full"
+    )
     activations = Node("activations", moment.activations_bytes)
     if in_parts and len(stage.chunks) == 1:
         activations = _activations(reading, plan, stage, moment)
@@ -250,6 +253,17 @@ def _training_memory(reading: Reading) -> Node:
         own = Uncertainty(number.bytes, number.bytes, f"{buffer.name}: by its rule")
         node = Node(buffer.name, buffer.bytes, source=buffer.source, status="modelled", uncertainty=own)
         buffers.append(node)
+    if gathers_weights(plan, division_of(plan)):
+        size = known.peak.communication_bytes - known.communication_bytes
+        buffers.append(
+            Node(
+                "weights gathered for layers, and gradients on their way",
+                moment.communication_bytes - memory.communication_bytes,
+                source="FSDP2: the layer that runs and the one fetched ahead, and what is scattered meanwhile",
+                status="modelled",
+                uncertainty=Uncertainty(size, size, "gathered weights: as FSDP2's own tracker counts them"),
+            )
+        )
     share = "" if plan.zero_stage == 0 else f", divided as ZeRO stage {plan.zero_stage} says"
     where = "" if plan.pipeline_parallel == 1 else f" on pipeline rank {stage.rank}"
     return node_sum(

@@ -468,7 +468,9 @@ class Attention(Component):
     def backward_temporaries(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
         if self.recomputes_scores:
             square = batch_size * self.num_attention_heads * sequence_length * sequence_length
-            yield SavedTensor("scores, their softmax, and the gradients of both", 4 * square, "float32")
+            yield SavedTensor("softmax, its gradient and that of the scores", 3 * square, "float32", "tensor")
+            if self.logit_softcap is not None:
+                yield of_heads("bounded scores", square)
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         if self.shares_key_values:

@@ -9,7 +9,7 @@ from planner.components.moe import MoE
 from planner.hardware import hardware
 from planner.plans import TrainingPlan
 from planner.quantities import Quantity, largest
-from planner.sizing import layer_tensors, leading_tensors, trailing_tensors
+from planner.sizing import leading_tensors, trailing_tensors
 from planner.spec import ArchitectureSpec
 from planner.training.engine import Division, engine_of, is_many
 from planner.training.layers import Shape, multiplied_shapes
@@ -50,8 +50,7 @@ def engine_buffers(
             types.compute * _ring_elements(spec, stage, shape, division),
             "Ring attention (Liu et al. 2023, arXiv:2310.01889): the block that is attended to and the next one",
         )
-    is_gathered = plan.zero_stage == 3 and is_many(division.replicas)
-    if is_gathered or plan.offload == "optimizer_and_parameters":
+    if gathers_weights(plan, division):
         yield from _gathered(spec, plan, stage, division)
 
 
@@ -99,12 +98,14 @@ def _ring_elements(spec: ArchitectureSpec, stage: Stage, shape: Shape, division:
     return most
 
 
+def gathers_weights(plan: TrainingPlan, division: Division) -> bool:
+    """Whether a device holds a part of each weight, or none, and gathers the whole where it is used."""
+    return (plan.zero_stage == 3 and is_many(division.replicas)) or plan.offload == "optimizer_and_parameters"
+
+
 def _gathered(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, division: Division) -> Iterator[Buffer]:
-    """Weights that are whole while they are used, and gradients before they are divided (FSDP2)."""
-    width = state_bytes(plan)
+    """Weights outside the layers, which FSDP2 keeps whole: its root does not reshard after the forward pass."""
     outer: Quantity = 0
-    most: Quantity = 0
-    in_layers: Quantity = 0
     for chunk in stage.chunks:
         if chunk.is_first:
             for tensor in leading_tensors(spec):
@@ -112,32 +113,8 @@ def _gathered(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, division
         if chunk.is_last:
             for tensor in trailing_tensors(spec):
                 outer = outer + division.of_parameter(tensor.count, tensor.split)
-        for repeats, layers in chunk.runs:
-            for layer in layers:
-                own: Quantity = 0
-                for _, tensor in layer_tensors(spec, layer):
-                    own = own + division.of_parameter(tensor.count, tensor.split)
-                most = largest(most, own)
-                in_layers = in_layers + repeats * own
     yield Buffer(
         "gathered weights outside the layers",
-        width.weight * outer,
+        state_bytes(plan).weight * outer,
         "The root of FSDP2 keeps embedding, final norm and head whole from the forward to the end of the backward pass",
-    )
-    if plan.fsdp_reshard:
-        yield Buffer(
-            "gathered weights of two layers",
-            2 * width.weight * most,
-            "FSDP2 with reshard_after_forward: the layer that runs and the one that is fetched ahead",
-        )
-    else:
-        yield Buffer(
-            "gathered weights of all layers",
-            width.weight * in_layers,
-            "FSDP2 without reshard_after_forward: every layer stays whole from its forward to its backward pass",
-        )
-    yield Buffer(
-        "gradients of a layer before they are divided",
-        width.gradient * most,
-        "The input of a reduce-scatter in FSDP2",
     )

@@ -67,6 +67,8 @@ class LayerCost:
     gradients: Quantity
     copies: Quantity
     """Bytes of its weights that autocast copies."""
+    weights: Quantity
+    """Bytes of its weights, whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +93,20 @@ def layer_cost(spec: ArchitectureSpec, layer: Layer, plan: TrainingPlan, divisio
     saved = _sum(mixer.saved for mixer in mixers)
     gradients = _sum(mixer.gradients for mixer in mixers)
     copies = _sum(mixer.copies for mixer in mixers)
+    width = state_bytes(plan).weight
+    weights: Quantity = 0
+    for _, tensor in layer_tensors(spec, layer):
+        own = 4 if tensor.dtype_class == "float32" else width
+        weights = weights + own * division.of_parameter(tensor.count, tensor.split)
     if plan.recompute == "none":
-        return LayerCost(mixers, saved, 0, gradients, copies)
+        return LayerCost(mixers, saved, 0, gradients, copies, weights)
     if plan.recompute == "selective":
         again = _sum(mixer.again for mixer in mixers)
-        return LayerCost(mixers, saved - again, again, gradients, copies)
+        return LayerCost(mixers, saved - again, again, gradients, copies, weights)
     # The layer's input alone is kept; its first norm, or its mixer, reads that very tensor.
     types = ACTIVATION_TYPES[plan.precision]
     entry = division.of(types.residual * shape.tokens * spec.hidden_size, "stream")
-    return LayerCost(mixers, entry, saved - entry, gradients, copies)
+    return LayerCost(mixers, entry, saved - entry, gradients, copies, weights)
 
 
 def kept_by_part(

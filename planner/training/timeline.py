@@ -9,10 +9,10 @@ from typing import Any
 from planner.activations import ACTIVATION_TYPES, multiplied_outer_weights, outer_activations, saved_bytes
 from planner.components.base import SavedTensor
 from planner.plans import TrainingPlan
-from planner.quantities import Quantity, largest, smallest
+from planner.quantities import Quantity, ceiling_divide, largest, smallest
 from planner.sizing import embedding_width, layer_buffers, layer_tensors, leading_tensors, trailing_tensors
 from planner.spec import ArchitectureSpec
-from planner.training.buffers import engine_buffers
+from planner.training.buffers import engine_buffers, gathers_weights
 from planner.training.engine import Division, division_of, engine_of, is_many
 from planner.training.layers import LayerCost, Shape, layer_cost
 from planner.training.pipeline import Chunk, Stage
@@ -162,13 +162,31 @@ class _Timeline:
     states: States
     held: bool
     communication: Quantity
+    plan: TrainingPlan
+    division: Division
     moments: list[Moment] = field(default_factory=list)
 
-    def add(self, name: str, made: Quantity, alive: Quantity) -> None:
-        gradients = self.states.gradients if self.held else made
+    @property
+    def gathers(self) -> bool:
+        """Whether layers are whole only while they are used."""
+        return gathers_weights(self.plan, self.division)
+
+    def add(self, name: str, made: Quantity, alive: Quantity, gathered: Quantity = 0) -> None:
+        gradients = self.states.gradients + made if self.held and self.gathers else made
+        if self.held and not self.gathers:
+            gradients = self.states.gradients
+        communication = self.communication if _is(gathered, 0) else self.communication + gathered
         self.moments.append(
-            Moment(name, self.states.parameters, gradients, self.states.optimizer, alive, self.communication)
+            Moment(name, self.states.parameters, gradients, self.states.optimizer, alive, communication)
         )
+
+    def share(self, made: Quantity) -> Quantity:
+        """What is left on a device of gradients of layers that are done; held ones stand with the states."""
+        if self.held and self.gathers:
+            return 0
+        if self.plan.zero_stage < 2 or not is_many(self.division.replicas):
+            return made
+        return ceiling_divide(made, self.division.replicas)
 
 
 @dataclass(slots=True)
@@ -211,7 +229,7 @@ def stage_memory(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, shape
     communication: Quantity = 0
     for buffer in buffers:
         communication = communication + buffer.bytes
-    line = _Timeline(states, holds_gradients(plan), communication)
+    line = _Timeline(states, holds_gradients(plan), communication, plan, division)
     own = [_kept_of(chunk, costs) for chunk in stage.chunks]
     outside = []
     for chunk in stage.chunks:
@@ -279,16 +297,29 @@ def _chunk_moments(
     alive = waiting + layers_kept + outer
     made: Quantity = 0
     throughout: Quantity = ids
+    runs = [(repeats, [costs[id(layer)] for layer in layers]) for repeats, layers in chunk.runs]
+    # Without resharding all layers are whole when the backward pass starts; else the last one is fetched.
+    whole: Quantity = 0
+    if line.gathers and not plan.fsdp_reshard:
+        for repeats, run in runs:
+            for cost in run:
+                whole = whole + repeats * cost.weights
+    fetched = runs[-1][1][-1].weights if line.gathers and plan.fsdp_reshard else whole
     if chunk.is_last:
         start = alive
         for _, size in backward_start_bytes(spec, plan, shape, division):
             start = start + size
         if is_chunked and plan.recompute == "full":
             # Autocast keeps the layers' cast weights until the forward pass ends, though nothing else does.
-            for repeats, layers in chunk.runs:
-                for layer in layers:
-                    start = start + repeats * costs[id(layer)].copies
-        line.add("the loss, chunk by chunk" if is_chunked else "start of the backward pass", 0, start)
+            for repeats, run in runs:
+                for cost in run:
+                    start = start + repeats * cost.copies
+        logits = division.of(shape.tokens * spec.vocab_size, "tensor")
+        line.add("the loss, chunk by chunk" if is_chunked else "start of the backward pass", 0, start, fetched)
+        if line.gathers and not is_chunked:
+            # The last layer's weights are still there as they were gathered.
+            copies = types.compute if types.compute == 4 else types.compute + 4
+            line.add("end of the forward pass", 0, alive + copies * logits, whole + runs[-1][1][-1].weights)
         for tensor in trailing_tensors(spec):
             made = made + states.gradient * division.of_parameter(tensor.count, tensor.split)
         if spec.tie_word_embeddings:
@@ -299,55 +330,123 @@ def _chunk_moments(
             parts = alive
             for _, size in head_bytes(spec, plan, shape, division):
                 parts = parts + size
-            line.add("backward pass of the head", made, parts)
+            line.add("backward pass of the head", made, parts, fetched)
         else:
             # Whoever calls the model holds its logits, and the token ids and labels, until the step is over.
-            logits = division.of(shape.tokens * spec.vocab_size, "tensor")
             throughout = throughout + types.compute * logits
     else:
-        line.add("start of the backward pass", 0, alive + stream)
+        line.add("start of the backward pass", 0, alive + stream, fetched)
     kept = waiting + layers_kept + throughout
     if chunk.is_last and spec.final_norm:
         temporaries = 2 * stream
         if not engine.is_megatron:
             temporaries = division.of(NORM_TEMPORARIES * 4 * shape.tokens * spec.hidden_size, "stream")
-        line.add("backward pass of the final norm", made, kept + temporaries)
-    for repeats, layers in reversed(chunk.runs):
-        kept, made = _run_moments(repeats, [costs[id(layer)] for layer in layers], line, kept, made)
+        line.add("backward pass of the final norm", made, kept + temporaries, fetched)
+    sweep = _Sweep(line, kept, made, whole)
+    for place in reversed(range(len(runs))):
+        sweep.run(
+            *runs[place],
+            earlier=runs[place - 1][1][-1] if place > 0 else None,
+            later=runs[place + 1][1][0] if place + 1 < len(runs) else None,
+        )
+    kept, made = sweep.kept, sweep.made_outside + line.share(sweep.made)
     if chunk.is_first:
         if engine.is_megatron:
             line.add("backward pass of the embedding", made, kept + types.compute * embedding + stream)
         else:
             # The embedding's gradient is made whole, then added to a held one; of a tied matrix, autograd first adds it
             # to the head's, out of place.
-            copies = (2 if spec.tie_word_embeddings and chunk.is_last else 0) + (1 if line.held else 0)
+            copies = (2 if spec.tie_word_embeddings and chunk.is_last else 0) + (1 if line.held or line.gathers else 0)
             if copies:
                 alive = kept + copies * states.gradient * embedding
-                line.add("backward pass of the embedding", line.states.gradients, alive)
+                done = sweep.made_outside + line.share(sweep.made) if line.gathers else line.states.gradients
+                line.add("backward pass of the embedding", done, alive)
     return throughout
 
 
-def _run_moments(
-    repeats: Quantity, costs: list[LayerCost], line: _Timeline, kept: Quantity, made: Quantity
-) -> tuple[Quantity, Quantity]:
-    """Moments of a run of layers, from its last to its first; what is kept and what is made after them.
+@dataclass(slots=True)
+class _Sweep:
+    """The backward pass through the layers of a chunk, from the last one to the first."""
 
-    Inside a run both are linear in the layers done, so the most is at an end.
-    """
-    layer_kept: Quantity = 0
-    layer_made: Quantity = 0
-    for cost in costs:
-        layer_kept, layer_made = layer_kept + cost.kept, layer_made + cost.gradients
-    for done, name in ((0, "backward pass of a group's last layers"), (repeats - 1, "of a group's first layers")):
-        rest, ready = kept, made
-        if not _is(done, 0):
-            rest, ready = kept - done * layer_kept, made + done * layer_made
-        for cost in reversed(costs):
-            now = rest if _is(cost.again, 0) else rest + cost.again
-            for mixer in reversed(cost.mixers):
-                for step in mixer.steps:
-                    alive = now + step.made if _is(step.freed, 0) else now - step.freed + step.made
-                    line.add(name, ready if _is(step.gradients, 0) else ready + step.gradients, alive)
-                now, ready = now - mixer.saved, ready + mixer.gradients
-            rest = rest - cost.kept
-    return kept - repeats * layer_kept, made + repeats * layer_made
+    line: _Timeline
+    kept: Quantity
+    """Bytes of what is kept of the layers that are left, and of all else."""
+    made_outside: Quantity
+    """Bytes of gradients outside the layers."""
+    whole: Quantity
+    """Bytes of gathered weights of the layers that are left, where they are all whole."""
+    made: Quantity = 0
+    """Bytes of gradients of the layers that are done, whole."""
+
+    def run(
+        self, repeats: Quantity, costs: list[LayerCost], earlier: LayerCost | None, later: LayerCost | None
+    ) -> None:
+        """Moments of a run of layers; ``earlier`` and ``later`` are the layers before and behind it.
+
+        Inside a run what is kept and what is made are linear in the layers done, so the most is at an end.
+        """
+        kept: Quantity = 0
+        made: Quantity = 0
+        weights: Quantity = 0
+        for cost in costs:
+            kept, made, weights = kept + cost.kept, made + cost.gradients, weights + cost.weights
+        for done, name in ((0, "backward pass of a group's last layers"), (repeats - 1, "of a group's first layers")):
+            rest, ready, whole = self.kept, self.made, self.whole
+            if not _is(done, 0):
+                rest, ready = rest - done * kept, ready + done * made
+                if not _is(whole, 0):
+                    whole = whole - done * weights
+            for place in reversed(range(len(costs))):
+                cost = costs[place]
+                gathered = self._gathered(costs, place, earlier, later, repeats, done, whole)
+                self._layer(name, cost, rest, ready, gathered)
+                rest, ready = rest - cost.kept, ready + cost.gradients
+                if not _is(whole, 0):
+                    whole = whole - cost.weights
+        self.kept, self.made = self.kept - repeats * kept, self.made + repeats * made
+        if not _is(self.whole, 0):
+            self.whole = self.whole - repeats * weights
+
+    def _layer(self, name: str, cost: LayerCost, rest: Quantity, ready: Quantity, gathered: Quantity) -> None:
+        now = rest if _is(cost.again, 0) else rest + cost.again
+        before = self.made_outside + self.line.share(ready)
+        own: Quantity = 0
+        for mixer in reversed(cost.mixers):
+            for step in mixer.steps:
+                alive = now + step.made if _is(step.freed, 0) else now - step.freed + step.made
+                made = before + own if _is(step.gradients, 0) else before + own + step.gradients
+                self.line.add(name, made, alive, gathered)
+            now, own = now - mixer.saved, own + mixer.gradients
+        if self.line.gathers:
+            # Its weights are let go, and its gradients copied into one tensor that is scattered.
+            self.line.add(f"{name}: scattering gradients", before + own, now, gathered - cost.weights + own)
+
+    def _gathered(
+        self,
+        costs: list[LayerCost],
+        place: int,
+        earlier: LayerCost | None,
+        later: LayerCost | None,
+        repeats: Quantity,
+        done: Quantity,
+        whole: Quantity,
+    ) -> Quantity:
+        """Weights that are whole beside a layer's backward pass, and gradients of the one before that are on their way.
+
+        FSDP2 fetches the next layer's weights meanwhile, and frees the tensor that was scattered when the next one is.
+        """
+        if not self.line.gathers:
+            return 0
+        is_first_end = _is(done, 0)
+        others = smallest(1, repeats - 1)  # whether the run has other repeats
+        fetched: Quantity = costs[place - 1].weights if place > 0 else 0
+        if place == 0:
+            fetched = 0 if earlier is None else earlier.weights
+            if is_first_end:
+                fetched = others * costs[-1].weights + (1 - others) * fetched
+        sent: Quantity = costs[place + 1].gradients if place + 1 < len(costs) else 0
+        if place + 1 == len(costs):
+            sent = 0 if later is None else later.gradients
+            if not is_first_end:
+                sent = others * costs[0].gradients + (1 - others) * sent
+        return (whole if not self.line.plan.fsdp_reshard else costs[place].weights + fetched) + sent

@@ -16,7 +16,7 @@ DESIGNS = (
     "llama-3-8b", "gemma-2-2b", "mistral-7b", "mixtral-8x7b", "deepseek-v3", "deepseek-v2-lite", "mamba-2.8b",
     "mamba2-2.7b", "qwen3-next-80b-a3b", "kimi-linear-48b-a3b", "minimax-text-01", "recurrentgemma-2b", "rwkv-4-7b",
     "lfm2-1.2b", "falcon-h1-7b", "gpt-oss-20b", "bloom-176b", "gpt2", "opt-6.7b", "gpt-j-6b", "command-r",
-    "llama-4-scout", "nemotron-h-8b", "qwen1.5-moe-a2.7b", "olmo-2-7b", "tiny-hybrid",
+    "llama-4-scout", "bamba-9b", "qwen1.5-moe-a2.7b", "olmo-2-7b", "tiny-hybrid",
 )  # fmt: skip
 # Precision, batch, length, recomputation, whether the loss goes over chunks.
 WAYS: tuple[tuple[Any, int, int, Any, bool], ...] = (
@@ -33,7 +33,7 @@ VOCABULARIES = (256, 1000, 512)
 def error(name: str, index: int) -> float:
     """Of the predicted peak, relative to the measured one."""
     precision, batch, length, recompute, chunked = WAYS[index % len(WAYS)]
-    spec = scale_down(load(name), 200_000, vocab_size=VOCABULARIES[index % len(VOCABULARIES)], sequence_length=128).spec
+    spec = scale_down(load(name), 250_000, vocab_size=VOCABULARIES[index % len(VOCABULARIES)], sequence_length=128).spec
     plan = TrainingPlan(
         precision=precision,
         micro_batch_size=batch,
