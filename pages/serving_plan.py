@@ -7,13 +7,24 @@ from typing import Any
 
 import streamlit as st
 
-from pages.widgets import charts, chrome, design_source, devices, figures, fit_bars, key_numbers, serving_view
+from pages.widgets import (
+    charts,
+    chrome,
+    design_source,
+    devices,
+    figures,
+    fit_bars,
+    key_numbers,
+    ledger_view,
+    serving_view,
+)
 from pages.widgets.address import View
 from pages.widgets.draft import Draft
 from pages.widgets.key_numbers import KeyNumber
 from pages.widgets.plan_form import plan_fields
 from planner import ArchitectureSpec, PlannerError, ServingPlan, fits, hardware
 from planner.cache import formats_for
+from planner.ledger import SERVED
 from planner.serving import WEIGHT_FORMATS, InferenceEstimate, estimate_inference
 from planner.serving.times import RooflinePoint, roofline
 
@@ -67,6 +78,9 @@ def main() -> None:
     with chrome.panel("Memory of each device by part", "of what is usable", key="serving-parts"):
         chrome.html(fit_bars.html_of([fit]))
     times(view, plan, estimate, batches, points)
+    with chrome.panel("How far from measured runs", key="nearest"), st.spinner("Predicting the published runs …"):
+        for quantity in (SERVED["memory"], *((SERVED["token"],) if batches else ())):
+            chrome.html(ledger_view.nearest_html(draft.spec, quantity, hardware(view["hardware"]).name))
     view.write(**{name: changed.get(name) for name in FIELDS})
 
 

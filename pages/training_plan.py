@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
 import streamlit as st
 
-from pages.widgets import charts, chrome, design_source, devices, figures, key_numbers, training_view
+from pages.widgets import charts, chrome, design_source, devices, figures, key_numbers, ledger_view, training_view
 from pages.widgets.address import View
 from pages.widgets.key_numbers import KeyNumber
 from pages.widgets.plan_form import plan_fields
 from planner import ArchitectureSpec, Device, PlannerError, TrainingPlan, estimate_training, hardware
+from planner.ledger import MEMORY, STEP_TIME
+from planner.step_time.run_cost import Interruptions, run_cost
 from planner.training import TrainingEstimate, TrainingMemory
 from planner.training.estimate import stage_memories
 
@@ -23,13 +26,14 @@ SECTIONS = {
         "zero_stage", "fsdp_reshard",
     ),
 }  # fmt: skip
+DEFAULTS = {"hardware": "h100", "tokens": "1e12", "checkpoint": "60", "restart": "600"}
 FIELDS = tuple(name for name in TrainingPlan.model_fields if name != "hardware")
 
 
 def main() -> None:
     """Draw the page from the address."""
     draft = design_source.from_address("training_plan")
-    view = View("training_plan", {"hardware": "h100"}, kept=(*design_source.PARAMETERS, *FIELDS))
+    view = View("training_plan", DEFAULTS, kept=(*design_source.PARAMETERS, *FIELDS))
     known = {device.id: device for device in devices.known_devices()}
     view.choice("hardware", known)
     actions = chrome.header("Training plan", draft.spec.name)
@@ -73,9 +77,20 @@ def main() -> None:
         chrome.note(f"The peak, {figures.memory(peak.total_bytes)}, is at: {peak.name}.")
     with right, chrome.panel("The devices", "each square is one", key="map"):
         chrome.html(training_view.map_html(plan))
+    if estimate.memory.total_bytes > device.usable_memory_bytes:
+        with chrome.panel("What would make it fit", "from what costs least", key="changes"):
+            if estimate.changes:
+                chrome.html(training_view.changes_html(estimate.changes))
+            else:
+                chrome.note("No change of the plan that is modelled makes it fit.")
+    if estimate.step_seconds is not None:
+        time_and_money(view, estimate, device)
     if estimate.memory.buffers:
         with chrome.panel("What the engine sets aside", "beside states and activations", key="buffers"):
             chrome.html(training_view.buffers_html(estimate.memory.buffers))
+    with chrome.panel("How far from measured runs", key="nearest"), st.spinner("Predicting the published runs …"):
+        for quantity in (MEMORY, *((STEP_TIME,) if estimate.step_seconds is not None else ())):
+            chrome.html(ledger_view.nearest_html(draft.spec, quantity, device.name))
 
 
 def _sensitivity(draft: Any) -> dict[str, str]:
@@ -119,6 +134,28 @@ def numbers(plan: TrainingPlan, estimate: TrainingEstimate, device: Device) -> N
     key_numbers.show(row, key="training-numbers")
     if estimate.step_seconds is None:
         chrome.note(estimate.time_note)
+
+
+def time_and_money(view: View, estimate: TrainingEstimate, device: Device) -> None:
+    """What a step's time goes to, and what a run on a number of tokens takes."""
+    left, right = st.columns([1.35, 1], gap="small")
+    with left, chrome.panel("Time of a step", "by what it goes to", key="step-time"):
+        charts.show(training_view.time_bars(estimate.time), key="training-time", alt="Seconds of a step by part")
+        chrome.note(estimate.time.text)
+    with right, chrome.panel("A whole run", "with interruptions", key="run"):
+        row = st.columns(3, gap="small")
+        tokens = row[0].text_input("Tokens", key=view.key("tokens"), help="such as 1.5e12")
+        checkpoint = row[1].text_input("A checkpoint takes, s", key=view.key("checkpoint"))
+        restart = row[2].text_input("A restart takes, s", key=view.key("restart"))
+        try:
+            count, waits, back = (float(text.replace(",", "")) for text in (tokens, checkpoint, restart))
+            if not (count > 0 and waits >= 0 and back >= 0) or not math.isfinite(count + waits + back):
+                raise ValueError("out of range")
+        except ValueError:
+            chrome.field_error("Tokens above 0 and seconds of 0 or more are needed.")
+            return
+        with chrome.guard():
+            chrome.html(training_view.run_html(run_cost(estimate.time, device, count, Interruptions(waits, back))))
 
 
 def memory(plan: TrainingPlan, stages: tuple[TrainingMemory, ...], device: Device) -> None:

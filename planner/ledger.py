@@ -13,13 +13,16 @@ import datetime
 import functools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from planner.hardware import hardware
 from planner.measured import TrainingRow, training_rows
+from planner.measured.inference import InferenceRow, inference_rows
 from planner.measured.predicted import Reading, memory_of, time_of
+from planner.measured.served import error_of
 from planner.sizing import size
 from planner.spec import ArchitectureSpec
 
@@ -139,44 +142,55 @@ def nearest(
 
 
 MEMORY, STEP_TIME = "Peak training memory", "Time of a training step"
+SERVED = {
+    "memory": "Memory of serving", "token": "Time between tokens", "answer": "Time of an answer",
+    "prompt": "Time of a prompt",
+}  # fmt: skip
+"""What the readings of published runs of serving are called."""
 
 
 @functools.cache
 def published_pairs() -> tuple[Pair, ...]:
-    """Every published training run that the planner predicts; what it refuses is counted by :func:`unpredicted`."""
-    return tuple(pair for row in training_rows() for pair in _of_training(row) if isinstance(pair, Pair))
+    """Every reading of a published run that the planner predicts; what it refuses is counted by :func:`unpredicted`."""
+    return tuple(_of_training()) + tuple(_of_serving())
 
 
 @functools.cache
 def unpredicted() -> dict[str, int]:
-    """Readings of published runs that have no prediction, by reason."""
-    reasons: dict[str, int] = {}
+    """Readings of published training runs that have no prediction, by reason."""
+    reasons = Counter(reading.reason for _, reading in _readings() if reading.predicted is None)
+    return dict(reasons.most_common())
+
+
+def _readings() -> Iterator[tuple[str, Reading]]:
     for row in training_rows():
-        for reason in _of_training(row):
-            if isinstance(reason, str):
-                reasons[reason] = reasons.get(reason, 0) + 1
-    return reasons
+        for quantity, reading in ((MEMORY, memory_of(row)), (STEP_TIME, time_of(row))):
+            if reading is not None:
+                yield quantity, reading
 
 
-@functools.cache
-def _of_training(row: TrainingRow) -> tuple[Pair | str, ...]:
-    found: list[Pair | str] = []
-    for reading, quantity, unit in ((memory_of(row), MEMORY, "bytes"), (time_of(row), STEP_TIME, "seconds")):
-        if reading is None:
-            continue
-        if reading.predicted is None:
-            found.append(reading.reason)
-        else:
-            found.append(_pair(row, quantity, unit, reading))
-    return tuple(found)
+def _of_training() -> Iterator[Pair]:
+    for quantity, reading in _readings():
+        if reading.predicted is not None:
+            row, unit = reading.row, "bytes" if quantity == MEMORY else "seconds"
+            yield _pair(row, quantity, unit, reading.predicted, reading.measured, reading.profile)
 
 
-def _pair(row: TrainingRow, quantity: str, unit: str, reading: Reading) -> Pair:
+def _of_serving() -> Iterator[Pair]:
+    for row in inference_rows():
+        unit = "bytes" if row.reading == "memory" else "seconds"
+        predicted = row.value * (1 + error_of(row))
+        yield _pair(row, SERVED[row.reading], unit, predicted, row.value, row.engine)
+
+
+def _pair(
+    row: TrainingRow | InferenceRow, quantity: str, unit: str, predicted: float, measured: float, profile: str
+) -> Pair:
     return Pair(
         quantity=quantity,
         unit=unit,
-        predicted=reading.predicted or 0.0,
-        measured=reading.measured,
+        predicted=predicted,
+        measured=measured,
         device=row.gpu if row.plan.hardware is None else hardware(row.plan.hardware).name,
         kinds=kinds_of_spec(row.spec),
         parameters=size(row.spec).parameters.total,
@@ -184,5 +198,5 @@ def _pair(row: TrainingRow, quantity: str, unit: str, reading: Reading) -> Pair:
         label=row.model,
         source=row.source,
         when=None,
-        profile=reading.profile,
+        profile=profile,
     )

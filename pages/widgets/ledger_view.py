@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pages.widgets import charts, chrome, job_view, theme
 from planner import ArchitectureSpec, PlannerError, size
-from planner.ledger import Pair, kinds_of_spec, summarise
+from planner.ledger import ErrorSummary, Pair, kinds_of_spec, nearest, published_pairs, summarise
 from planner.spec import parse_spec
 
 if TYPE_CHECKING:
@@ -121,6 +121,21 @@ def _hover(pair: Pair) -> str:
         pair.source if pair.origin == "published" else f"job {pair.source}",
     ]  # fmt: skip
     return "<br>".join(chrome.escape(line) for line in lines)
+
+
+def nearest_html(spec: ArchitectureSpec, quantity: str, device: str) -> str:
+    """HTML of how far the planner is on the published runs that are most like a design; empty where there are none."""
+    found = nearest(published_pairs(), spec, quantity, device)
+    if not found:
+        return ""
+    summary = ErrorSummary.of(quantity, found)
+    elsewhere = sum(pair.device != device for pair in found)
+    where = f"{elsewhere} of them on other devices" if elsewhere else "all of them on this device"
+    return (
+        f'<p class="pl-note">{chrome.escape(quantity)}: over the {summary.count} published runs most like this one '
+        f"({where}) predictions are off by {summary.median:.1%} in the median and by {summary.worst:.1%} at most. "
+        '<a href="ledger" target="_self">Ledger</a></p>'
+    )
 
 
 def summary_html(pairs: Sequence[Pair], by: Callable[[Pair], Iterable[str]], title: str) -> str:

@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from pages.widgets import charts, chrome, figures, theme
+from pages.widgets.charts import Axis, Bar
 from pages.widgets.key_numbers import KeyNumber
 from planner import Device, TrainingPlan
+from planner.step_time import StepTime
+from planner.step_time.run_cost import RunCost
 from planner.training import Buffer, TrainingEstimate, TrainingMemory
+from planner.training.records import Change
+from planner.units import digits_text, money_text
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "communication")
 MOST_RANKS = 16
@@ -128,6 +133,54 @@ def timeline(memory: TrainingMemory, usable: int) -> dict[str, Any]:
             "annotations": annotations,
         },
     }  # fmt: skip
+
+
+_PART_WORDS = {"matmul": "matrices", "attention": "attention and states", "launches": "launches of kernels"}
+
+
+def time_bars(time: StepTime) -> dict[str, Any]:
+    """Bars of what a step's time goes to, the longest on top."""
+    entries = [
+        Bar(
+            _PART_WORDS.get(name, name.replace("_", " ")), float(seconds), "soft",
+            str(figures.duration(float(seconds))), figures.duration(float(seconds)).exact,
+        )
+        for name, seconds in sorted(time.parts.items(), key=lambda item: -item[1])
+        if seconds > 0
+    ]  # fmt: skip
+    return charts.bars(entries, x=Axis("s"), row_height=24)
+
+
+def changes_html(changes: Sequence[Change]) -> str:
+    """HTML of what would make a plan fit, from what costs least."""
+    head = "".join(f"<th>{text}</th>" for text in ("Change", "Costs", "Alone", "With those above"))
+    rows = "".join(
+        f"<tr><td>{chrome.escape(', '.join(f'{name} = {value}' for name, value in change.fields.items()))}</td>"
+        f'<td style="text-align:left">{chrome.escape(change.cost)}</td>'
+        f'<td class="fig">{figures.memory(change.alone_bytes)}</td>'
+        f'<td class="fig {"pl-good" if change.fits else ""}">{figures.memory(change.together_bytes)}'
+        f"{' ✓' if change.fits else ''}</td></tr>"
+        for change in changes
+    )
+    return f'<div class="pl-scroll"><table class="pl-table"><tr>{head}</tr>{rows}</table></div>'
+
+
+def run_html(run: RunCost) -> str:
+    """HTML of what a run takes."""
+    price = "–" if run.price_usd is None else money_text(run.price_usd)
+    energy = "–" if run.energy_kwh is None else f"{digits_text(run.energy_kwh, 3)} kWh"
+    entries = (
+        ("Steps", f"{run.steps:,}", ""),
+        ("Time", str(figures.duration(run.total_seconds)), f"{run.goodput:.1%} of it steps that count"),
+        ("Device hours", digits_text(run.device_hours, 4), f"{run.devices:,} devices"),
+        ("Energy", energy, "at the devices' rated power"),
+        ("Rent", price, "; ".join(run.notes)),
+    )
+    rows = "".join(
+        f'<tr><td>{name}</td><td class="fig">{chrome.escape(value)}</td><td>{chrome.escape(note)}</td></tr>'
+        for name, value, note in entries
+    )
+    return f'<table class="pl-table">{rows}</table>'
 
 
 def buffers_html(buffers: Sequence[Buffer]) -> str:
