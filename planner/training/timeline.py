@@ -19,9 +19,9 @@ from planner.training.pipeline import Chunk, Stage
 from planner.training.records import DEVICE_OVERHEAD_BYTES, Buffer, Moment, TrainingMemory
 from planner.training.states import Placed, States, held_states, placed, state_bytes
 
-NORM_TEMPORARIES = 6
-"""fp32 tensors of the stream's size while a norm runs backward: its input and gradient, the normalized and the weighted
-gradient, and two on the way to the result."""
+NORM_TEMPORARIES = 4
+"""fp32 tensors of the stream's size while a norm runs backward: its input and gradient, the normalized input and
+what becomes the result."""
 
 
 LOSS_CHUNK_TOKENS = 512

@@ -22,23 +22,29 @@ class _RMSNormFunction(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, epsilon: float, offset: float, dtype: torch.dtype
     ) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = torch.rsqrt(length.square_() / x.shape[-1] + epsilon)
         ctx.save_for_backward(x, scale, weight)
         ctx.offset = offset
         normalized = wide * scale
-        return (normalized if weight is None else normalized * (weight.to(wide.dtype) + offset)).to(dtype)
+        return (normalized if weight is None else normalized.mul_(weight.to(wide.dtype) + offset)).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         x, scale, weight = ctx.saved_tensors
         gradient = gradients[0].to(scale.dtype)
         normalized = x.to(scale.dtype) * scale
-        weighted = gradient if weight is None else gradient * (weight.to(scale.dtype) + ctx.offset)
-        along = (weighted * normalized).mean(-1, keepdim=True)
-        to_x = ((weighted - normalized * along) * scale).to(x.dtype)
-        to_weight = None
+        # In place: memory that is made anew costs more than the arithmetic.
+        product, to_weight = gradient * normalized, None
         if weight is not None:
-            to_weight = (gradient * normalized).flatten(0, -1 - weight.dim()).sum(0).to(weight.dtype)
+            to_weight = product.flatten(0, -1 - weight.dim()).sum(0).to(weight.dtype)
+            factors = weight.to(scale.dtype) + ctx.offset
+            along = product.mul_(factors).mean(-1, keepdim=True)
+            weighted = torch.mul(gradient, factors, out=product)
+        else:
+            along = product.mean(-1, keepdim=True)
+            weighted = product.copy_(gradient)
+        to_x = weighted.sub_(normalized.mul_(along)).mul_(scale).to(x.dtype)
         return to_x, to_weight, None, None, None
 
 
