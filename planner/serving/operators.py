@@ -35,7 +35,6 @@ ACTIVATION_BYTES = 2
 """Activations are moved in 16 bits, whatever the weights are kept in."""
 STATE_FLOPS = 4
 """FLOPs an element of recurrent state takes a token: one multiply-add to update it and one to read it."""
-HEAD = "lm_head"
 MIXING = "mixing"
 
 
