@@ -203,13 +203,16 @@ class Mamba2(Component):
         yield SavedTensor("scores and weights between positions of a chunk", 2 * squares + 2 * later)
         yield SavedTensor("cast decays between positions of a chunk", squares, "copy")
         yield SavedTensor("scores of the groups", padded * chunk * self.n_groups)
-        yield SavedTensor("scan input, weighted, and outputs of the chunks", 4 * padded * inner)
-        yield SavedTensor("B and C by chunk", 4 * padded * shared)
+        yield SavedTensor("scan input, weighted, and outputs of the chunks", 2 * padded * inner)
+        # In fp32 these are the saved tensors themselves, and what stands in the place of those that are gone.
+        yield SavedTensor("scan input cast, and the output's gradient as it was widened", 2 * padded * inner, "copy")
+        yield SavedTensor("B and C by chunk, cast", 4 * padded * shared, "copy")
         yield SavedTensor("time steps and decays by chunk", 2 * padded * heads, "float32")
         yield SavedTensor("inputs to the states and outputs from them", 3 * earlier * chunk * inner)
         yield SavedTensor("B and C of every head, and C with its decay", 3 * earlier * chunk * heads * self.state_size)
         yield SavedTensor("decays to the ends of chunks", 2 * earlier * chunk * heads, "float32")
-        yield SavedTensor("states, made and carried", (2 * earlier + 3 * batch_size) * inner * self.state_size)
+        yield SavedTensor("states, made and carried", (2 * earlier + 2 * batch_size) * inner * self.state_size)
+        yield SavedTensor("states, cast", batch_size * inner * self.state_size, "copy")
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("convolution", (self.convolution_channels, self.conv_kernel), grows=False)

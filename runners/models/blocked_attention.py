@@ -8,7 +8,9 @@ attention are.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,8 +24,23 @@ MOST_SCORES = 2**21
 """Scores that exist at a time: heads beyond are worked on one after the other."""
 
 
+_in_blocks: ContextVar[bool] = ContextVar("_in_blocks", default=True)
+
+
+@contextlib.contextmanager
+def fused_attention() -> Iterator[None]:
+    """Within it PyTorch's own fused attention computes, whose memory is that of the fused kernels on GPUs."""
+    token = _in_blocks.set(False)
+    try:
+        yield
+    finally:
+        _in_blocks.reset(token)
+
+
 def takes_blocks(query: Tensor, key: Tensor) -> bool:
     """Whether these (batch, heads, positions, channels) are multiplied here, under the plain causal mask."""
+    if not _in_blocks.get():
+        return False
     length = query.shape[2]
     is_narrow = query.device.type == "cpu" and query.dtype == key.dtype == torch.bfloat16
     return is_narrow and length == key.shape[2] and SHORTEST <= length <= LONGEST

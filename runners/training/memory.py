@@ -1,8 +1,8 @@
 """Peak memory of a training step, measured by MemTracker on tensors without data.
 
 One step of fused AdamW with its state in place (the ``foreach`` kind needs a temporary as large as the parameters
-besides), fused attention, on PyTorch's CPU operator set. Nothing is allocated, so a model of any size can be measured
-on any machine.
+besides), PyTorch's fused attention, on its CPU operator set. Nothing is allocated, so a model of any size can be
+measured on any machine.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from planner.spec import ArchitectureSpec
 from runners.models import build
+from runners.models.blocked_attention import fused_attention
 from runners.models.decoder import next_tokens
 from runners.training.recompute import recompute_layers
 
@@ -42,7 +43,7 @@ def measure_training_memory(
     chunked_loss: bool = False,
 ) -> MeasuredMemory:
     """The peak of one optimizer step over (batch_size, sequence_length) tokens."""
-    with FakeTensorMode():
+    with FakeTensorMode(), fused_attention():
         model = build(spec, kernels="eager")
         if recompute == "full":
             recompute_layers(model)

@@ -189,8 +189,9 @@ def measured_peak_bytes(spec: ArchitectureSpec, plan: TrainingPlan) -> int:
     from torch.distributed._tools.mem_tracker import MemTracker
 
     from runners.models import build
+    from runners.models.blocked_attention import fused_attention
 
-    with FakeTensorMode():
+    with FakeTensorMode(), fused_attention():
         model = build(spec, kernels="eager")
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         ids = torch.randint(0, spec.vocab_size, (plan.micro_batch_size, plan.sequence_length))
