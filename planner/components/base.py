@@ -7,7 +7,7 @@ A component is a frozen pydantic model. Its integer fields may be replaced by ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NoReturn, Self
 
 from pydantic_core import PydanticCustomError
@@ -184,6 +184,22 @@ class Component(Strict):
     ) -> Iterator[SavedTensor]:
         """The same as :meth:`saved_activations` for another way to compute, in the order of the forward pass."""
         return self.saved_activations(hidden_size, sequence_length, batch_size)
+
+    def kept_by_heads(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[SavedTensor]:
+        """:meth:`saved_activations` of a block that tensor parallelism divides by heads, all but its input."""
+        for saved in self.saved_activations(hidden_size, sequence_length, batch_size):
+            yield saved if saved.name == "input" else replace(saved, split="tensor")
+
+    def made_by_heads(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[BackwardMoment]:
+        """The first moment of the backward pass of such a block."""
+        made = self.backward_working_set(hidden_size, sequence_length, batch_size)
+        yield BackwardMoment(
+            tuple(tensor if tensor.name == "input" else replace(tensor, split="tensor") for tensor in made)
+        )
 
     def backward_moments(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity

@@ -11,7 +11,18 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.components.base import (
+    BackwardMoment,
+    CacheEntry,
+    Component,
+    Computation,
+    Operation,
+    SavedTensor,
+    Tensor,
+    linear,
+    projection,
+    refuse,
+)
 from planner.components.mlp import READ_FROM_RESULT, Pointwise
 from planner.components.narrowing import eights, nearest_heads
 from planner.quantities import Quantity, ceiling_divide
@@ -38,6 +49,8 @@ class GatedDeltaNet(Component):
         "key_head_dim": "a multiple of 8",
         "value_head_dim": "the ratio of all heads' channels to the hidden size is kept",
     }
+
+    tensor_parallel: ClassVar[tuple[str, ...] | None] = ("num_key_heads", "num_value_heads")
 
     kind: Literal["gated_delta_net"] = "gated_delta_net"
     num_key_heads: int = Field(gt=0)
@@ -84,17 +97,18 @@ class GatedDeltaNet(Component):
         return 2 * self.key_size + self.value_size
 
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
-        yield from linear("q_proj", self.component, self.key_size, hidden_size)
-        yield from linear("k_proj", self.component, self.key_size, hidden_size)
-        yield from linear("v_proj", self.component, self.value_size, hidden_size)
-        yield from linear("gate_proj", self.component, self.value_size, hidden_size)
-        yield from linear("beta_proj", self.component, self.num_value_heads, hidden_size)
-        yield from linear("decay_proj", self.component, self.num_value_heads, hidden_size)
-        yield Tensor("conv1d.weight", (self.convolution_channels, 1, self.conv_kernel), self.component)
-        yield Tensor("dt_bias", (self.num_value_heads,), self.component, dtype_class="float32")
-        yield Tensor("A_log", (self.num_value_heads,), self.component, dtype_class="float32")
+        yield from linear("q_proj", self.component, self.key_size, hidden_size, split="columns")
+        yield from linear("k_proj", self.component, self.key_size, hidden_size, split="columns")
+        yield from linear("v_proj", self.component, self.value_size, hidden_size, split="columns")
+        yield from linear("gate_proj", self.component, self.value_size, hidden_size, split="columns")
+        yield from linear("beta_proj", self.component, self.num_value_heads, hidden_size, split="columns")
+        yield from linear("decay_proj", self.component, self.num_value_heads, hidden_size, split="columns")
+        filters = (self.convolution_channels, 1, self.conv_kernel)
+        yield Tensor("conv1d.weight", filters, self.component, split="columns")
+        for name in ("dt_bias", "A_log"):
+            yield Tensor(name, (self.num_value_heads,), self.component, dtype_class="float32", split="columns")
         yield Tensor("norm.weight", (self.value_head_dim,), self.component)
-        yield from linear("o_proj", self.component, hidden_size, self.value_size)
+        yield from linear("o_proj", self.component, hidden_size, self.value_size, split="rows")
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
@@ -148,6 +162,16 @@ class GatedDeltaNet(Component):
         yield SavedTensor("gate", tokens * self.value_size)
         yield SavedTensor("normalized output", tokens * self.value_size)
         yield SavedTensor("gated output", tokens * self.value_size)
+
+    def kept(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity, how: Computation
+    ) -> Iterator[SavedTensor]:
+        return self.kept_by_heads(hidden_size, sequence_length, batch_size)
+
+    def backward_moments(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[BackwardMoment]:
+        return self.made_by_heads(hidden_size, sequence_length, batch_size)
 
     def backward_temporaries(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
         # Inside every chunk a square of positions a head: decays, systems and their inverses in fp32, and scores.

@@ -8,7 +8,18 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.components.base import (
+    BackwardMoment,
+    CacheEntry,
+    Component,
+    Computation,
+    Operation,
+    SavedTensor,
+    Tensor,
+    linear,
+    projection,
+    refuse,
+)
 from planner.components.mlp import READ_FROM_RESULT, Pointwise
 from planner.components.narrowing import Scale, nearest_heads, stepped
 from planner.quantities import Quantity, ceiling_divide, largest, rounded_up
@@ -35,6 +46,7 @@ class Mamba2(Component):
         "conv_kernel": "k",
         "chunk_size": "q",
     }
+    tensor_parallel: ClassVar[tuple[str, ...] | None] = ("num_heads", "n_groups", "norm_groups")
 
     kind: Literal["mamba2"] = "mamba2"
     num_heads: int = Field(gt=0)
@@ -125,16 +137,16 @@ class Mamba2(Component):
 
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
         inner, channels = self.intermediate_size, self.convolution_channels
-        yield from linear("in_proj", self.component, inner + channels + self.num_heads, hidden_size, self.use_bias)
-        yield Tensor("conv1d.weight", (channels, 1, self.conv_kernel), self.component)
+        projected = inner + channels + self.num_heads
+        yield from linear("in_proj", self.component, projected, hidden_size, self.use_bias, "columns")
+        yield Tensor("conv1d.weight", (channels, 1, self.conv_kernel), self.component, split="columns")
         if self.use_conv_bias:
-            yield Tensor("conv1d.bias", (channels,), self.component)
-        yield Tensor("dt_bias", (self.num_heads,), self.component, dtype_class="float32")
-        yield Tensor("A_log", (self.num_heads,), self.component, dtype_class="float32")
-        yield Tensor("D", (self.num_heads,), self.component, dtype_class="float32")
+            yield Tensor("conv1d.bias", (channels,), self.component, split="columns")
+        for name in ("dt_bias", "A_log", "D"):
+            yield Tensor(name, (self.num_heads,), self.component, dtype_class="float32", split="columns")
         if self.norm:
-            yield Tensor("norm.weight", (inner,), self.component)
-        yield from linear("out_proj", self.component, hidden_size, inner, self.use_bias)
+            yield Tensor("norm.weight", (inner,), self.component, split="columns")
+        yield from linear("out_proj", self.component, hidden_size, inner, self.use_bias, "rows")
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
@@ -181,6 +193,16 @@ class Mamba2(Component):
             groups = self.n_groups if self.norm_groups is None else self.norm_groups
             yield SavedTensor("inverse deviations of the groups", tokens * groups, "float32")
             yield SavedTensor("normalized output", tokens * inner)
+
+    def kept(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity, how: Computation
+    ) -> Iterator[SavedTensor]:
+        return self.kept_by_heads(hidden_size, sequence_length, batch_size)
+
+    def backward_moments(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[BackwardMoment]:
+        return self.made_by_heads(hidden_size, sequence_length, batch_size)
 
     def backward_working_set(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity

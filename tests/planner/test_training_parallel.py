@@ -141,6 +141,22 @@ def test_one_rank_of_a_tied_pipeline_has_the_table_and_so_has_the_last() -> None
     assert first.parameters_bytes == 4 * (4 * layer + table + positions + 2 * 512)
 
 
+def test_a_scan_is_divided_by_its_heads() -> None:
+    """Mamba-2 with 8 groups on 4 devices: projections, convolution and scan by heads, all else whole."""
+    h, inner, groups, state, heads, kernel = 256, 512, 8, 16, 16, 4
+    mixer = {"kind": "mamba2", "num_heads": heads, "head_dim": 32, "state_size": state, "n_groups": groups}
+    spec = parse_spec({"vocab_size": 64, "hidden_size": h, "layer_groups": [{"layers": [{"sequence_mixer": mixer}]}]})
+    channels = inner + 2 * groups * state
+    by_heads = (inner + channels + heads) * h + (kernel + 1) * channels + 3 * heads + inner + inner * h
+    plan = TrainingPlan(precision="fp32", tensor_parallel=4, sequence_length=64)
+    assert estimate_training(spec, plan).memory.parameters_bytes == 4 * ((by_heads + 2 * 64 * h) // 4 + 2 * h)
+    layer, s = spec.layer_groups[0].layers[0], 64
+    alone = plan.model_copy(update={"tensor_parallel": 1})
+    kept = [layer_cost(spec, layer, p, division_of(p), shape_of(p, s, 1)).kept for p in (alone, plan)]
+    stream = 4 * (2 * s * h + s)  # what the norm and the projection read, and the norm's statistic
+    assert kept[1] - stream == (kept[0] - stream) / 4
+
+
 @pytest.mark.parametrize(
     "optimizer, bytes_a_parameter",
     [("adamw", 12.0), ("lion", 8.0), ("sgd", 4.0), ("adamw_8bit", 4 + 2 + 8 / 256)],
@@ -218,7 +234,8 @@ def test_what_lies_between_steps_is_states_and_workspaces() -> None:
 @pytest.mark.parametrize(
     "spec, change, path",
     [
-        (MAMBA_2_130M, {"tensor_parallel": 2}, "tensor_parallel"),
+        (load("rwkv-4-7b"), {"tensor_parallel": 2}, "tensor_parallel"),
+        (MAMBA_2_130M, {"tensor_parallel": 2}, "tensor_parallel"),  # one group of B and C
         (MAMBA_2_130M, {"context_parallel": 2}, "context_parallel"),
         (MIXTRAL_8X7B, {"expert_parallel": 3, "data_parallel": 3}, "expert_parallel"),
         (MIXTRAL_8X7B, {"tensor_parallel": 2}, "sequence_parallel"),
