@@ -30,7 +30,7 @@ from planner.completion import OF_A_SPEC, SHELLS, script
 from planner.diff import Quantities, SpecDiff
 from planner.errors import PlannerError
 from planner.plans import Plan, ServingPlan, TrainingPlan
-from planner.step_time.command import add_run_options, rows_of_run, run_of
+from planner.step_time.command import add_run_options, is_run, rows_of_run, run_of
 from planner.units import bytes_text, count_text, flops_text, money_text, seconds_text
 
 
@@ -224,7 +224,7 @@ def _train(options: argparse.Namespace) -> tuple[Any, str]:
             for change in estimate.changes
         ]
         text.append(f"What would make it fit, one after the other, the cheapest first:\n{table(changes)}")
-    if options.tokens is not None:
+    if is_run(options):
         run = run_of(options, estimate.time, plan.hardware)
         data["run"] = {**plain_data(run), "total_seconds": run.total_seconds, "goodput": run.goodput}
         text += [table(rows_of_run(run)), *run.notes]

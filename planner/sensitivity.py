@@ -11,6 +11,7 @@ everything still fits a device. It is exact: it ends where the next value that i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -24,7 +25,7 @@ from planner.hardware import Device, hardware, hardware_catalogue
 from planner.plans import Plan, ServingPlan, TrainingPlan, parse_plan
 from planner.serving import WEIGHT_FORMATS, estimate_inference, fits
 from planner.sizing import size
-from planner.spec import ArchitectureSpec, parse_spec
+from planner.spec import ArchitectureSpec, LearnedPositions, parse_spec
 from planner.training import estimate_training
 
 PlanKind = Literal["none", "serving", "training"]
@@ -307,6 +308,7 @@ def _try(output: Output, setting: Setting, field: Field, value: Any) -> Change:
 
 # --- how far ---
 
+LENGTHS = ("plan.context_length", "plan.sequence_length")
 MOST_STEPS = 512
 """Values in a row that may be impossible before the search for the next possible one ends."""
 
@@ -401,6 +403,10 @@ def largest(
             remedy="Give output and at_most, or device.",
             code="no_limit",
         )
+    if at_most is not None and not math.isfinite(at_most):
+        raise UnsupportedPlan.of(
+            f"{at_most} is no bound.", path="at_most", remedy="Write a number such as 8e9.", code="no_number"
+        )
     if output is not None:
         wanted, bound = output_of(output), float(at_most or 0)
         plan = _plan_for(wanted, plan)
@@ -439,6 +445,10 @@ class _Search:
         return self.known[value]
 
     def _verdict(self, value: int) -> bool | None:
+        positions = self.setting[0].positions
+        if self.field.name in LENGTHS and isinstance(positions, LearnedPositions) and value > positions.num_positions:
+            self.why = f"The model has {positions.num_positions:,} learned positions, and none beyond them."
+            return None
         try:
             return self.holds(changed(self.setting, self.field, value))
         except InvalidSpec as error:

@@ -25,6 +25,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, help=about)
 
 
+def is_run(options: argparse.Namespace) -> bool:
+    """Whether any option of a run is given."""
+    return any(getattr(options, name) is not None for name in OPTIONS)
+
+
 def run_of(options: argparse.Namespace, time: StepTime, device: str | None) -> RunCost:
     """What a run takes, with interruptions where both of their times are given; ``PlannerError`` names an option."""
     for name in OPTIONS:
@@ -36,7 +41,14 @@ def run_of(options: argparse.Namespace, time: StepTime, device: str | None) -> R
                 remedy="Choose a value above 0.",
                 code="not_positive",
             )
-    if device is None:
+    if options.tokens is None:
+        raise PlannerError.of(
+            "A run needs its tokens.",
+            path="--tokens",
+            remedy="Add --tokens 1e12.",
+            code="no_run",
+        )
+    if device is None or time.seconds is None:
         raise PlannerError.of(time.text, path="hardware", remedy="Add --set hardware=h100.", code="no_step_time")
     if (options.checkpoint_seconds is None) != (options.restart_seconds is None):
         raise PlannerError.of(

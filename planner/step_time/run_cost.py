@@ -109,7 +109,7 @@ def run_cost(
         wait = interruptions.checkpoint_seconds
         interval = interruptions.checkpoint_interval_seconds or best_interval(wait, between)
         whole = between * math.exp(min(interruptions.restart_seconds / between, EXPONENT))
-        total = whole * (math.exp(min((interval + wait) / between, EXPONENT)) - 1) * work / max(interval, 1e-9)
+        total = whole * math.expm1(min((interval + wait) / between, EXPONENT)) * work / interval
         if total > LONGEST_RUN * work:
             raise UnsupportedPlan.of(
                 f"A failure every {between:,.0f} s leaves no time to work.",

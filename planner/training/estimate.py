@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from planner.errors import UnsupportedPlan
+from planner.hardware import hardware
 from planner.plans import TrainingPlan
 from planner.quantities import Quantity, largest
 from planner.spec import ArchitectureSpec
-from planner.step_time import step_time
+from planner.step_time import StepTime, step_time
 from planner.training.changes import changes_that_fit
 from planner.training.checks import check_training_plan
 from planner.training.engine import divided
@@ -27,7 +29,7 @@ def estimate_training(spec: ArchitectureSpec, plan: TrainingPlan) -> TrainingEst
         naming every field of the plan that is not modelled, or does not fit the specification.
     """
     check_training_plan(plan, spec)
-    time = step_time(spec, plan)
+    time = _time_if_modelled(spec, plan)
 
     def memory_under(other: TrainingPlan) -> TrainingMemory:
         return training_memory(spec, other, other.sequence_length, other.micro_batch_size)
@@ -44,6 +46,17 @@ def estimate_training(spec: ArchitectureSpec, plan: TrainingPlan) -> TrainingEst
             spec, plan, memory.total_bytes, lambda other: int(memory_under(other).total_bytes)
         ),
     )
+
+
+def _time_if_modelled(spec: ArchitectureSpec, plan: TrainingPlan) -> StepTime:
+    """The time of a step; where a field stands in its way the memory is known all the same, and a note says which."""
+    if plan.hardware is not None:
+        hardware(plan.hardware)  # one that is not known is refused
+    try:
+        return step_time(spec, plan)
+    except UnsupportedPlan as error:
+        without = step_time(spec, plan.model_copy(update={"hardware": None}))
+        return replace(without, notes=tuple(f"No time: {problem}" for problem in error.problems))
 
 
 def shape_of(plan: TrainingPlan, sequence_length: Quantity, micro_batch_size: Quantity) -> Shape:

@@ -90,8 +90,10 @@ def moments_bytes(part: Placed, plan: TrainingPlan, division: Division) -> Quant
                     rows = divided(rows, division.tensor)
                 case "rows":
                     columns = divided(columns, division.tensor)
-                case "experts":
+                case "experts" if outer:
                     stacked = divided(stacked, division.expert)
+                case "experts":  # a bias: a row an expert
+                    rows = divided(rows, division.expert)
             return 4 * stacked * (rows + columns)
     return of_two * part.count
 

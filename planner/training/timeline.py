@@ -246,7 +246,7 @@ def stage_memory(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, shape
                 if not _is(beside, 0):
                     waiting = waiting + beside * (own[index] + outside[index])
             throughout = _chunk_moments(spec, plan, chunk, shape, division, costs, line, waiting, layers_kept, outer)
-    line.add("optimizer step", states.gradients, throughout)
+    line.add("optimizer step", 0 if line.held else states.gradients, throughout)  # held ones are there already
     return TrainingMemory(
         parameters_bytes=states.parameters,
         gradients_bytes=states.gradients,

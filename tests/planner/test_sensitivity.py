@@ -124,6 +124,14 @@ def test_what_nothing_bounds_ends_where_the_field_itself_does() -> None:
     assert "less than or equal to 2147483647" in found.reason
 
 
+@pytest.mark.parametrize("plan", [ServingPlan(), TrainingPlan(precision="bf16")])
+def test_no_length_goes_beyond_learned_positions(plan: ServingPlan | TrainingPlan) -> None:
+    field = "context_length" if isinstance(plan, ServingPlan) else "sequence_length"
+    found = largest(load("gpt2"), field, plan, device="b300")  # with 1,024 positions
+    assert (found.value, found.next_value) == (1024, None)
+    assert "1,024 learned positions" in found.reason
+
+
 def test_the_smallest_device_is_the_first_of_all_that_fit() -> None:
     plan = ServingPlan(weight_format="int4")
     found = smallest_device(MIXTRAL, plan)
@@ -141,6 +149,7 @@ def test_the_smallest_device_is_the_first_of_all_that_fit() -> None:
         ({"field": "num_layers", "output": "beauty", "at_most": 1e9}, "output"),
         ({"field": "num_layers", "output": "parameters"}, "output"),
         ({"field": "num_layers"}, "output"),
+        ({"field": "num_layers", "output": "parameters", "at_most": float("nan")}, "at_most"),
         ({"field": "num_layers", "device": "h100"}, "plan"),
         ({"field": "num_layers", "device": "h100s", "plan": ServingPlan()}, "hardware"),
         ({"field": "num_layers", "output": "cache", "at_most": 1e9, "plan": TrainingPlan()}, "plan"),

@@ -177,6 +177,43 @@ def test_muon_and_adafactor_look_at_the_shape() -> None:
     assert estimate_training(LLAMA_2_7B, plan).memory.optimizer_bytes == 4 * (factored + (2 * 32 + 1) * h)
 
 
+def test_the_optimizer_s_step_has_its_gradients_once() -> None:
+    """ZeRO-3 with main gradients in bf16 (Rajbhandari et al. 2020, figure 1): 2 + 2 + 12 bytes over all replicas."""
+    count = 6_738_415_616
+    memory = estimate_training(LLAMA_2_7B, TrainingPlan(data_parallel=8, zero_stage=3, global_batch_size=64)).memory
+    step = memory.moments[-1]
+    assert step.name == "optimizer step"
+    assert step.gradients_bytes == 2 * count // 8
+    assert step.parameters_bytes + step.gradients_bytes + step.optimizer_bytes == pytest.approx(16 * count / 8)
+
+
+def test_adafactor_divides_a_bias_of_experts_over_them() -> None:
+    """gpt-oss has biases of experts: 32 rows, of which two groups have 16 each. Matrices have a row and a column an
+    expert."""
+    spec = load("gpt-oss-20b")
+    hidden, inner, layers, experts = 2880, 2880, 24, 32
+
+    def kept(groups: int) -> int:
+        plan = TrainingPlan(precision="fp32", optimizer="adafactor", data_parallel=2, expert_parallel=groups)
+        return int(estimate_training(spec, plan).memory.optimizer_bytes)
+
+    columns = (2 * inner + hidden) + (hidden + inner)  # of an expert's two matrices, gate and up in one
+    rows = 2  # one in each of their biases
+    assert kept(1) - kept(2) == 4 * layers * experts // 2 * (columns + rows)
+
+
+def test_memory_is_told_where_the_time_is_not_modelled() -> None:
+    plan = TrainingPlan(offload="optimizer")
+    alone, named = (
+        estimate_training(LLAMA_2_7B, each) for each in (plan, plan.model_copy(update={"hardware": "h100"}))
+    )
+    assert named.memory.total_bytes == alone.memory.total_bytes
+    assert named.step_seconds is None
+    assert "offload" in named.time_note
+    with pytest.raises(PlannerError, match="hardware"):
+        estimate_training(LLAMA_2_7B, TrainingPlan(offload="optimizer", hardware="h1000"))
+
+
 # --- measured elsewhere ---
 
 

@@ -39,6 +39,8 @@ def test_as_json_the_parts_sum_to_the_step(capsys: pytest.CaptureFixture[str]) -
         (["--tokens", "-1", *PLAN], "--tokens"),
         (["--tokens", "nan", *PLAN], "--tokens"),
         (["--tokens", "1e9"], "hardware"),
+        (["--tokens", "1e9", *PLAN, "--set", "offload=optimizer"], "offload"),
+        (["--checkpoint-seconds", "30", "--restart-seconds", "600", *PLAN], "--tokens"),
         (["--tokens", "1e9", "--checkpoint-seconds", "30", *PLAN], "--checkpoint-seconds"),
     ],
 )

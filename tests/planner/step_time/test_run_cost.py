@@ -48,6 +48,11 @@ def test_failures_cost_what_daly_says() -> None:
     assert 0.9 < found.goodput < 0.95
 
 
+def test_a_checkpoint_that_takes_no_time_costs_none() -> None:
+    found = run_cost(STEP, hardware("h100"), 1e9, Interruptions(1e-300, 1e-300))
+    assert found.goodput == pytest.approx(1)
+
+
 def test_more_devices_fail_more_often() -> None:
     few = run_cost(STEP, H100, 1e12, Interruptions(60, 600))
     many = StepTime(2.0, 1.8, 2.4, {}, 1.0, 1_000_000, 16_384, 8e15, 8e15, 1e15, "hopper")
