@@ -1,4 +1,4 @@
-"""Home: what Plumbline is, the first steps, and what was worked on last."""
+"""Home: what Plumbline is, whether a design will run here, the first steps, and what was worked on last."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def main() -> None:
         "A plumb line shows whether what stands is true to the plan. Every number here opens into its terms, and what "
         "can be measured is measured by a job and stands beside its prediction."
     )
-    first_steps()
     store = chrome.get_store()
+    answer = st.container(key="home-answer")  # filled at the end, so that the rest of the page does not wait for it
+    first_steps()
     left, right = st.columns([1.25, 1], gap="small")
     with left, chrome.panel("Designs", "the last changed first", key="designs", height="stretch"):
         designs(store)
@@ -44,6 +45,10 @@ def main() -> None:
             jobs(store)
         with chrome.panel("Decisions", key="decisions"):
             decisions(store)
+    with answer:
+        from pages.widgets import will_it_run
+
+        will_it_run.show(store)
 
 
 def first_steps() -> None:

@@ -123,16 +123,20 @@ def _hover(pair: Pair) -> str:
     return "<br>".join(chrome.escape(line) for line in lines)
 
 
-def nearest_html(spec: ArchitectureSpec, quantity: str, device: str) -> str:
-    """HTML of how far the planner is on the published runs that are most like a design; empty where there are none."""
-    found = nearest(published_pairs(), spec, quantity, device)
+def nearest_html(spec: ArchitectureSpec, quantity: str, device: str, own: Sequence[Pair] | None = None) -> str:
+    """HTML of how far the planner is on the published runs that are most like a design; empty where there are none.
+
+    ``own`` are pairs of stored results, to be looked among instead.
+    """
+    found = nearest(published_pairs() if own is None else own, spec, quantity, device)
     if not found:
         return ""
     summary = ErrorSummary.of(quantity, found)
+    whose = "published" if own is None else "own"
     elsewhere = sum(pair.device != device for pair in found)
     where = f"{elsewhere} of them on other devices" if elsewhere else "all of them on this device"
     return (
-        f'<p class="pl-note">{chrome.escape(quantity)}: over the {summary.count} published runs most like this one '
+        f'<p class="pl-note">{chrome.escape(quantity)}: over the {summary.count} {whose} runs most like this one '
         f"({where}) predictions are off by {summary.median:.1%} in the median and by {summary.worst:.1%} at most. "
         '<a href="ledger" target="_self">Ledger</a></p>'
     )

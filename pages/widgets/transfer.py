@@ -64,6 +64,34 @@ def _refusal(text: str, error: PlannerError) -> None:
         chrome.html(f'<div class="pl-source">{rows}</div>')
 
 
+def dropped_or_pasted(key: str, *, height: int) -> Loaded | None:
+    """A field for a dropped file and one for its text; what they hold. A refusal stands below them, with its field."""
+    dropped = st.file_uploader(
+        "A config.json, or a specification as YAML or JSON",
+        type=["json", "yaml", "yml"],
+        max_upload_size=2,
+        key=f"{key}-file",
+    )
+    text = st.text_area(
+        "Or its text",
+        height=height,
+        key=f"{key}-text",
+        placeholder='{"model_type": "llama", "hidden_size": 4096, …}',
+    )
+    if dropped is not None:
+        try:
+            text = dropped.getvalue().decode("utf-8")
+        except UnicodeDecodeError:
+            chrome.error("This file is not text in UTF-8.")
+            return None
+    if text.strip():
+        try:
+            return read(text)
+        except PlannerError as error:
+            _refusal(text, error)
+    return None
+
+
 @st.dialog("Open a design", width="large")
 def open_dialog(draft: Draft) -> None:
     """Start from a preset, or from a pasted or dropped configuration."""
@@ -71,34 +99,15 @@ def open_dialog(draft: Draft) -> None:
     with preset:
         _presets(draft)
     with pasted:
-        dropped = st.file_uploader(
-            "A config.json, or a specification as YAML or JSON", type=["json", "yaml", "yml"], max_upload_size=2
-        )
-        text = st.text_area(
-            "Or its text",
-            height=220,
-            key="import-text",
-            placeholder='{"model_type": "llama", "hidden_size": 4096, …}',
-        )
-        if dropped is not None:
-            try:
-                text = dropped.getvalue().decode("utf-8")
-            except UnicodeDecodeError:
-                chrome.error("This file is not text in UTF-8.")
-                return
-        if text.strip():
-            try:
-                loaded = read(text)
-            except PlannerError as error:
-                _refusal(text, error)
-            else:
-                spec = loaded.spec
-                total = size(spec).parameters.total
-                chrome.note(f"{spec.name}: {figures.count(total).exact} parameters in {spec.num_layers:,} layers.")
-                if loaded.left_out:
-                    chrome.html(left_out_html(loaded.left_out))
-                if st.button("Open it", type="primary"):
-                    _replace(draft, spec)
+        loaded = dropped_or_pasted("import", height=220)
+        if loaded is not None:
+            spec = loaded.spec
+            total = size(spec).parameters.total
+            chrome.note(f"{spec.name}: {figures.count(total).exact} parameters in {spec.num_layers:,} layers.")
+            if loaded.left_out:
+                chrome.html(left_out_html(loaded.left_out))
+            if st.button("Open it", type="primary"):
+                _replace(draft, spec)
 
 
 def _presets(draft: Draft) -> None:
