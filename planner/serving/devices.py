@@ -177,13 +177,14 @@ def check_devices(spec: ArchitectureSpec, plan: ServingPlan) -> None:
     def refuse(path: str, message: str, remedy: str) -> None:
         problems.append(Problem(path, message, remedy, f"unsupported_{path}"))
 
-    heads, experts = sorted(set(_heads(spec))), sorted(set(_experts(spec)))
-    uneven = [count for count in heads if count % plan.tensor_parallel]
-    if uneven:
+    experts = sorted(set(_experts(spec)))
+    uneven = next(_uneven(spec, plan.tensor_parallel), None)
+    if uneven is not None:
+        name, count, remedy = uneven
         refuse(
             "tensor_parallel",
-            f"{uneven[0]:,} heads cannot be split over {plan.tensor_parallel:,} devices.",
-            f"Choose a divisor of {uneven[0]:,}.",
+            f"{name} {count:,} cannot be split over {plan.tensor_parallel:,} devices.",
+            remedy,
         )
     if plan.expert_parallel > 1:
         devices = plan.tensor_parallel * plan.attention_data_parallel
@@ -221,10 +222,22 @@ def _mixers(spec: ArchitectureSpec) -> Iterator[Any]:
                         yield part
 
 
-def _heads(spec: ArchitectureSpec) -> Iterator[int]:
+_SPLIT_FIELDS = ("num_attention_heads", "num_heads", "num_key_heads", "num_value_heads", "attention_hidden_size")
+
+
+def _uneven(spec: ArchitectureSpec, devices: int) -> Iterator[tuple[str, int, str]]:
+    """Fields that engines split over the devices of a group and that do not come out even, with what to do."""
     for mixer in _mixers(spec):
-        if isinstance(mixer, (Attention, LatentAttention)):
-            yield mixer.num_attention_heads
+        fields = _SPLIT_FIELDS if isinstance(mixer, MoE) else (*_SPLIT_FIELDS, "intermediate_size")
+        for name in fields:
+            count = getattr(mixer, name, None)
+            if count is not None and count % devices:
+                yield name, count, f"Choose a divisor of {count:,}."
+        if isinstance(mixer, Attention) and mixer.num_key_value_heads % devices:
+            count = mixer.num_key_value_heads
+            # Fewer than devices they are repeated, but a device's queries must all have theirs there.
+            if devices % count:
+                yield "num_key_value_heads", count, f"Choose a divisor or a multiple of {count:,}."
 
 
 def _experts(spec: ArchitectureSpec) -> Iterator[int]:

@@ -167,6 +167,8 @@ def longest_context(spec: ArchitectureSpec, plan: ServingPlan, usable_bytes: int
     longest = largest_true(
         lambda length: serving_memory(spec, plan, length, plan.batch_size, weights).total_bytes <= usable_bytes, bound
     )
+    if longest == 0 and weights <= usable_bytes:
+        return 0, "the weights fit, but not with one token a sequence and what a pass takes"
     if longest == 0:
         return 0, "the weights alone do not fit"
     if longest == LONGEST_CONTEXT:

@@ -139,7 +139,9 @@ def device_weights(spec: ArchitectureSpec, plan: ServingPlan) -> Quantity:
 def draft_weights(plan: ServingPlan) -> Quantity:
     """Bytes of the weights of a draft, which lies whole on each device; 0 where there is none."""
     found = speculation(plan.speculative)
-    return 0 if found is None or found.draft is None else device_weights(found.draft, _alone(plan))
+    if found is None or found.draft is None:
+        return 0
+    return device_weights(found.draft, _alone(plan).model_copy(update={"attention_data_parallel": 1}))
 
 
 def on_device(
@@ -166,7 +168,7 @@ def outer_weights(spec: ArchitectureSpec, plan: ServingPlan) -> list[tuple[str, 
 
 
 def _alone(plan: ServingPlan) -> ServingPlan:
-    """The plan of a draft: whole on each device."""
+    """The plan of a draft: whole on each device, for the sequences of its group."""
     return plan.model_copy(
         update={"tensor_parallel": 1, "expert_parallel": 1, "offload_layers": 0, "speculative": None}
     )
@@ -237,12 +239,16 @@ def engine_activations(
 def _compute_buffer(spec: ArchitectureSpec, context_length: Quantity) -> Quantity:
     tokens = smallest(context_length, MICRO_BATCH)
     heads: Quantity = 0
+    attends = False
     for layer in _layers(spec):
         for _, mixer in layer.sequence_mixer.parts() if layer.sequence_mixer is not None else ():
             if isinstance(mixer, (Attention, LatentAttention)):
+                attends = True
                 heads = largest(heads, mixer.num_attention_heads)
     at_the_head = spec.vocab_size + spec.hidden_size
-    in_a_layer = (heads + 1) * context_length + 4 * spec.hidden_size
+    in_a_layer = 4 * spec.hidden_size
+    if attends:
+        in_a_layer = in_a_layer + (heads + 1) * context_length
     return 4 * tokens * largest(at_the_head, in_a_layer)
 
 

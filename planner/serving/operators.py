@@ -258,10 +258,10 @@ def _read_entries(mixer: Any, hidden_size: Quantity, length: Quantity) -> Iterat
 
 
 def merged(found: Sequence[Operator]) -> list[Operator]:
-    """Operators of one name and component as one, in the order of their first occurrence; in numbers."""
-    together: dict[tuple[str, str], Operator] = {}
+    """Operators of one name, component and place as one, in the order of their first occurrence; in numbers."""
+    together: dict[tuple[str, str, bool], Operator] = {}
     for each in found:
-        key = (each.component, each.name)
+        key = (each.component, each.name, each.on_host)
         before = together.get(key)
         if before is None:
             together[key] = replace(each, path="")

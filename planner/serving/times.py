@@ -282,16 +282,19 @@ def roofline(spec: ArchitectureSpec, plan: ServingPlan) -> list[RooflinePoint]:
             done = each.operator
             if not (done.flops and done.moved_bytes):
                 continue
-            peak = _peak_for(done, plan, device)
+            peak, name = _peak_for(done, plan, device), done.name
+            reached = bandwidth
+            if done.on_host:
+                peak, reached, name = HOST_FLOPS_PER_SECOND, HOST_BYTES_PER_SECOND, f"{name}, on the host"
             points.append(
                 RooflinePoint(
                     phase,
-                    done.name,
+                    name,
                     done.component,
                     done.intensity,
                     each.seconds,
                     done.flops / each.seconds,
-                    min(peak, bandwidth * done.intensity),
+                    min(peak, reached * done.intensity),
                     each.bound,
                 )
             )
@@ -362,7 +365,9 @@ def passes_with_prompts(plan: ServingPlan) -> tuple[float, int]:
     if not plan.chunked_prefill or plan.output_length is None:
         return 0.0, 0
     unread = prompt_length(plan) - plan.cached_prefix
-    a_pass = (plan.batch_size - 1) * unread / plan.output_length
+    found = speculation(plan.speculative)
+    passes = plan.output_length / (1.0 if found is None else found.tokens_a_pass)
+    a_pass = (plan.batch_size - 1) * unread / passes
     piece = max(min(unread, PREFILL_TOKENS), math.ceil(a_pass))
     return a_pass / piece, piece
 

@@ -89,6 +89,32 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     assert serving_memory(LLAMA_2_7B, plan, 4096, largest + 1).total_bytes > usable
 
 
+def test_what_does_not_fit_is_said_to_be_the_weights_only_where_it_is_they() -> None:
+    """16.1 GB of weights on 24 GB, and one token of 131,072 bytes in blocks of 16 for each of 100,000 sequences."""
+    many = estimate_inference(load("llama-3-8b"), ServingPlan(hardware="rtx4090", batch_size=100_000))
+    assert many.max_context_length == 0
+    assert "the weights fit" in many.max_context_note
+    assert "alone" in estimate_inference(DEEPSEEK_V3, ServingPlan(hardware="t4")).max_context_note
+
+
+def test_a_draft_of_experts_lies_whole_on_every_device() -> None:
+    """The draft's weights are the same whether groups have sequences of their own or there is one device."""
+    draft = load("olmoe-1b-7b")
+    spec = draft.model_copy(update={"name": "larger"})
+    text = "olmoe-1b-7b:k=2:acceptance=0.5"
+    plan = ServingPlan(attention_data_parallel=4, speculative=text, batch_size=4)
+    alone = plan.model_copy(update={"speculative": None})
+    found = serving_memory(spec, plan, 4096, 4).weights_bytes - serving_memory(spec, alone, 4096, 4).weights_bytes
+    assert found == 2 * 6_919_161_856
+
+
+def test_llama_cpp_keeps_no_mask_where_nothing_attends() -> None:
+    """Mamba's compute buffer: 512 tokens of logits and stream, however long the context is."""
+    plan = ServingPlan(engine="llama.cpp", weight_format="q8_0", context_length=1_000_000)
+    memory = estimate_inference(MAMBA_130M, plan).memory
+    assert memory.activations_bytes == 4 * 512 * (MAMBA_130M.vocab_size + MAMBA_130M.hidden_size)
+
+
 def test_bounds_that_are_not_memory_are_named() -> None:
     assert estimate_inference(LLAMA_2_7B, ServingPlan()).max_context_length is None
     state = estimate_inference(MAMBA_130M, ServingPlan(hardware="t4"))
@@ -129,6 +155,10 @@ def test_everything_unsupported_is_refused_by_name_at_once() -> None:
     "spec, plan, path",
     [
         (LLAMA_2_7B, {"tensor_parallel": 3}, "tensor_parallel"),
+        # 28 heads, 4 of keys: of seven devices with four heads each, most have heads of two groups.
+        (load("qwen2.5-7b"), {"tensor_parallel": 7}, "tensor_parallel"),
+        (load("qwen2.5-7b"), {"tensor_parallel": 28}, "tensor_parallel"),  # an MLP of 18,944
+        (load("bamba-9b"), {"tensor_parallel": 3}, "tensor_parallel"),
         (LLAMA_2_7B, {"expert_parallel": 2, "tensor_parallel": 2}, "expert_parallel"),
         (DEEPSEEK_V3, {"expert_parallel": 8, "tensor_parallel": 4}, "expert_parallel"),
         (DEEPSEEK_V3, {"expert_parallel": 3, "attention_data_parallel": 3}, "expert_parallel"),

@@ -122,6 +122,9 @@ def test_requests_that_come_and_go_are_read_beside_decoding() -> None:
     assert passes_with_prompts(plan) == (pytest.approx(0.018), 1000)
     alone = plan.model_copy(update={"chunked_prefill": False})
     assert passes_with_prompts(alone) == (0.0, 0)
+    # With three tokens a pass the answer takes a third of the passes, beside which as much is read.
+    proposed = plan.model_copy(update={"speculative": "ngram:k=2:acceptance=1"})
+    assert passes_with_prompts(proposed) == (pytest.approx(0.054), 1000)
     assert pass_seconds(LLAMA_2_7B, plan, H100) > pass_seconds(LLAMA_2_7B, alone, H100)
     cached = plan.model_copy(update={"cached_prefix": 900})
     assert pass_seconds(LLAMA_2_7B, cached, H100) < pass_seconds(LLAMA_2_7B, plan, H100)
@@ -259,6 +262,14 @@ def test_no_operator_is_above_its_roof(device: str) -> None:
             assert 0 < point.flops_per_second <= point.roof_flops_per_second
     with pytest.raises(PlannerError):
         roofline(spec, ServingPlan())
+
+
+def test_layers_on_the_host_have_a_roof_of_their_own() -> None:
+    """Half of Llama 2 7B's layers are read at 64 GB/s: 2 · 16 · 3 · 4,096 · 11,008 bytes of the MLP in 67.6 ms."""
+    points = roofline(LLAMA_2_7B, ServingPlan(hardware="h100", offload_layers=16))
+    host = [each for each in points if each.phase == "decode" and each.name.endswith("on the host")]
+    assert sum(each.seconds for each in host if each.component == "mlp") == pytest.approx(0.0676, rel=0.01)
+    assert all(0 < each.flops_per_second <= each.roof_flops_per_second * 1.000001 for each in points)
 
 
 @pytest.mark.parametrize(
