@@ -98,6 +98,8 @@ class PrecisionRates(_Record):
     forward: MatrixRates
     backward: MatrixRates
     """Of both products of the backward pass."""
+    expert_seconds: tuple[float, float] = (0.0, 0.0)
+    """What one expert takes beside its arithmetic, forward and backward: each is a multiplication of its own."""
     phases: dict[Phase, PhaseRates]
 
 
@@ -233,9 +235,17 @@ def _layer(
 
 
 def kinds_within(mixer: Component) -> Iterator[tuple[str, Component]]:
-    """The kinds of a mixer's parts: its own, or those that it runs side by side."""
+    """The kinds of a mixer's parts: its own, or those that it runs side by side.
+
+    Attention that sees a part of what is before it, or whose scores no fused kernel takes, is a kind of its own.
+    """
     for _, part in mixer.parts():
-        yield str(getattr(part, "kind", part.component)), part
+        kind = str(getattr(part, "kind", part.component))
+        if getattr(part, "recomputes_scores", False):
+            kind += ", scores computed again"
+        elif getattr(part, "sees_a_part", False):
+            kind += ", masked"
+        yield kind, part
 
 
 def kept_bytes(
@@ -274,6 +284,8 @@ def matrix_seconds(mixer: Component, hidden_size: int, tokens: int, rates: Preci
         flops = 2 * tokens * active_count(tensor)
         if copies > 1 and available > 1:
             rows = max(rows, 1.0)
+            # A grouped multiplication goes through all experts, those without tokens too.
+            total += available * (rates.expert_seconds[0] + (rates.expert_seconds[1] if phase == "training" else 0.0))
         total += flops / rates.forward.at(rows, inputs, outputs)
         if phase == "training":
             total += 2 * flops / rates.backward.at(rows, inputs, outputs)

@@ -255,7 +255,7 @@ class BenchmarkPlan(Plan):
 class CalibratePlan(Plan):
     """Measuring the worker's machine, so that times on it can be predicted."""
 
-    precisions: tuple[Literal["fp32", "bf16_autocast"], ...] = ("fp32",)
+    precisions: tuple[Literal["fp32", "bf16_autocast"], ...] = ("fp32", "bf16_autocast")
     models: tuple[str, ...] = (
         "llama-3-8b", "gpt2", "gemma-2-9b", "falcon-7b", "deepseek-v2-lite", "mixtral-8x7b", "mamba-2.8b",
         "mamba2-2.7b", "qwen3-next-80b-a3b", "recurrentgemma-2b", "lfm2-1.2b", "rwkv-4-7b",

@@ -60,7 +60,8 @@ def store(calibration: Calibration) -> None:
 
 def _held_against(name: str, plan: CalibratePlan, calibration: Calibration) -> Iterator[dict[str, Any]]:
     """Each phase of a small model of a known design, predicted and measured."""
-    small = scale_down(preset(name).spec, plan.parameter_budget, sequence_length=plan.sequence_length).spec
+    # One position more than a prompt has, for the token after it.
+    small = scale_down(preset(name).spec, plan.parameter_budget, sequence_length=plan.sequence_length + 1).spec
     for precision in plan.precisions:
         for phase in PHASES:
             try:

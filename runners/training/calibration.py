@@ -1,7 +1,7 @@
 """Measures a machine for :mod:`planner.calibration`: matrices by size, what components take beside them, and the rest.
 
 A component is timed in models of five layers and of one that are otherwise the same: the difference, over four, is a
-layer. In a very narrow one what is left is its launches; in a wider one, at two lengths of as many tokens, what its
+layer. In a very narrow one what is left is its launches; in two wider ones, at two lengths of as many tokens, what its
 matrices and launches leave is told apart into bytes and FLOPs between tokens by least squares without negative terms.
 Repetitions of the two models take turns, so that a machine that slows down slows both.
 """
@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -47,15 +48,19 @@ from runners.models.decoder import next_tokens
 
 ROWS = (1, 4, 16, 64, 256, 1024, 4096)
 SIZES = (32, 64, 128, 256, 512, 1024, 2048)
+COLD_BYTES, MOST_MATRICES = 2**25, 512
+"""Matrices that take turns are so many bytes together, and no more than so many."""
 MOST_FLOPS = 6e9
 """Larger multiplications take the rate of the next smaller size."""
 SECONDS_EACH = 0.02
-NARROW, WIDE = 32, 256
+NARROW, WIDTHS = 32, (96, 256)
 FEW, MANY = (1, 16), ((4, 64), (1, 256))
-"""Batch and length of a narrow model's pass, and of the two of a wide one."""
+"""Batch and length of a narrow model's pass, and of the two of each wider one."""
 CONTEXTS = (64, 256)
 VOCABULARY, LARGE_VOCABULARY = 256, 8192
 LAYERS = 5
+TYPICAL = ("llama-2-7b", "mixtral-8x7b", "deepseek-v2", "mamba-2.8b", "mamba2-2.7b")
+"""Known models whose components stand for their kinds; of other kinds the first model that has one."""
 REPETITIONS = 7
 
 
@@ -77,9 +82,8 @@ def measure(precisions: Sequence[Precision], kinds: Sequence[str] | None = None)
     found: dict[Precision, PrecisionRates] = {}
     for precision in precisions:
         yield Step(done, total, f"{precision}: matrices")
-        forward, backward = _matrix_tables(device, precision)
+        partial = _matrix_tables(device, precision)
         done += 1
-        partial = PrecisionRates(forward=forward, backward=backward, phases={})
         phases: dict[Phase, PhaseRates] = {}
         for phase in PHASES:
             yield Step(done, total, f"{precision}, {phase}: outside the layers")
@@ -91,7 +95,7 @@ def measure(precisions: Sequence[Precision], kinds: Sequence[str] | None = None)
                 rates[kind] = _kind(device, precision, phase, spec, layer, partial)
                 done += 1
             phases[phase] = PhaseRates(kinds=rates, outer=outer)
-        found[precision] = PrecisionRates(forward=forward, backward=backward, phases=phases)
+        found[precision] = partial.model_copy(update={"phases": phases})
     yield Calibration(
         device_name=torch.cuda.get_device_name() if device == "cuda" else processor_name(),
         threads=torch.get_num_threads(),
@@ -130,7 +134,7 @@ def _under(precision: Precision, device: str) -> contextlib.AbstractContextManag
     return torch.autocast(device, torch.bfloat16) if precision == "bf16_autocast" else contextlib.nullcontext()
 
 
-def _matrix_tables(device: str, precision: Precision) -> tuple[MatrixRates, MatrixRates]:
+def _matrix_tables(device: str, precision: Precision) -> PrecisionRates:
     """Rates forward and backward; the time of the smallest product of all, its launch, is taken off."""
     forward, backward = (np.full((len(ROWS), len(SIZES)), np.nan) for _ in range(2))
     idle = _linear_seconds(device, precision, 1, 8)
@@ -147,20 +151,41 @@ def _matrix_tables(device: str, precision: Precision) -> tuple[MatrixRates, Matr
         MatrixRates(rows=ROWS, sizes=SIZES, flops_per_second=tuple(tuple(line) for line in table.tolist()))
         for table in (forward, backward)
     ]
-    return tables[0], tables[1]
+    return PrecisionRates(forward=tables[0], backward=tables[1], expert_seconds=idle, phases={})
 
 
 def _linear_seconds(device: str, precision: Precision, rows: int, size: int) -> tuple[float, float]:
-    """Seconds of a product, and of its backward pass."""
-    x = torch.randn(rows, size, device=device, requires_grad=True)
-    weight = torch.randn(size, size, device=device, requires_grad=True)
+    """Seconds of a product, and of its backward pass.
+
+    Matrices take turns, so many that none is still in a near cache when its turn comes again: as in a model, whose
+    layers lie between two uses of one.
+    """
+    count = max(2, min(MOST_MATRICES, COLD_BYTES // (4 * size * size)))
+    pairs = [
+        (
+            torch.randn(rows, size, device=device, requires_grad=True),
+            torch.randn(size, size, device=device, requires_grad=True),
+        )
+        for _ in range(count)
+    ]
+    turns = itertools.cycle(pairs)
     with _under(precision, device):
-        with torch.no_grad():
-            there = _seconds(lambda: F.linear(x, weight), device)
-        y = F.linear(x, weight)
-    gradient = torch.ones_like(y)
-    back = _seconds(lambda: torch.autograd.grad(y, (x, weight), gradient, retain_graph=True), device)
-    return there, back
+
+        @torch.no_grad()
+        def product() -> object:
+            x, weight = next(turns)
+            return F.linear(x, weight)
+
+        there = _seconds(product, device)
+        made = [(F.linear(x, weight), x, weight) for x, weight in pairs]
+    results = itertools.cycle(made)
+    gradient = torch.ones_like(made[0][0])
+
+    def gradients() -> object:
+        y, x, weight = next(results)
+        return torch.autograd.grad(y, (x, weight), gradient, retain_graph=True)
+
+    return there, _seconds(gradients, device)
 
 
 def _launch(device: str) -> float:
@@ -204,7 +229,7 @@ def _optimizer(device: str) -> float:
 def _examples() -> Iterator[tuple[str, tuple[ArchitectureSpec, Layer]]]:
     """A layer of each kind of component that a known model has, with the model narrowed to the wide width."""
     seen: set[str] = set()
-    for name in preset_ids():
+    for name in dict.fromkeys((*TYPICAL, *preset_ids())):
         whole = preset(name).spec
         for layer in dict.fromkeys(layer for group in whole.layer_groups for layer in group.layers):
             for slot in ("sequence_mixer", "channel_mixer"):
@@ -242,18 +267,19 @@ def _kind(
     launches -= _matrices(getattr(thin, slot), NARROW, FEW, rates, phase)
     launches = max(launches, 0.0)
     terms, rest = [], []
-    for batch, length in shapes:
-        wide, thick = _model(spec, layer, WIDE, 1)
+    for width in WIDTHS:
+        wide, thick = _model(spec, layer, width, 1)
         mixer: Component = getattr(thick, slot)
-        seconds = _layer_seconds(device, precision, phase, spec, layer, WIDE, batch, length)
-        seconds -= launches + _matrices(mixer, WIDE, (batch, length), rates, phase)
-        if phase == "decode":
-            terms.append((cached_bytes(mixer, WIDE, length, batch), 0.0))
-        else:
-            kept = kept_bytes(wide, thick, length, batch, precision)["sequence" if is_sequence else "channel"]
-            flops = float(between_tokens(mixer, WIDE, length, batch)) if is_sequence else 0.0
-            terms.append((kept, flops))
-        rest.append(max(seconds, 0.0))
+        for batch, length in shapes:
+            seconds = _layer_seconds(device, precision, phase, spec, layer, width, batch, length)
+            seconds -= launches + _matrices(mixer, width, (batch, length), rates, phase)
+            if phase == "decode":
+                terms.append((cached_bytes(mixer, width, length, batch), 0.0))
+            else:
+                kept = kept_bytes(wide, thick, length, batch, precision)["sequence" if is_sequence else "channel"]
+                flops = float(between_tokens(mixer, width, length, batch)) if is_sequence else 0.0
+                terms.append((kept, flops))
+            rest.append(max(seconds, 0.0))
     per_byte, per_flop = _two_terms(terms, rest)
     return KindRates(launch_seconds=launches, seconds_per_byte=per_byte, seconds_per_flop=per_flop)
 
@@ -265,9 +291,11 @@ def _matrices(mixer: Component, width: int, shape: tuple[int, int], rates: Preci
 
 def _two_terms(terms: list[tuple[float, float]], seconds: list[float]) -> tuple[float, float]:
     """Seconds for each byte and each FLOP, none below zero, that add up to what is left."""
-    table = np.array(terms)
+    # Each shape counts alike, whether it takes long or not.
+    weights = 1 / np.maximum(np.array(seconds), max(seconds) / 100 or 1.0)
+    table = np.array(terms) * weights[:, None]
     scale = np.maximum(table.max(axis=0), 1e-30)
-    found, _ = scipy.optimize.nnls(table / scale, np.array(seconds))
+    found, _ = scipy.optimize.nnls(table / scale, np.array(seconds) * weights)
     return float(found[0] / scale[0]), float(found[1] / scale[1])
 
 
