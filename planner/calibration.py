@@ -117,6 +117,8 @@ class Calibration(_Record):
     attention_flops_per_second: dict[str, float]
     """Of fused causal attention, forward, by the length."""
     optimizer_seconds_per_parameter: float
+    relative_interval: tuple[float, float] | None = None
+    """Measured over predicted time, the 10th and the 90th percentile over the models that it was held against."""
     precisions: dict[Precision, PrecisionRates]
 
     @property
@@ -304,3 +306,24 @@ def _outer(
     yield "matrices", head
     yield "elementwise", outer.seconds_per_logit * tokens * spec.vocab_size
     yield "launches", outer.launch_seconds
+
+
+NOT_CALIBRATED = "This machine is not calibrated: send a job of the kind calibrate to see times."
+
+
+def time_here(
+    spec: ArchitectureSpec, phase: Phase, *, batch_size: int, length: int, precision: str
+) -> tuple[PredictedTime | None, tuple[float, float] | None, str]:
+    """A time on this machine with the interval of its multiples, or why there is none."""
+    try:
+        calibration = stored_calibration()
+        if calibration is None:
+            return None, None, NOT_CALIBRATED
+        known = next((each for each in calibration.precisions if each == precision), None)
+        if known is None:
+            said = " and ".join(calibration.precisions)
+            return None, None, f"This machine is calibrated in {said}, and not in {precision}."
+        found = predict_time(spec, calibration, phase, batch_size=batch_size, length=length, precision=known)
+    except UnsupportedPlan as error:
+        return None, None, str(error)
+    return found, calibration.relative_interval, f"Modelled from the calibration of {found.profile}."

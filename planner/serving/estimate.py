@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from planner.calibration import time_here
 from planner.hardware import Device, hardware
 from planner.plans import ServingPlan, TrainingPlan
 from planner.serving.devices import check_devices
@@ -130,7 +131,29 @@ class _Times:
     interval: tuple[float, float] | None = None
 
 
+def _here(spec: ArchitectureSpec, plan: ServingPlan) -> _Times:
+    """Times on this machine, from its calibration: of models as this software runs them, in fp32."""
+    plain = plan.tensor_parallel == plan.attention_data_parallel == 1 and not plan.offload_layers
+    if plan.weight_format != "fp32" or plan.speculative is not None or not plain:
+        return _Times("On this machine plain serving in fp32 alone is calibrated: choose it to see times.")
+    length, batch = plan.context_length, plan.batch_size
+    token, interval, note = time_here(spec, "decode", batch_size=batch, length=length, precision="fp32")
+    prompt, _, _ = time_here(spec, "prefill", batch_size=batch, length=length, precision="fp32")
+    if token is None or prompt is None:
+        return _Times(note)
+    return _Times(
+        note=note,
+        first_token=prompt.seconds,
+        token=token.seconds,
+        decode=token.parts,
+        prefill=prompt.parts,
+        interval=interval,
+    )
+
+
 def _times(spec: ArchitectureSpec, plan: ServingPlan, device: Device) -> _Times:
+    if device.id == "here":
+        return _here(spec, plan)
     if device.memory_bandwidth_bytes_per_second is None:
         return _Times(NO_BANDWIDTH)
     engine = engine_of(plan)

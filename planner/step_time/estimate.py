@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from planner.calibration import time_here
 from planner.components.base import Component
 from planner.components.moe import MoE
 from planner.compute import TRAINING_FACTOR, flops
@@ -239,6 +240,24 @@ def beside(work: Quantity, exchange: Quantity, overlap: float) -> Quantity:
     return exchange - overlap * smallest(work, exchange)
 
 
+def _here(
+    spec: ArchitectureSpec, plan: TrainingPlan, batch: int, facts: tuple[Quantity, int, Quantity, Quantity]
+) -> StepTime:
+    """A step on this machine, from its calibration."""
+    if facts[1] > 1 or plan.recompute != "none" or plan.attention != "fused" or plan.optimizer != "adamw":
+        return unknown(*facts, "On this machine only plain steps of one device with AdamW were calibrated.")
+    found, interval, note = time_here(
+        spec, "training", batch_size=plan.micro_batch_size, length=plan.sequence_length, precision=plan.precision
+    )
+    if found is None:
+        return unknown(*facts, note)
+    count = batch // plan.micro_batch_size
+    parts = {name: seconds * (1 if name == "optimizer" else count) for name, seconds in found.parts.items()}
+    total = sum(parts.values())
+    low, high = interval or (1.0, 1.0)
+    return StepTime(total, low * total, high * total, dict(parts), None, *facts, None, found.profile, (note,))
+
+
 def step_time(spec: ArchitectureSpec, plan: TrainingPlan, profile: Profile | None = None) -> StepTime:
     """Seconds of an optimizer step of a plan on its ``hardware``.
 
@@ -259,6 +278,8 @@ def step_time(spec: ArchitectureSpec, plan: TrainingPlan, profile: Profile | Non
     needed = batch * passes * counted.needed_total
     repeated = batch * counted.needed_total if plan.recompute == "full" else 0
     facts = (tokens, devices, needed, needed + repeated)
+    if plan.hardware == "here" and profile is None:
+        return _here(spec, plan, batch, facts)
     if plan.hardware is None:
         return unknown(*facts, NO_DEVICE)
     check_time_plan(plan, spec)

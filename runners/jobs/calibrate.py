@@ -42,6 +42,10 @@ def run(spec: ArchitectureSpec, plan: CalibratePlan, context: JobContext) -> Ite
             yield Log(f"{row['quantity']}: predicted {row['predicted']:.4g} s, measured {row['measured']:.4g} s")
             rows.append(row)
     if rows:
+        ratios = sorted(row["measured"] / row["predicted"] for row in rows)
+        tenth = len(ratios) // 10
+        calibration = calibration.model_copy(update={"relative_interval": (ratios[tenth], ratios[-1 - tenth])})
+        store(calibration)
         yield Log(f"median error of {len(rows)} times: {statistics.median(abs(row['error']) for row in rows):.1%}")
     yield Progress(steps + len(plan.models), steps + len(plan.models), "measurements")
     yield Result(

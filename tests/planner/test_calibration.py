@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from planner import UnsupportedPlan, load
+from planner import ServingPlan, TrainingPlan, UnsupportedPlan, estimate_inference, estimate_training, load
 from planner.calibration import (
     Calibration,
     KindRates,
@@ -100,6 +100,32 @@ def test_what_was_not_calibrated_is_refused() -> None:
     with pytest.raises(UnsupportedPlan) as caught:
         predict_time(load("llama-2-7b"), calibration(), "prefill", batch_size=1, length=64, precision="bf16_autocast")
     assert caught.value.path == "precision"
+
+
+def test_this_machine_has_times_once_it_is_calibrated(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLUMBLINE_DATA_DIR", str(tmp_path))
+    spec = load("llama-2-7b")
+    plan = TrainingPlan(
+        hardware="here", precision="fp32", micro_batch_size=2, global_batch_size=6, sequence_length=64
+    )  # fmt: skip
+    serving = ServingPlan(hardware="here", weight_format="fp32", context_length=1000, batch_size=3)
+    assert "not calibrated" in estimate_training(spec, plan).time_note
+    assert "not calibrated" in estimate_inference(spec, serving).time_note
+    stored = calibration().model_copy(update={"relative_interval": (0.9, 1.2)})
+    calibration_path().write_text(stored.model_dump_json(), encoding="utf-8")
+    # Three micro batches, and one step of the optimizer.
+    one = predict_time(spec, stored, "training", batch_size=2, length=64)
+    found = estimate_training(spec, plan)
+    assert found.step_seconds == pytest.approx(3 * (one.seconds - one.parts["optimizer"]) + one.parts["optimizer"])
+    assert found.time.high_seconds == pytest.approx(1.2 * found.step_seconds)
+    assert found.tokens_per_second == pytest.approx(6 * 64 / found.step_seconds)
+    served = estimate_inference(spec, serving)
+    token = predict_time(spec, stored, "decode", batch_size=3, length=1000)
+    assert served.inter_token_latency_seconds == pytest.approx(token.seconds)
+    assert served.relative_interval == (0.9, 1.2)
+    other = estimate_training(spec, plan.model_copy(update={"precision": "bf16_mixed"}))
+    assert other.step_seconds is None
+    assert "not in bf16_mixed" in other.time_note
 
 
 def test_the_stored_calibration_comes_back(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
