@@ -69,7 +69,8 @@ def choice(view: View, draft: Draft) -> None:
     labels |= designs
     labels |= {f"preset:{name}": preset(name).title for name in preset_ids()}
     labels = distinct(labels)
-    key = f"{view.page}-source-{now}"
+    # The browser answers with a label: under another one, a widget of the same key would take it for a choice.
+    key = f"{view.page}-source-{now}-{labels[now]}"
 
     def choose() -> None:
         kind, _, rest = str(st.session_state[key]).partition(":")

@@ -231,9 +231,9 @@ def _answer(view: View, question: Question) -> None:
     spec, plan, device = question.draft.spec, question.plan, question.device
     fit = fits(spec, plan, device)
     needed, usable = figures.memory(fit.needed_bytes), figures.memory(fit.usable_bytes)
-    tone, verdict = ("pl-good", "Yes, it runs") if fit.fits else ("pl-bad", "No, not like this")
+    tone, start, end = ("pl-good", "Yes", "runs") if fit.fits else ("pl-bad", "No", "does not so run")
     chrome.html(
-        f'<p class="pl-verdict"><b class="{tone}">{verdict} {chrome.escape(question.where)}.</b> '
+        f'<p class="pl-verdict"><b class="{tone}">{start}, {chrome.escape(f"{spec.name} {end} {question.where}")}.</b> '
         f"{chrome.escape(_words(plan))} takes {needed}, and {usable} are usable.</p>"
     )
     chrome.html(fit_bars.html_of([fit]))
@@ -370,14 +370,15 @@ def _actions(store: Store, question: Question) -> None:
     sent: tuple[str, VerifyPlan, str] | None = st.session_state.get("home-verify")
     known = sent is not None and sent[:2] == (draft.spec.content_hash(), verification)
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="home-actions"):
-        pressed = st.button("Verify this with a job", type="primary", key="home-verify-button", disabled=known)
+        pressed = False
         if known and sent is not None:
-            chrome.html('<span class="pl-good">It is in the queue.</span>')
-            chrome.link("jobs", "Follow it under Jobs", job=sent[2])
+            chrome.link("jobs", "It is in the queue: follow it under Jobs", job=sent[2])
+        else:
+            pressed = st.button("Verify this with a job", type="primary", key="home-verify-button")
         _links(question)
     chrome.note(_promise(draft, verification))
     chrome.worker_banner(store)
-    if pressed and not known:
+    if pressed:
         with chrome.guard():
             job = _verify(store, draft, verification)
             st.session_state["home-verify"] = (draft.spec.content_hash(), verification, job)

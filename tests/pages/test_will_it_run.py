@@ -65,7 +65,7 @@ def test_the_verdict_is_the_sum_of_weights_and_cache_over_what_is_usable() -> No
     # Llama 2 7B: 6,738,415,616 parameters in bf16; 32 layers of 4,096 keys and values of 2 bytes a token.
     weights, cache = 2 * 6_738_415_616, 2048 * 32 * 2 * 4096 * 2
     page = shown(opened(preset="llama-2-7b", context="2048"))
-    assert "Yes, it runs here." in page
+    assert "runs here." in page
     assert "and 20 GiB are usable" in page
     assert f"weights {weights / GIB:.1f} GiB" in page
     assert cache == GIB
@@ -83,13 +83,13 @@ def test_the_longest_context_is_the_last_that_fits() -> None:
 
 def test_what_is_suggested_fits_once_it_is_taken() -> None:
     app = opened(preset="llama-2-7b", context="32768", batch="2")
-    assert "No, not like this here." in shown(app)
+    assert "does not so run here." in shown(app)
     takes = [button.key for button in app.button if str(button.key).startswith("home-take-")]
     assert len(takes) >= 2
     for key in takes:
         again = opened(**query(app))
         again.button(key=key).click()
-        assert "Yes, it runs" in shown(ran(again)), key
+        assert '<b class="pl-good">Yes, ' in shown(ran(again)), key
 
 
 def test_narrower_weights_are_the_widest_that_fit() -> None:
@@ -101,7 +101,7 @@ def test_narrower_weights_are_the_widest_that_fit() -> None:
 
 def test_nothing_fits_and_that_is_said() -> None:
     page = shown(opened(preset="deepseek-v3"))
-    assert "No, not like this here." in page
+    assert "does not so run here." in page
     assert "No change of these settings and no single device" in page
 
 
@@ -109,7 +109,7 @@ def test_training_says_what_to_change() -> None:
     # 16 bytes a parameter with AdamW under mixed precision (ZeRO, section 3.1) are 108 GB for 7 billion.
     app = opened(preset="llama-2-7b", run="train", length="512")
     page = shown(app)
-    assert "No, not like this here." in page
+    assert "does not so run here." in page
     assert "another device: the smallest that holds it" in page
     assert "adamw_8bit" in page
 
@@ -118,7 +118,7 @@ def test_a_pasted_config_is_the_design_and_stands_in_the_address() -> None:
     app = opened()
     app.text_area(key="home-text").set_value(json.dumps(TINY))
     ran(app)
-    assert "Yes, it runs here." in shown(app)
+    assert "runs here." in shown(app)
     said = query(app)
     assert set(said) == {"draft"}
     # 2 × 1,000 × 64 outside the layers and the last norm; in each of 2 layers 64 × 64 × 2 + 64 × 32 × 2, 3 × 64 × 128
@@ -162,7 +162,7 @@ def test_the_button_queues_one_job_of_the_asked_shape() -> None:
     ((kind, plan),) = jobs()
     assert kind == "verify"
     assert (plan["batch_size"], plan["sequence_length"], plan["context_length"]) == (3, 256, 256)
-    assert app.button(key="home-verify-button").disabled
+    assert "home-verify-button" not in {button.key for button in app.button}  # a link to the job stands there
     with open_store() as store:
         assert len(store.designs.list()) == 1
 
@@ -235,7 +235,7 @@ def test_a_calibration_that_cannot_be_read_is_said() -> None:
         ({"preset": "gpt2", "context": "2000"}, "1,024 learned positions"),
         ({"preset": "no-such"}, "no-such"),
         ({"draft": "nonsense"}, "cannot be read"),
-        ({"weights": "int3"}, "it runs here"),
+        ({"weights": "int3"}, "runs here"),
         ({"cache": "int3"}, "int3"),
         ({"devices": "3"}, "tensor_parallel"),
         ({"device": "abacus", "run": "fly"}, "here."),
