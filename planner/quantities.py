@@ -73,9 +73,7 @@ def floor_divide(dividend: Quantity, divisor: Quantity) -> Quantity:
             return dividend // divisor
         case "array":
             return np.floor(dividend / divisor)
-    import sympy
-
-    return sympy.floor(dividend / sympy.sympify(divisor))
+    return _rounding("floor")(dividend / _expression(divisor))
 
 
 def ceiling_divide(dividend: Quantity, divisor: Quantity) -> Quantity:
@@ -85,9 +83,34 @@ def ceiling_divide(dividend: Quantity, divisor: Quantity) -> Quantity:
             return -(-dividend // divisor)
         case "array":
             return np.ceil(dividend / divisor)
+    return _rounding("ceiling")(dividend / _expression(divisor))
+
+
+def _expression(quantity: Quantity) -> Any:
     import sympy
 
-    return sympy.ceiling(dividend / sympy.sympify(divisor))
+    return sympy.sympify(quantity)
+
+
+@functools.cache
+def _rounding(name: str) -> Any:
+    """SymPy's ``floor`` or ``ceiling``, which takes what it rounds for whole only where that has no fraction.
+
+    SymPy itself (1.14) takes every quotient of an even maximum or minimum by twice an odd number for whole, and drops
+    the rounding: ``floor(Max(0, 2*n)/6)`` becomes ``Max(0, 2*n)/6``. As values are put into a formula one by one, that
+    would depend on their order. Under the same name it prints the same.
+    """
+    import sympy
+
+    plain = getattr(sympy, name)
+
+    def evaluate(cls: Any, argument: Any) -> Any:
+        if argument.is_number:
+            return plain(argument)
+        has_fraction = argument.has(sympy.Pow) or any(part.q != 1 for part in argument.atoms(sympy.Rational))
+        return argument if argument.is_integer and not has_fraction else None
+
+    return type(name, (plain,), {"eval": classmethod(evaluate)})
 
 
 def rounded_up(quantity: Quantity, multiple: Quantity) -> Quantity:

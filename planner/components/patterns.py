@@ -84,8 +84,8 @@ class MaskPattern:
         if self.stride is not None:
             pairs = pairs + _at_steps(length, self.stride, ceiling_divide(length, self.stride))
             if self.sliding_window is not None:
-                within = smallest(self.sliding_window, length)
-                pairs = pairs - _at_steps(length, self.stride, ceiling_divide(within, self.stride))
+                within = ceiling_divide(self.sliding_window, self.stride), ceiling_divide(length, self.stride)
+                pairs = pairs - _at_steps(length, self.stride, smallest(*within))
         return pairs
 
     def _pairs_of_chunks(self, length: Quantity) -> Quantity:
@@ -99,7 +99,8 @@ class MaskPattern:
         ordinary = chunk - _size(self.chunk_summaries)
         partly = largest(0, ordinary - (shown - global_chunks * chunk))
         after = largest(0, length - global_chunks * chunk - seen_in)
-        later = floor_divide(after, chunk)
+        # The chunks that fit into it: each term is rounded by itself, never a maximum (see planner/quantities.py).
+        later = largest(0, floor_divide(length, chunk) - global_chunks - _size(self.previous_chunks) - 1)
         hidden = partly * after + ordinary * (later * after - chunk * _triangle(later))
         return _triangle(length) - hidden
 
@@ -126,15 +127,17 @@ class MaskPattern:
         return remembered
 
     def remembered(self, length: Quantity) -> Quantity:
-        """How many of the first ``length`` positions are remembered."""
-        first = smallest(length, _size(self.global_tokens))
+        """How many of the first ``length`` positions are remembered; none where ``length`` is negative."""
+        shown = _size(self.global_tokens)
+        first = smallest(largest(0, length), shown)
         if self.chunk_summaries is None:
             return first
-        return first + self._summaries(length) - self._summaries(first)
+        return first + largest(0, self._summaries(length) - self._summaries(shown))
 
     def _summaries(self, length: Quantity) -> Quantity:
+        """Summaries among the first ``length`` positions; negative where ``length`` is. It never falls."""
         chunk, summaries = self.attention_chunk_size, self.chunk_summaries
-        whole = length // chunk
+        whole = floor_divide(length, chunk)
         return whole * summaries + largest(0, length + summaries - (whole + 1) * chunk)
 
     def kept(self, length: Quantity) -> Quantity:
@@ -147,16 +150,17 @@ class MaskPattern:
             return length
         if self.global_tokens is None and self.chunk_summaries is None:
             return smallest(length, recent)
-        return smallest(length, recent) + self.remembered(largest(0, length - recent))
+        return smallest(length, recent) + self.remembered(length - recent)
 
     def runs(self, length: Quantity) -> Quantity | None:
         """Runs of remembered positions, at most, among those that are kept; ``None`` where nothing is remembered."""
         recent = self.recent
         if recent is None or (self.global_tokens is None and self.chunk_summaries is None):
             return None
-        behind = largest(0, length - recent)
-        runs = 0 if self.global_tokens is None else smallest(1, behind)
-        return runs if self.chunk_summaries is None else runs - -behind // self.attention_chunk_size
+        runs = 0 if self.global_tokens is None else smallest(1, largest(0, length - recent))
+        if self.chunk_summaries is None:
+            return runs
+        return runs + largest(0, ceiling_divide(length - recent, self.attention_chunk_size))
 
     def words(self) -> str:
         """The pattern in a few words: ``window 4,096, 4 global tokens``."""

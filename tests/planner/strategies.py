@@ -314,3 +314,31 @@ def specs(draw: Any, most_layers: int = 3) -> ArchitectureSpec:
             ],
         }
     )
+
+
+CHUNKED: ArchitectureSpec = parse_spec(
+    {
+        "name": "chunked",
+        "vocab_size": 32,
+        "hidden_size": 8,
+        "layer_groups": [
+            {
+                "layers": [
+                    {
+                        "sequence_mixer": {
+                            "kind": "attention",
+                            "num_key_value_heads": 1,
+                            "num_attention_heads": 1,
+                            "head_dim": 8,
+                            "attention_chunk_size": 38,
+                            "previous_chunks": 3,
+                            "chunk_summaries": 33,
+                            "global_tokens": 1,
+                        }
+                    }
+                ]
+            }
+        ],
+    }
+)
+"""Chunks of twice an odd number: SymPy drops the rounding of ``Max(0, 160 - 38*p)/38``, which is no whole number."""

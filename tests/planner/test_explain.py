@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import sympy
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from planner import (
     ArchitectureSpec,
@@ -31,7 +31,7 @@ from planner.serving import weights_bytes
 from planner.terms import plain_text
 from planner.uncertainty import STATUSES, of_serving, of_training
 from tests.planner.published import DEEPSEEK_V3, GEMMA_2_2B, JAMBA, LLAMA_2_7B, MAMBA_2_130M, MISTRAL_7B
-from tests.planner.strategies import specs
+from tests.planner.strategies import CHUNKED, specs
 
 SERVING = ServingPlan(context_length=4096, batch_size=3, cache_dtype="fp8", weight_format="int4")
 TRAINING = TrainingPlan(sequence_length=1000, micro_batch_size=2, precision="bf16_autocast")
@@ -54,8 +54,16 @@ def assert_sound(term: Term) -> None:
 @pytest.mark.parametrize("quantity", EXPLAINED)
 @settings(max_examples=5, deadline=None)
 @given(spec=specs(most_layers=2))
+@example(spec=CHUNKED)
 def test_terms_sum_up_and_formulas_give_the_number(quantity: str, spec: ArchitectureSpec) -> None:
     assert_sound(explain(spec, quantity, PLANS.get(quantity, TRAINING)))
+
+
+@pytest.mark.parametrize("block", [6, 14])
+def test_blocks_of_an_even_minimum_are_whole(block: int) -> None:
+    """Blocks of twice an odd number: SymPy would take a sixth of ``Min(198, 38*p + 38)`` for whole."""
+    plan = ServingPlan(context_length=198, cache_block_size=block, windowed_pages="window")
+    assert_sound(explain(CHUNKED, "allocated_cache", plan))
 
 
 def test_the_numbers_are_the_ones_that_pages_show() -> None:

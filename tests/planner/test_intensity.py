@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sympy
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from planner import ArchitectureSpec, ServingPlan, UnsupportedPlan, flops, hardware, load, parse_spec
@@ -24,7 +24,7 @@ from planner.intensity import (
 from planner.matrices import matrix_flops
 from planner.serving.operators import PHASES, Operator, Phase, merged, operators
 from planner.symbolic import substitute, symbolic
-from tests.planner.strategies import specs
+from tests.planner.strategies import CHUNKED, specs
 
 ATTENTION = {"kind": "attention", "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}
 MLP = {"kind": "mlp", "intermediate_size": 512, "gated": False}
@@ -141,6 +141,8 @@ def test_the_matrices_of_every_mixer_are_some_of_its_operations(spec: Architectu
 
 @settings(max_examples=25, deadline=None)
 @given(spec=specs(most_layers=2), length=st.integers(2, 200), batch=st.integers(1, 3), phase=st.sampled_from(PHASES))
+@example(spec=CHUNKED, length=198, batch=1, phase="prefill")
+@example(spec=CHUNKED, length=198, batch=1, phase="decode")
 def test_numbers_arrays_and_symbols_agree(spec: ArchitectureSpec, length: int, batch: int, phase: Phase) -> None:
     numbers = operators(spec, ServingPlan(), phase, length, batch)
     arrays = operators(

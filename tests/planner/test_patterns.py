@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import sympy
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -13,7 +13,7 @@ from planner.components import Attention
 from planner.components.patterns import CAUSAL, MaskPattern
 from planner.mask_blocks import block_map
 from planner.symbolic import substitute, symbolic
-from tests.planner.strategies import mask_fields
+from tests.planner.strategies import CHUNKED, mask_fields
 
 HEADS = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
 
@@ -59,6 +59,7 @@ def test_pairs_are_those_of_the_mask_and_positions_are_read_alike(layer: Attenti
 
 
 @given(layer=layers(), length=st.integers(1, 60))
+@example(layer=CHUNKED.layer_groups[0].layers[0].sequence_mixer, length=198)
 @settings(max_examples=60, deadline=None)
 def test_pairs_and_kept_positions_read_as_numbers_arrays_and_symbols(layer: Attention, length: int) -> None:
     in_symbols, values = symbolic(layer)

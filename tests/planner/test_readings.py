@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import sympy
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from planner import ArchitectureSpec, UnsupportedPlan, cache_bytes, flops, parse_spec, size
@@ -17,7 +18,7 @@ from planner.quantities import ceiling_divide, exact_divide, floor_divide, large
 from planner.serving import activation_bytes, pass_bytes, projection_outputs, weights_bytes
 from planner.sizing import count_parameters
 from planner.symbolic import candidates, evaluate, substitute, symbolic, symbolic_fields
-from tests.planner.strategies import specs
+from tests.planner.strategies import CHUNKED, specs
 
 WEIGHT_FORMATS = ("bf16", "fp8_block", "gptq_int4", "nf4_dq", "mxfp4", "q4_k_m", "iq3_xs")
 """One of each way of counting: plain, by rows, by blocks, by groups, and mixtures of GGUF types."""
@@ -72,6 +73,7 @@ def assert_readings_agree(formula: Formula, spec: ArchitectureSpec, length: int,
 @pytest.mark.parametrize("quantity", QUANTITIES)
 @settings(max_examples=12, deadline=None)
 @given(spec=specs(), length=st.integers(1, 300), batch=st.integers(1, 5))
+@example(spec=CHUNKED, length=198, batch=1)
 def test_numbers_arrays_and_symbols_agree(quantity: str, spec: ArchitectureSpec, length: int, batch: int) -> None:
     assert_readings_agree(QUANTITIES[quantity], spec, length, batch)
 
@@ -99,6 +101,21 @@ def test_helpers_agree_with_plain_arithmetic(a: int, b: int) -> None:
     array = np.array([a], dtype=np.float64)
     assert ceiling_divide(array, b)[0] == ceiling_divide(a, b)
     assert ceiling_divide(sympy.Integer(a), b) == ceiling_divide(a, b)
+
+
+@pytest.mark.parametrize("divide, quotients", [(floor_divide, (1, 0, 4)), (ceiling_divide, (2, 0, 5))])
+def test_a_quotient_is_rounded_in_whatever_order_its_symbols_are_known(divide: Any, quotients: Any) -> None:
+    """46, 0 and 160 in parts of 38, by hand, as an even maximum that is known but for one of its symbols."""
+    length, back, size = sympy.symbols("T p c", integer=True, positive=True)
+    formula = divide(largest(0, length - size * back), size)
+    for behind, quotient in zip((4, 6, 1), quotients, strict=True):
+        values = {length: 198, back: behind, size: 38}
+        for order in itertools.permutations(values):
+            read = formula
+            for symbol in order:
+                read = read.subs(symbol, values[symbol])
+            assert read == quotient
+    assert divide(length, 1) == length
 
 
 def test_a_formula_that_branches_on_a_value_fails_at_once() -> None:
