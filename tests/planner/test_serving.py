@@ -89,6 +89,21 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     assert serving_memory(LLAMA_2_7B, plan, 4096, largest + 1).total_bytes > usable
 
 
+@pytest.mark.parametrize(
+    "name, weight_format, device, does",
+    [
+        # arXiv:2407.21783, section 6: in bf16 it takes two machines of eight H100, in fp8 one.
+        ("llama-3.1-405b", "bf16", "h100", False),
+        ("llama-3.1-405b", "fp8", "h100", True),
+        # 671 billion parameters of a byte and scales: recipes of vLLM and SGLang take eight H200 or 16 H100.
+        ("deepseek-v3", "fp8_block", "h200", True),
+        ("deepseek-v3", "fp8_block", "h100", False),
+    ],
+)
+def test_eight_devices_hold_what_they_are_known_to(name: str, weight_format: str, device: str, does: bool) -> None:
+    assert fits(load(name), ServingPlan(weight_format=weight_format, tensor_parallel=8), device).fits is does
+
+
 def test_what_does_not_fit_is_said_to_be_the_weights_only_where_it_is_they() -> None:
     """16.1 GB of weights on 24 GB, and one token of 131,072 bytes in blocks of 16 for each of 100,000 sequences."""
     many = estimate_inference(load("llama-3-8b"), ServingPlan(hardware="rtx4090", batch_size=100_000))
