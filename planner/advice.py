@@ -7,11 +7,11 @@ the next one no longer does. Each stands by itself; only where none does are two
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from planner.cache import formats_for
-from planner.calibration import Calibration, Phase, Precision, PredictedTime, predict_time
+from planner.calibration import Precision
 from planner.errors import PlannerError, UnsupportedPlan
 from planner.hardware import Device
 from planner.plans import ServingPlan, TrainingPlan, VerifyPlan
@@ -193,49 +193,12 @@ def training_suggestions(spec: ArchitectureSpec, plan: TrainingPlan, device: Dev
     return tuple(found)
 
 
-# --- times on a machine that was measured ---
+# --- times on this machine ---
 
-
-@dataclass(frozen=True, slots=True)
-class TimesHere:
-    """Times on a calibrated machine, by phase; empty where ``note`` says why."""
-
-    phases: dict[Phase, PredictedTime] = field(default_factory=dict)
-    tokens_per_second: float | None = None
-    """Of all requests while they decode, or of training."""
-    note: str = ""
-
-
-def times_here(
-    spec: ArchitectureSpec, plan: ServingPlan | TrainingPlan, calibration: Calibration, device: Device
-) -> TimesHere:
-    """Times as jobs run a design on the calibrated machine: by PyTorch, with weights and cache in fp32.
-
-    None are given of what the machine does not hold so.
-    """
-    precision: Precision = next(iter(calibration.precisions))
-    if isinstance(plan, ServingPlan):
-        held = _with(spec, plan, device, {"weight_format": "fp32", "cache_dtype": "fp32"})
-        phases: tuple[Phase, ...] = ("prefill", "decode")
-        batch, length = plan.batch_size, plan.context_length
-    else:
-        held = fits(spec, plan.model_copy(update={"precision": precision}), device)
-        phases, batch, length = ("training",), plan.micro_batch_size, plan.sequence_length
-    if not held.fits:
-        return TimesHere(note="no time is given: as jobs run it, with weights in fp32, it does not fit here")
-    try:
-        found = {
-            phase: predict_time(spec, calibration, phase, batch_size=batch, length=length, precision=precision)
-            for phase in phases
-        }
-    except UnsupportedPlan as error:
-        return TimesHere(note=str(error))
-    tokens = batch if isinstance(plan, ServingPlan) else batch * length
-    return TimesHere(
-        found,
-        tokens / found[phases[-1]].seconds,
-        f"as jobs run it, by PyTorch in {precision}; calibrated: {calibration.name}",
-    )
+SERVED_BY_JOBS = {"weight_format": "fp32", "cache_dtype": "fp32"}
+"""Fields of a serving plan as jobs run models: what the calibration of this machine times."""
+TRAINED_BY_JOBS = {"precision": "fp32"}
+"""The same of a training plan."""
 
 
 # --- the job that verifies it ---

@@ -41,17 +41,17 @@ from planner import (
     parse_plan,
 )
 from planner.advice import (
+    SERVED_BY_JOBS,
+    TRAINED_BY_JOBS,
     Suggestion,
-    TimesHere,
     check_length,
     serving_suggestions,
-    times_here,
     training_suggestions,
     usual_length,
     verification_of,
     widest_format,
 )
-from planner.calibration import PHASE_LABELS, Phase, stored_calibration
+from planner.calibration import NOT_CALIBRATED, PHASE_LABELS, Phase
 from planner.hardware import machine_profile
 from planner.ledger import MEMORY, SERVED, STEP_TIME
 from planner.presets import preset, preset_ids
@@ -71,6 +71,7 @@ SERVING = {
     "offload": "offload_layers", "devices": "tensor_parallel",
 }  # fmt: skip
 TRAINING = {"length": "sequence_length", "sequences": "micro_batch_size", "optimizer": "optimizer"}
+NO_ROOM = "Speed: no time is given, as jobs run models in fp32, and so it does not fit here."
 HOW_TO_CALIBRATE = ".venv/bin/python -m runners run calibrate --spec gpt2"
 
 
@@ -282,12 +283,13 @@ def _serving_numbers(question: Question, plan: ServingPlan) -> tuple[list[KeyNum
     ]  # fmt: skip
     if not fits(spec, plan, device).fits:
         return numbers, []
-    if device.id != "here":
-        times = [each for each in serving_view.time_numbers(estimate) if each.quantity != "energy"]
-        return numbers + times, [chrome.escape(estimate.time_note)]
-    found = _times(question)
-    labels = {"prefill": "Time to first token", "decode": "Between tokens"}
-    return numbers + _time_numbers(found, labels), [_time_note(found)]
+    if device.id == "here":
+        timed = plan.model_copy(update=SERVED_BY_JOBS)
+        if not fits(spec, timed, device).fits:
+            return numbers, [NO_ROOM]
+        estimate = estimate_inference(spec, timed.model_copy(update={"hardware": device.id}))
+    times = [each for each in serving_view.time_numbers(estimate) if each.quantity != "energy"]
+    return numbers + times, [_time_note(device, estimate.time_note)]
 
 
 def _training(question: Question, plan: TrainingPlan) -> tuple[list[KeyNumber], list[str]]:
@@ -298,38 +300,19 @@ def _training(question: Question, plan: TrainingPlan) -> tuple[list[KeyNumber], 
         numbers.append(KeyNumber(field, label, "none fits" if most is None else f"{most:,}", status="modelled"))
     if not fits(spec, plan, device).fits:
         return numbers, []
-    if device.id != "here":
-        estimate = estimate_training(spec, plan.model_copy(update={"hardware": device.id}))
-        return numbers + training_view.time_numbers(estimate), [chrome.escape(estimate.time_note)]
-    found = _times(question)
-    return numbers + _time_numbers(found, {"training": "Time of a step"}), [_time_note(found)]
+    timed = plan.model_copy(update=TRAINED_BY_JOBS if device.id == "here" else {})
+    if not fits(spec, timed, device).fits:
+        return numbers, [NO_ROOM]
+    estimate = estimate_training(spec, timed.model_copy(update={"hardware": device.id}))
+    return numbers + training_view.time_numbers(estimate), [_time_note(device, estimate.time_note)]
 
 
-def _times(question: Question) -> TimesHere | None:
-    """Times on this machine; ``None`` where it was not calibrated."""
-    calibration = stored_calibration()
-    if calibration is None:
-        return None
-    return times_here(question.draft.spec, question.plan, calibration, question.device)
-
-
-def _time_numbers(found: TimesHere | None, labels: Mapping[str, str]) -> list[KeyNumber]:
-    numbers = []
-    for phase, predicted in (found.phases if found is not None else {}).items():
-        said = figures.duration(predicted.seconds)
-        numbers.append(KeyNumber(phase, labels[phase], said.value, said.unit, said.exact, "modelled"))
-    speed = None if found is None else found.tokens_per_second
-    if speed is not None:
-        said = figures.count(speed)
-        numbers.append(KeyNumber("speed", "Tokens a second", said.value, said.unit, said.exact, "modelled"))
-    return numbers
-
-
-def _time_note(found: TimesHere | None) -> str:
+def _time_note(device: Device, said: str) -> str:
     """HTML of what the times rest on, or how to come by them."""
-    if found is None:
-        return f"Speed: this machine is not calibrated; minutes of this do it: <code>{HOW_TO_CALIBRATE}</code>"
-    return chrome.escape(f"Speed: {found.note}.")
+    if device.id != "here":
+        return chrome.escape(said)
+    command = f" <code>{HOW_TO_CALIBRATE}</code>" if NOT_CALIBRATED in said else ""
+    return f"Speed, as jobs run it here in fp32: {chrome.escape(said)}{command}"
 
 
 def _changes(view: View, question: Question, suggestions: tuple[Suggestion, ...]) -> None:

@@ -213,11 +213,11 @@ def test_speed_here_is_the_calibrations() -> None:
     app = opened()
     app.text_area(key="home-text").set_value(json.dumps(TINY))
     numbers = key_numbers(ran(app))
-    assert float(numbers["decode"]["exact"].split(" ")[0]) == pytest.approx(2 * matrices / 1e9, rel=1e-4)
+    assert float(numbers["token"]["exact"].split(" ")[0]) == pytest.approx(2 * matrices / 1e9, rel=1e-4)
     assert "1 threads, 2026-11-01" in shown(app)
     # A step: forward, and twice that backward, for each of 128 tokens.
     app = opened(**query(app), run="train", length="128")
-    seconds = float(key_numbers(app)["training"]["exact"].split(" ")[0])
+    seconds = float(key_numbers(app)["step"]["exact"].split(" ")[0])
     assert seconds == pytest.approx(3 * 128 * 2 * matrices / 1e9, rel=1e-4)
 
 
