@@ -42,7 +42,7 @@ def main() -> None:
     """Draw the page from the address."""
     draft = design_source.from_address("serving_plan")
     view = View("serving_plan", {"hardware": "h100", "phase": "decode"}, kept=(*design_source.PARAMETERS, *FIELDS))
-    known = {device.id: device for device in devices.known_devices()}
+    known = {device.id: device for device in devices.known_devices(with_here=True)}
     view.choice("hardware", known)
     view.choice("phase", PHASES)
     actions = chrome.header("Serving plan", draft.spec.name)

@@ -34,7 +34,7 @@ def main() -> None:
     """Draw the page from the address."""
     draft = design_source.from_address("training_plan")
     view = View("training_plan", DEFAULTS, kept=(*design_source.PARAMETERS, *FIELDS))
-    known = {device.id: device for device in devices.known_devices()}
+    known = {device.id: device for device in devices.known_devices(with_here=True)}
     view.choice("hardware", known)
     actions = chrome.header("Training plan", draft.spec.name)
     with actions:

@@ -101,6 +101,9 @@ def _field(
         )
     if plain is bool:
         return st.checkbox(label, value=bool(default), key=key, help=note)
+    if several:
+        text = st.text_input(label, value=", ".join(map(str, default)), key=key, help=note)
+        return [part.strip() for part in text.split(",") if part.strip()]
     # Numbers are typed as text: what was typed stays, and the plan itself says what is wrong with it.
     text = st.text_input(label, value="" if default is None else _shown(default), key=key, help=note).strip()
     if not text:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.errors import UnsupportedPlan
 from planner.generation import GeneratePlan
-from planner.plans import BenchmarkPlan, KernelsPlan, Plan, PrototypePlan, VerifyPlan, parse_plan
+from planner.plans import BenchmarkPlan, CalibratePlan, KernelsPlan, Plan, PrototypePlan, VerifyPlan, parse_plan
 from planner.probes import AttentionCostPlan, GradientNormsPlan, ReachPlan, RouterLoadPlan
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ PLANS: Mapping[str, type[Plan]] = {
     "verify": VerifyPlan,
     "prototype": PrototypePlan,
     "benchmark": BenchmarkPlan,
+    "calibrate": CalibratePlan,
     "generate": GeneratePlan,
     "kernels": KernelsPlan,
     "reach": ReachPlan,
