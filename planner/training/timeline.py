@@ -305,15 +305,18 @@ def _chunk_moments(
             for cost in run:
                 whole = whole + repeats * cost.weights
     fetched = runs[-1][1][-1].weights if line.gathers and plan.fsdp_reshard else whole
+    # Autocast keeps the layers' cast weights until the forward pass ends, though nothing else does.
+    recasts = plan.recompute == "full" and plan.precision == "bf16_autocast"
+    cast: Quantity = 0
+    for repeats, run in runs if recasts else ():
+        for cost in run:
+            cast = cast + repeats * cost.copies
     if chunk.is_last:
         start = alive
         for _, size in backward_start_bytes(spec, plan, shape, division):
             start = start + size
-        if is_chunked and plan.recompute == "full":
-            # Autocast keeps the layers' cast weights until the forward pass ends, though nothing else does.
-            for repeats, run in runs:
-                for cost in run:
-                    start = start + repeats * cost.copies
+        if is_chunked and recasts:
+            start = start + cast
         logits = division.of(shape.tokens * spec.vocab_size, "tensor")
         line.add("the loss, chunk by chunk" if is_chunked else "start of the backward pass", 0, start, fetched)
         if line.gathers and not is_chunked:
@@ -336,6 +339,10 @@ def _chunk_moments(
             throughout = throughout + types.compute * logits
     else:
         line.add("start of the backward pass", 0, alive + stream, fetched)
+    if recasts and not is_chunked and not line.gathers:
+        logits = division.of(shape.tokens * spec.vocab_size, "tensor")
+        result = (types.compute + 4) * logits if chunk.is_last else stream
+        line.add("end of the forward pass", 0, alive + cast + result)
     kept = waiting + layers_kept + throughout
     if chunk.is_last and spec.final_norm:
         temporaries = 2 * stream

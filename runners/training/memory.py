@@ -41,8 +41,9 @@ def measure_training_memory(
     *,
     recompute: Literal["none", "full"] = "none",
     chunked_loss: bool = False,
+    accumulates: bool = False,
 ) -> MeasuredMemory:
-    """The peak of one optimizer step over (batch_size, sequence_length) tokens."""
+    """The peak of one optimizer step over (batch_size, sequence_length) tokens; ``accumulates``: onto gradients."""
     with FakeTensorMode(), fused_attention():
         model = build(spec, kernels="eager")
         if recompute == "full":
@@ -55,7 +56,7 @@ def measure_training_memory(
         for parameter in model.parameters():  # the first step makes the optimizer's state
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=not accumulates)
         tracker = MemTracker()
         tracker.track_external(model, optimizer, tokens)
         with tracker:

@@ -267,3 +267,17 @@ def test_the_total_less_the_overhead_is_the_measured_peak(name: str, precision: 
     memory = estimate_training(SMALL[name], plan).memory
     measured = measured_peak_bytes(SMALL[name], plan)
     assert memory.total_bytes - memory.overhead_bytes == pytest.approx(measured, rel=0.07)
+
+
+@pytest.mark.parametrize("vocabulary", [50, 1000])
+@pytest.mark.parametrize("length", [8, 64])
+def test_autocast_keeps_cast_weights_until_the_forward_pass_ends(vocabulary: int, length: int) -> None:
+    """Checkpoints drop what the layers saved, but autocast's own cache holds each cast weight as long as it is on."""
+    from runners.training.memory import measure_training_memory
+
+    spec = surrounded({}, vocab_size=vocabulary)
+    plan = TrainingPlan(precision="bf16_autocast", recompute="full", sequence_length=length, global_batch_size=2)
+    memory = estimate_training(spec, plan).memory
+    assert memory.peak.name == "end of the forward pass"
+    measured = measure_training_memory(spec, 1, length, "bf16_autocast", recompute="full", accumulates=True)
+    assert memory.total_bytes - memory.overhead_bytes == pytest.approx(measured.total_bytes, rel=0.02)
