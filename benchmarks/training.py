@@ -19,7 +19,6 @@ import json
 import logging
 import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -210,7 +209,16 @@ def print_peak(name: str, side: str, precision: str) -> None:
     training = Training(make(), precision == "bf16")
     for _ in range(1 if side != "ours" and name in NAIVE else 2):
         training.step(tokens)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+    print(_most_resident_bytes() - before)
+
+
+def _most_resident_bytes() -> int:
+    """The most that this process has held, as Linux keeps it for the program that runs now.
+
+    ``ru_maxrss`` is no help: a process inherits that of the one that started it.
+    """
+    status = pathlib.Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def measured(name: str, bf16: bool) -> dict[str, Any]:
