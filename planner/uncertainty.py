@@ -27,8 +27,9 @@ Status = Literal["exact", "measured", "modelled", "approximated", "unsupported"]
 STATUSES: tuple[Status, ...] = ("exact", "measured", "modelled", "approximated", "unsupported")
 """From the surest to what is not known at all."""
 
-PEAK_ERROR = 0.07
-"""Within this the peak is held to MemTracker's on small models of every component (see its tests)."""
+PEAK_ERROR = 0.1
+"""Within this the peak was on small models of every component: tests hold most to 7% of MemTracker's, and the worst
+that was seen is Mamba-2 in fp32 with chunks as long as the sequence, 9.4% high in Nemotron-H."""
 PEAK_LOW_ON_CUDA = 0.09
 """So far below CUDA's allocator on an H200 the peak is at most, where keys are repeated for grouped queries."""
 MEGATRON_ERROR = 0.1
@@ -176,7 +177,7 @@ def of_training_activations(
         "CUDA's allocator on an H200 with 0.2 to 0.6 billion parameters"
     )
     if repeats_keys(spec, plan):
-        above = round(peak / (1 - PEAK_LOW_ON_CUDA)) - peak
+        above = max(above, round(peak / (1 - PEAK_LOW_ON_CUDA)) - peak)
         ground += (
             f"; up to {PEAK_LOW_ON_CUDA:.0%} low where grouped queries meet a window or fp32, as here: CUDA's fused "
             "attention then repeats keys and values"
