@@ -22,8 +22,8 @@ SECTIONS = {
     "": ("micro_batch_size", "global_batch_size", "sequence_length", "precision", "optimizer", "recompute"),
     "Division over devices": (
         "data_parallel", "tensor_parallel", "sequence_parallel", "pipeline_parallel", "pipeline_schedule",
-        "virtual_stages", "context_parallel", "context_exchange", "expert_parallel", "expert_tensor_parallel",
-        "zero_stage", "fsdp_reshard",
+        "virtual_stages", "pipeline_layers", "context_parallel", "context_exchange", "expert_parallel",
+        "expert_tensor_parallel", "zero_stage", "fsdp_reshard",
     ),
 }  # fmt: skip
 DEFAULTS = {"hardware": "h100", "tokens": "1e12", "checkpoint": "60", "restart": "600"}
@@ -53,7 +53,7 @@ def main() -> None:
     if plan is None:
         return
     changed = {
-        name: ",".join(value) if isinstance(value, tuple) else str(value)
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         for name, value in plan
         if name in FIELDS and value is not None and value != TrainingPlan.model_fields[name].get_default()
     }
@@ -76,7 +76,7 @@ def main() -> None:
         peak = estimate.memory.peak
         chrome.note(f"The peak, {figures.memory(peak.total_bytes)}, is at: {peak.name}.")
     with right, chrome.panel("The devices", "each square is one", key="map"):
-        chrome.html(training_view.map_html(plan))
+        chrome.html(training_view.map_html(plan, stages))
     if estimate.memory.total_bytes > device.usable_memory_bytes:
         with chrome.panel("What would make it fit", "from what costs least", key="changes"):
             if estimate.changes:

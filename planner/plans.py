@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -82,6 +82,16 @@ class TrainingPlan(Plan):
     pipeline_parallel: int = Field(default=1, gt=0)
     pipeline_schedule: Literal["1f1b", "interleaved", "zero_bubble"] = "1f1b"
     virtual_stages: int = Field(default=1, gt=0)
+    pipeline_layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Layers of each stage of a pipeline, or of each chunk of an interleaved one, in the network's order. Empty: as the
+    next four fields say, and where these say nothing, as :func:`planner.stages.layers_of_chunks` does."""
+    account_for_embedding_in_pipeline_split: bool = False
+    """Whether the embedding counts as a layer when layers are dealt out evenly, in Megatron-Core's words."""
+    account_for_loss_in_pipeline_split: bool = False
+    """The same of head and loss."""
+    decoder_first_pipeline_num_layers: int | None = Field(default=None, ge=0)
+    """Layers of the first stage; the others have what is left, evenly."""
+    decoder_last_pipeline_num_layers: int | None = Field(default=None, ge=0)
     expert_parallel: int = Field(default=1, gt=0)
     expert_tensor_parallel: int = Field(default=1, gt=0)
     """Devices that each routed expert's matrices are split over, whatever ``tensor_parallel`` is for the rest."""

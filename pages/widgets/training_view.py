@@ -68,7 +68,7 @@ def _stage(memory: TrainingMemory, ranks: int, usable: int, whole: int) -> str:
     )
     limit = f'<u style="left:{min(100 * usable / whole, 99.8):.3f}%"></u>'
     mark, tone = ("✓", "pl-good") if total <= usable else ("✕", "pl-bad")
-    name = "every device" if ranks == 1 else f"pipeline rank {memory.pipeline_rank}"
+    name = "every device" if ranks == 1 else f"pipeline rank {memory.pipeline_rank}, {_layers(memory)}"
     needed = figures.memory(total)
     return (
         f"<div>{name}</div>"
@@ -197,7 +197,7 @@ def buffers_html(buffers: Sequence[Buffer]) -> str:
 _VARIANTS = ("variant-a", "variant-b", "variant-c", "variant-d", "variant-e", "variant-f", "variant-g", "variant-h")
 
 
-def map_html(plan: TrainingPlan) -> str:
+def map_html(plan: TrainingPlan, stages: Sequence[TrainingMemory]) -> str:
     """HTML of the devices: columns are pipeline ranks, rows are replicas of the model, a cell's squares share a layer.
 
     Of many, the first and the last are drawn, and the words say how many there are.
@@ -209,7 +209,7 @@ def map_html(plan: TrainingPlan) -> str:
         if replica is None:
             lines.append("<div>⋮</div>")
             continue
-        cells = "".join("<span>…</span>" if rank is None else _cell(plan, rank, replica) for rank in columns)
+        cells = "".join("<span>…</span>" if rank is None else _cell(plan, stages[rank], replica) for rank in columns)
         lines.append(f"<div><b>{replica}</b>{cells}</div>")
     words = [
         _count(plan.data_parallel, "replica of the model", "replicas of the model, as rows"),
@@ -235,10 +235,16 @@ def _drawn(count: int) -> list[int | None]:
     return [*range(MOST_DRAWN - 2), None, count - 1]
 
 
-def _cell(plan: TrainingPlan, rank: int, replica: int) -> str:
+def _layers(memory: TrainingMemory) -> str:
+    return _count(memory.num_layers, "layer", "layers")
+
+
+def _cell(plan: TrainingPlan, stage: TrainingMemory, replica: int) -> str:
+    rank = stage.pipeline_rank
     together = plan.tensor_parallel * plan.context_parallel
     drawn = min(together, MOST_DRAWN)
     colour = _VARIANTS[rank % len(_VARIANTS)]
     squares = f'<i style="background:var(--{colour})"></i>' * drawn
     more = f"<em>+{together - drawn}</em>" if together > drawn else ""
-    return f'<span title="replica {replica}, pipeline rank {rank}, {together} devices">{squares}{more}</span>'
+    said = f"replica {replica}, pipeline rank {rank}, {_layers(stage)}, {together} devices"
+    return f'<span title="{said}">{squares}{more}</span>'

@@ -22,11 +22,7 @@ _NOT_SAID = {
     "mtp-num-layers": "multi-token prediction",
     "export-kd-cfg": "distillation",
     "fine-grained-activation-offloading": "activations kept on the host",
-    "decoder-first-pipeline-num-layers": "pipeline stages of different depths",
-    "decoder-last-pipeline-num-layers": "pipeline stages of different depths",
-    "account-for-embedding-in-pipeline-split": "pipeline stages of different depths",
-    "account-for-loss-in-pipeline-split": "pipeline stages of different depths",
-    "pipeline-model-parallel-layout": "pipeline stages of different depths",
+    "pipeline-model-parallel-layout": "stages that are laid out one by one",
     "num-distributed-optimizer-instances": "states sharded over a part of the data-parallel ranks",
     "hybrid-layer-pattern": "Megatron's hybrid models",
     "hybrid-override-pattern": "Megatron's hybrid models",
@@ -36,6 +32,15 @@ _NOT_SAID = {
     "defer-embedding-wgrad-compute": "gradients of the head put off",
 }
 """Arguments that no plan or specification can say, each with the reason that is counted."""
+
+
+_STAGES = (
+    "account-for-embedding-in-pipeline-split",
+    "account-for-loss-in-pipeline-split",
+    "decoder-first-pipeline-num-layers",
+    "decoder-last-pipeline-num-layers",
+)
+"""Arguments that say how layers are dealt out, by which the plan's fields are named."""
 
 
 @functools.cache
@@ -198,6 +203,9 @@ def plan_fields(given: dict[str, Any], raw: Raw) -> dict[str, Any]:
         virtual = given["num-layers"] // stages // given["num-layers-per-virtual-pipeline-stage"]
     if virtual > 1 and stages > 1:
         fields |= {"pipeline_schedule": "interleaved", "virtual_stages": virtual}
+    for argument in _STAGES:
+        if argument in given:
+            fields[argument.replace("-", "_")] = given[argument]
     if given.get("fp8-format"):
         fields["precision"] = "fp8"
     else:

@@ -27,6 +27,7 @@ from planner.measured.rows import (
     skip,
     whole,
 )
+from planner.measured.stages import deepspeed_stages, nanotron_stages
 from planner.plans import TrainingPlan, parse_plan
 from planner.presets import read_yaml
 from planner.sizing import count_parameters
@@ -212,6 +213,7 @@ def _megatron(raw: Raw) -> _Read:
 
 
 def _bigscience(raw: Raw) -> _Read:
+    spec, stages = _model(raw), whole(raw, "pipeline_parallel")
     half = raw["precision"].startswith("fp16")
     fields = {
         "precision": "bf16_mixed",
@@ -222,11 +224,12 @@ def _bigscience(raw: Raw) -> _Read:
         "engine": "megatron",
         "cross_entropy": "parallel",
         "gradient_fusion": False,
+        **deepspeed_stages(spec.num_layers, stages),
     }
     assumed = ["ALiBi and no dropout, as in BLOOM"]
     if half:
         assumed.append("fp16 as bf16, which is as wide and as fast")
-    return _Read(_model(raw), fields, assumed)
+    return _Read(spec, fields, assumed)
 
 
 def _zero_stage(raw: Raw) -> int:
@@ -237,6 +240,7 @@ def _zero_stage(raw: Raw) -> int:
 
 
 def _nanotron(raw: Raw) -> _Read:
+    spec, stages = _model(raw), whole(raw, "pipeline_parallel")
     fields = {
         "precision": "bf16_mixed",
         "gradient_dtype": "fp32",
@@ -246,8 +250,9 @@ def _nanotron(raw: Raw) -> _Read:
         "engine": "megatron",
         "cross_entropy": "parallel",
         "gradient_fusion": False,
+        "pipeline_layers": nanotron_stages(spec, stages) if stages > 1 else (),
     }
-    return _Read(_model(raw), fields, ["nothing computed again, and a 1F1B pipeline, as nanotron's benchmark has it"])
+    return _Read(spec, fields, ["nothing computed again, and a 1F1B pipeline, as nanotron's benchmark has it"])
 
 
 def _llm_foundry(raw: Raw) -> _Read:

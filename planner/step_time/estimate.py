@@ -24,6 +24,7 @@ from planner.nodes import nodes
 from planner.plans import TrainingPlan
 from planner.quantities import Quantity, largest, smallest
 from planner.spec import ArchitectureSpec, Layer
+from planner.stages import layers_of_chunks, problems_of_stages
 from planner.step_time.collectives import Group, Links, all_reduce, ring_pass, send
 from planner.step_time.operators import (
     Machine,
@@ -68,6 +69,7 @@ def check_time_plan(plan: TrainingPlan, spec: ArchitectureSpec) -> None:
         refuse("context_parallel", "States that pass from token to token are not split over positions.", "Set it to 1.")
     if plan.tensor_parallel > 1 and not plan.sequence_parallel and any(isinstance(mixer, MoE) for mixer in mixers):
         refuse("sequence_parallel", "Experts see each token of tensor-parallel ranks once only with it.", "Set it.")
+    problems.extend(problems_of_stages(spec.num_layers, plan))
     ranks = plan.data_parallel * plan.context_parallel * plan.tensor_parallel
     if ranks % (plan.expert_parallel * plan.expert_tensor_parallel):
         refuse("expert_parallel", f"{ranks} ranks of a stage are no whole number of groups of experts.", "Divide them.")
@@ -175,11 +177,7 @@ class StageWork:
 
 
 def stages_of(spec: ArchitectureSpec, setting: Setting) -> list[StageWork]:
-    """The stages of the pipeline, the embedding on the first and the head on the last.
-
-    Layers are split evenly; where they do not divide, embedding and head count as a layer each if that makes them, and
-    else the first stages have one more.
-    """
+    """The stages of the pipeline, the embedding on the first and the head on the last."""
     plan = setting.plan
     known: list[tuple[Layer, Pass]] = []
 
@@ -202,23 +200,9 @@ def stages_of(spec: ArchitectureSpec, setting: Setting) -> list[StageWork]:
     order: list[Pass] = []
     for group_index, group in enumerate(spec.layer_groups):
         order += [one(layer, group_index, index) for index, layer in enumerate(group.layers)] * group.repeats
-    parts = plan.pipeline_parallel * plan.virtual_stages
-    with_ends = (len(order) + 2) % parts == 0
-    if len(order) < parts and not with_ends:
-        raise UnsupportedPlan.of(
-            f"{len(order)} layers do not fill {parts} parts of a pipeline.",
-            path="pipeline_parallel",
-            remedy="Choose fewer stages, or fewer virtual ones.",
-            code="more_stages_than_layers",
-        )
-    sizes = [len(order) // parts + (1 if part < len(order) % parts else 0) for part in range(parts)]
-    if len(order) % parts and with_ends:
-        sizes = [(len(order) + 2) // parts] * parts
-        sizes[0] -= 1
-        sizes[-1] -= 1
     found = [StageWork([]) for _ in range(plan.pipeline_parallel)]
     start = 0
-    for part, size in enumerate(sizes):
+    for part, size in enumerate(layers_of_chunks(len(order), plan)):
         stage = found[part % plan.pipeline_parallel]
         for made, times in Counter(order[start : start + size]).items():
             stage.passes.append((times, made))

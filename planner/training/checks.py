@@ -10,6 +10,7 @@ from planner.components.moe import MoE
 from planner.errors import Problem, UnsupportedPlan
 from planner.plans import TrainingPlan
 from planner.spec import ArchitectureSpec
+from planner.stages import problems_of_stages
 
 
 def check_training_plan(plan: TrainingPlan, spec: ArchitectureSpec | None = None) -> None:
@@ -90,16 +91,7 @@ def _problems_of_plan(plan: TrainingPlan) -> Iterator[Problem]:
 
 
 def _problems_of_spec(plan: TrainingPlan, spec: ArchitectureSpec) -> Iterator[Problem]:
-    ranks, virtual = plan.pipeline_parallel, plan.virtual_stages
-    chunks = ranks * virtual
-    if ranks > 1 and spec.num_layers % chunks:
-        path = "pipeline_parallel" if spec.num_layers % ranks or virtual == 1 else "virtual_stages"
-        divisors = [str(n) for n in range(1, min(spec.num_layers, 512) + 1) if spec.num_layers % n == 0]
-        yield _problem(
-            path,
-            f"{spec.num_layers} layers cannot be dealt out evenly to {chunks} stages.",
-            f"Choose stages whose number divides the layers: one of {', '.join(divisors)}.",
-        )
+    yield from problems_of_stages(spec.num_layers, plan)
     shares = any(isinstance(part, Attention) and part.shares_key_values for _, part in _parts(spec))
     if shares and plan.recompute == "full":
         yield _problem(
@@ -107,7 +99,7 @@ def _problems_of_spec(plan: TrainingPlan, spec: ArchitectureSpec) -> Iterator[Pr
             "Layers that share keys and values cannot be computed again one by one.",
             "Choose none or selective.",
         )
-    if shares and ranks > 1:
+    if shares and plan.pipeline_parallel > 1:
         yield _problem("pipeline_parallel", "Keys and values shared between stages are not modelled.", "Set it to 1.")
     if plan.tensor_parallel > 1 and spec.vocab_size % plan.tensor_parallel:
         padded = -(-spec.vocab_size // plan.tensor_parallel) * plan.tensor_parallel

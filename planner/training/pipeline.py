@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from planner.plans import TrainingPlan
 from planner.quantities import Quantity, floor_divide, smallest
 from planner.spec import ArchitectureSpec, Layer, LayerGroup
+from planner.stages import layers_of_chunks
 
 Run = tuple[Quantity, tuple[Layer, ...]]
 """How often a pattern of layers is repeated, and the pattern."""
@@ -39,6 +41,15 @@ class Stage:
     rank: int
     chunks: tuple[Chunk, ...]
 
+    @property
+    def num_layers(self) -> Quantity:
+        """Layers of all chunks."""
+        total: Quantity = 0
+        for chunk in self.chunks:
+            for repeats, layers in chunk.runs:
+                total = total + repeats * len(layers)
+        return total
+
 
 def micro_batches(plan: TrainingPlan) -> Quantity:
     """Micro batches a step and data-parallel rank."""
@@ -48,7 +59,7 @@ def micro_batches(plan: TrainingPlan) -> Quantity:
 
 
 def stages(spec: ArchitectureSpec, plan: TrainingPlan) -> Iterator[Stage]:
-    """The ranks of a pipeline, from the embedding to the head; layers are dealt out evenly."""
+    """The ranks of a pipeline, from the embedding to the head, with the layers that :mod:`planner.stages` deals out."""
     ranks, virtual = plan.pipeline_parallel, plan.virtual_stages
     count = micro_batches(plan)
     if ranks == 1:
@@ -56,13 +67,13 @@ def stages(spec: ArchitectureSpec, plan: TrainingPlan) -> Iterator[Stage]:
         yield Stage(0, (Chunk(runs, True, True, 1),))
         return
     layers = [layer for _, layer in spec.iterate_layers()]
-    length = len(layers) // (ranks * virtual)
+    ends = [0, *accumulate(layers_of_chunks(len(layers), plan))]
     for rank in range(ranks):
         waiting = _waiting(rank, plan, count)
         chunks = []
         for index, held in enumerate(waiting):
             place = index * ranks + rank
-            own = layers[place * length : (place + 1) * length]
+            own = layers[ends[place] : ends[place + 1]]
             chunks.append(Chunk(runs_of(own), place == 0, place == ranks * virtual - 1, held))
         yield Stage(rank, tuple(chunks))
 

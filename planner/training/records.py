@@ -65,6 +65,8 @@ class TrainingMemory:
     moments: tuple[Moment, ...]
     buffers: tuple[Buffer, ...] = ()
     pipeline_rank: int = 0
+    num_layers: Quantity = 0
+    """Layers of the rank."""
     stage_bytes: tuple[Quantity, ...] = ()
 
     @property

@@ -257,6 +257,7 @@ def stage_memory(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, shape
         moments=tuple(line.moments),
         buffers=buffers,
         pipeline_rank=stage.rank,
+        num_layers=stage.num_layers,
     )
 
 
@@ -304,7 +305,8 @@ def _chunk_moments(
         for repeats, run in runs:
             for cost in run:
                 whole = whole + repeats * cost.weights
-    fetched = runs[-1][1][-1].weights if line.gathers and plan.fsdp_reshard else whole
+    latest: Quantity = runs[-1][1][-1].weights if runs else 0  # a stage may have embedding or head alone
+    fetched = latest if line.gathers and plan.fsdp_reshard else whole
     # Autocast keeps the layers' cast weights until the forward pass ends, though nothing else does.
     recasts = plan.recompute == "full" and plan.precision == "bf16_autocast"
     cast: Quantity = 0
@@ -322,7 +324,7 @@ def _chunk_moments(
         if line.gathers and not is_chunked:
             # The last layer's weights are still there as they were gathered.
             copies = types.compute if types.compute == 4 else types.compute + 4
-            line.add("end of the forward pass", 0, alive + copies * logits, whole + runs[-1][1][-1].weights)
+            line.add("end of the forward pass", 0, alive + copies * logits, whole + latest)
         for tensor in trailing_tensors(spec):
             made = made + states.gradient * division.of_parameter(tensor.count, tensor.split)
         if spec.tie_word_embeddings:

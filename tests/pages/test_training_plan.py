@@ -48,6 +48,15 @@ def test_each_pipeline_rank_has_a_bar_and_each_device_a_square() -> None:
     assert key_numbers(app)["memory"]["exact"] == f"{total:,} bytes"
 
 
+def test_the_layers_of_uneven_stages_are_typed_and_told() -> None:
+    app = opened(preset="llama-2-7b", pipeline_parallel="3", pipeline_layers="12,12,8", global_batch_size="8")
+    page = shown(app)
+    assert "pipeline rank 0, 12 layers" in page
+    assert "pipeline rank 2, 8 layers" in page
+    assert query(app)["pipeline_layers"] == "12,12,8"
+    assert app.text_input(key="training-plan-pipeline_layers").value == "12, 12, 8"
+
+
 def test_a_changed_field_is_in_the_address_and_comes_back_from_it() -> None:
     app = opened(preset="llama-2-7b")
     app.selectbox(key="training-plan-recompute").select("full").run()
