@@ -31,7 +31,8 @@ from planner.serving.times import RooflinePoint, roofline
 SECTIONS = {
     "": ("weight_format", "cache_dtype", "context_length", "output_length", "batch_size", "engine"),
     "Division over devices, and drafts": (
-        "tensor_parallel", "expert_parallel", "attention_data_parallel", "offload_layers", "speculative",
+        "tensor_parallel", "expert_parallel", "attention_data_parallel", "pipeline_parallel", "offload_layers",
+        "speculative",
     ),
 }  # fmt: skip
 FIELDS = tuple(name for name in ServingPlan.model_fields if name != "hardware")

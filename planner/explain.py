@@ -27,6 +27,7 @@ from planner.serving.memory import (
     draft_cache,
     draft_weights,
     engine_activations,
+    fullest_stage,
     on_device,
     outer_weights,
     projection_outputs,
@@ -472,6 +473,7 @@ def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan | None, single:
     elif chosen.inputs == "serving":
         serving = _serving_plan(plan)
         check_serving(spec, serving)
+        serving = fullest_stage(spec, serving)
         plan, length, batch = serving, serving.context_length, serving.batch_size
         inputs = {"T": (length, "context_length"), "B": (batch, "batch_size")}
     symbols_spec, values, fields = symbolic_fields(spec)

@@ -145,6 +145,9 @@ class ServingPlan(Plan):
     tensor_parallel: int = Field(default=1, gt=0, le=1024)
     expert_parallel: int = Field(default=1, gt=0, le=65_536)
     attention_data_parallel: int = Field(default=1, gt=0, le=1024)
+    pipeline_parallel: int = Field(default=1, gt=0, le=1024)
+    """Stages of consecutive layers, each on devices of its own, that a pass goes through one after another: engines'
+    pipeline parallelism, llama.cpp's split by layers, transformers' device map."""
     offload_layers: int = Field(default=0, ge=0)
     """The first layers, whose weights and cache lie in the host's memory."""
     speculative: str | None = None

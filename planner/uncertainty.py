@@ -17,7 +17,7 @@ from planner.compute import flops
 from planner.plans import ServingPlan, TrainingPlan
 from planner.scaling import LAWS, TOKENS_PER_PARAMETER
 from planner.serving import ServingMemory, planned_cache
-from planner.serving.memory import draft_cache
+from planner.serving.memory import draft_cache, fullest_stage
 from planner.sizing import size
 from planner.spec import ArchitectureSpec
 from planner.training import DEVICE_OVERHEAD_BYTES, TrainingMemory
@@ -110,6 +110,7 @@ def _blocks_ground(plan: ServingPlan) -> str:
 
 def of_serving(spec: ArchitectureSpec, plan: ServingPlan, memory: ServingMemory) -> Uncertainty:
     """Of all memory of serving under a plan; the weights are counted."""
+    plan = fullest_stage(spec, plan)
     whole = plan.model_copy(update={"windowed_pages": "context"})
     use = planned_cache(spec, whole, plan.context_length, plan.batch_size)
     cache = None

@@ -25,6 +25,8 @@ from planner.serving.times import peak_of
 from planner.spec import ArchitectureSpec
 
 Reading = Literal["memory", "token", "answer", "prompt"]
+FIRST_BY_LAYERS = 1842
+"""llama.cpp's build, or nearly, since which several devices take whole layers (pull request 4766, January 2024)."""
 GPU_FILE = "serving_gpu.csv"
 GPU_SOURCE = "ai-dynamo/aiconfigurator/tools/accuracy_tracking/silicon_refs.csv"
 
@@ -116,7 +118,8 @@ class InferenceRow:
     def setting(self) -> str:
         """What rows that differ in lengths and batch alone have in common."""
         plan = self.plan
-        return "|".join([self.group, self.model, plan.weight_format, str(plan.hardware), str(plan.tensor_parallel)])
+        devices = str(plan.tensor_parallel * plan.pipeline_parallel)
+        return "|".join([self.group, self.model, plan.weight_format, str(plan.hardware), devices])
 
     @property
     def group(self) -> str:
@@ -171,6 +174,16 @@ def _weight_format(raw: Raw) -> str:
     return "fp8_block" if name == "fp8" and raw["model"].startswith("Qwen3") else name
 
 
+def _splits_by_layers(raw: Raw) -> bool:
+    """Whether a run of llama.cpp is from after January 2024, when it began to split by layers and not by matrices.
+
+    Of those before, mlc-ai's decode 70 billion parameters in fp16 on eight A10G faster than these read them one after
+    another at their full bandwidth, whatever the note says.
+    """
+    build = re.search(r"build (\d+)", raw["engine"])
+    return not raw["source_repo"].startswith("mlc-ai") and (build is None or int(build.group(1)) >= FIRST_BY_LAYERS)
+
+
 def _plan(raw: Raw, engine: str) -> ServingPlan:
     devices = whole(raw, "gpu_count")
     tensor_parallel = whole(raw, "tp", devices)
@@ -178,8 +191,11 @@ def _plan(raw: Raw, engine: str) -> ServingPlan:
         skip("a processor whose bandwidth the row does not give")
     if "ambiguous for TP>1" in raw.get("notes", "") and tensor_parallel > 1:
         skip("the rate is of one device or of all: the source does not say")
-    if devices > 1 and (engine != "serving" or whole(raw, "pp") > 1 or tensor_parallel != devices):
-        skip("layers are split over devices")
+    stages = 1
+    if devices > 1 and engine == "llama.cpp" and not _splits_by_layers(raw):
+        skip("llama.cpp before it split by layers: every matrix over all devices")
+    if devices > 1 and engine != "serving":
+        stages, tensor_parallel = devices, 1  # llama.cpp's split by layers, transformers' device map
     prompt, answer = _number(raw, "input_len"), _number(raw, "output_len")
     batch = whole(raw, "batch")
     if prompt is None and answer is None:
@@ -198,6 +214,7 @@ def _plan(raw: Raw, engine: str) -> ServingPlan:
         "output_length": output or None,
         "batch_size": batch,
         "tensor_parallel": tensor_parallel,
+        "pipeline_parallel": stages,
         "chunked_prefill": "closed loop" in raw.get("notes", "") or "bench serve" in raw["engine"],
         "engine": engine,
         "hardware": device_of(raw["gpu"].removeprefix(f"{devices}x ")),

@@ -8,8 +8,16 @@ from dataclasses import dataclass
 from planner.hardware import Device, hardware
 from planner.measured.inference import InferenceRow
 from planner.serving.engines import EngineTerms
-from planner.serving.memory import serving_memory
-from planner.serving.times import Work, decode_work, passes_with_prompts, prompt_work, time_pass
+from planner.serving.memory import memory_by_stage
+from planner.serving.times import (
+    PromptWork,
+    Work,
+    decode_work,
+    passes_with_prompts,
+    prompts,
+    time_pass,
+    time_prompts,
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class Case:
     device: Device
     decode: Work
     beside: tuple[float, Work | None]
-    prompt: tuple[Work, int] | None
+    prompt: PromptWork | None
 
     @classmethod
     def of(cls, row: InferenceRow) -> Case:
@@ -31,24 +39,23 @@ class Case:
             hardware(row.plan.hardware or ""),
             decode_work(row.spec, row.plan),
             (share, longer),
-            prompt_work(row.spec, row.plan) if row.reading in ("answer", "prompt") else None,
+            prompts(row.spec, row.plan) if row.reading in ("answer", "prompt") else None,
         )
 
     def seconds(self, terms: EngineTerms | None = None) -> float:
         """The predicted reading; ``terms`` are those of the engine's profile where they are absent."""
         row = self.row
-        if self.prompt is not None and row.reading == "prompt":
-            work, passes = self.prompt
-            return time_pass(row.spec, row.plan, self.device, work, terms).seconds * passes
+        reading = 0.0
+        if self.prompt is not None:
+            timed = time_prompts(row.spec, row.plan, self.device, self.prompt, terms)
+            reading = sum(each.seconds for each in timed)
+            if row.reading == "prompt":
+                return reading
         token = time_pass(row.spec, row.plan, self.device, self.decode, terms).seconds
         share, longer = self.beside
         if longer is not None:
             token += share * (time_pass(row.spec, row.plan, self.device, longer, terms).seconds - token)
-        if self.prompt is None:
-            return token
-        work, passes = self.prompt
-        prompt = time_pass(row.spec, row.plan, self.device, work, terms).seconds * passes
-        return token * (row.plan.output_length or 1) + prompt
+        return token if self.prompt is None else token * (row.plan.output_length or 1) + reading
 
     def log_ratio(self, terms: EngineTerms | None = None) -> float:
         """The logarithm of predicted over measured."""
@@ -58,6 +65,6 @@ class Case:
 def error_of(row: InferenceRow) -> float:
     """The prediction's error as a share of what was measured; memory is held against all but the process's overhead."""
     if row.reading == "memory":
-        held = serving_memory(row.spec, row.plan, row.plan.context_length, row.plan.batch_size)
-        return float((held.total_bytes - held.overhead_bytes) / row.value - 1)
+        held = memory_by_stage(row.spec, row.plan, row.plan.context_length, row.plan.batch_size)
+        return float(sum(each.total_bytes - each.overhead_bytes for each in held) / row.value - 1)
     return math.exp(Case.of(row).log_ratio()) - 1

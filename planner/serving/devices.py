@@ -10,6 +10,10 @@ heads and are kept by every device. ``expert_parallel`` devices have different e
 over, an expert's matrices are split over these. Norms, routers and the projections into latents are repeated.
 
 Layers that are offloaded are the first ones: their weights and cache lie in the host's memory.
+
+The layers that are left can lie on ``pipeline_parallel`` stages, one after another: of L layers in n stages the one of
+index i on stage ⌊i·n/L⌋. llama.cpp counts the head as one more layer (``llm_load_tensors``). The embedding lies on the
+first stage, what comes behind the layers on the last; :class:`StagePlan` is a plan as one stage has it.
 """
 
 from __future__ import annotations
@@ -23,12 +27,48 @@ from planner.components.base import CacheEntry, Component, Tensor
 from planner.errors import Problem, UnsupportedPlan
 from planner.plans import ServingPlan
 from planner.quantities import Quantity, ceiling_divide, largest, smallest
+from planner.serving.formats import engine_of
 from planner.sizing import layer_components
 from planner.spec import ArchitectureSpec
 
 _WHOLE = (1, 1)
 _LATENT_PROJECTIONS = ("q_a_proj", "q_a_norm", "kv_a_proj", "kv_a_norm")
 _EVERYWHERE = ("router.", "shared_expert_gate.", "latent_in.", "latent_out.")
+
+
+class StagePlan(ServingPlan):
+    """A plan as one of its stages has it: its own layers, and at the ends what stands outside the layers."""
+
+    stage: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it begins with the embedding."""
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it ends with the head."""
+        return self.stage == self.pipeline_parallel - 1
+
+
+def stages_of(plan: ServingPlan) -> list[ServingPlan]:
+    """The plan as each of its stages has it; itself where there is one stage, or where it is a stage's already."""
+    if plan.pipeline_parallel == 1 or isinstance(plan, StagePlan):
+        return [plan]
+    fields = dict(plan)
+    return [StagePlan.model_construct(**fields, stage=stage) for stage in range(plan.pipeline_parallel)]
+
+
+def on_one_stage(plan: ServingPlan, **changes: Any) -> ServingPlan:
+    """The same plan with all layers on one stage, and with other changes."""
+    fields = {name: getattr(plan, name) for name in ServingPlan.model_fields}
+    return ServingPlan.model_construct(**{**fields, "pipeline_parallel": 1, **changes})
+
+
+def devices_of(plan: ServingPlan) -> int:
+    """All devices of a plan."""
+    return Split.of(plan).devices * plan.pipeline_parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +86,7 @@ class Split:
 
     @property
     def devices(self) -> int:
-        """All of them."""
+        """All of them, of one stage."""
         return self.tensor_parallel * self.attention_data_parallel
 
     @property
@@ -135,19 +175,41 @@ def part_of(quantity: Quantity, share: tuple[Quantity, Quantity]) -> Quantity:
 
 
 def kept_layers(spec: ArchitectureSpec, plan: ServingPlan, group_index: int, layer_index: int) -> Quantity:
-    """Of the layers that stand at this place of their group, those that are not offloaded."""
+    """Of the layers that stand at this place of their group, those that are not offloaded: of a stage its own."""
     repeats = spec.layer_groups[group_index].repeats
+    if isinstance(plan, StagePlan):
+        first, last = stage_layers(spec, plan)
+        return _below(spec, last, group_index, layer_index) - _below(spec, first, group_index, layer_index)
     if plan.offload_layers == 0:
         return repeats
-    return repeats - _hosted(spec, plan.offload_layers, group_index, layer_index)
+    return repeats - _below(spec, plan.offload_layers, group_index, layer_index)
 
 
-def _hosted(spec: ArchitectureSpec, offloaded: int, group_index: int, layer_index: int) -> Quantity:
+def hosted_layers(spec: ArchitectureSpec, plan: ServingPlan, group_index: int, layer_index: int) -> Quantity:
+    """Of the layers that stand at this place of their group, those that are offloaded."""
+    return _below(spec, plan.offload_layers, group_index, layer_index) if plan.offload_layers else 0
+
+
+def stage_layers(spec: ArchitectureSpec, plan: StagePlan) -> tuple[Quantity, Quantity]:
+    """The index of a stage's first layer, and of the one behind its last."""
+    layers: Quantity = 0
+    for group in spec.layer_groups:
+        layers = layers + len(group.layers) * group.repeats
+    shared = layers - plan.offload_layers + (1 if engine_of(plan) == "llama.cpp" else 0)
+    first, last = (
+        plan.offload_layers + ceiling_divide(shared * stage, plan.pipeline_parallel)
+        for stage in (plan.stage, plan.stage + 1)
+    )
+    return first, smallest(last, layers)
+
+
+def _below(spec: ArchitectureSpec, bound: Quantity, group_index: int, layer_index: int) -> Quantity:
+    """Of the layers that stand at this place of their group, those of an index below the bound."""
     start: Quantity = 0
     for group in spec.layer_groups[:group_index]:
         start = start + len(group.layers) * group.repeats
     group = spec.layer_groups[group_index]
-    reached = ceiling_divide(offloaded - start - layer_index, len(group.layers))
+    reached = ceiling_divide(bound - start - layer_index, len(group.layers))
     return smallest(group.repeats, largest(0, reached))
 
 
@@ -208,6 +270,13 @@ def check_devices(spec: ArchitectureSpec, plan: ServingPlan) -> None:
             "offload_layers",
             f"{plan.offload_layers:,} layers cannot be offloaded of {spec.num_layers:,}.",
             f"Choose at most {spec.num_layers:,}.",
+        )
+    elif plan.pipeline_parallel > max(1, spec.num_layers - plan.offload_layers):
+        left = spec.num_layers - plan.offload_layers
+        refuse(
+            "pipeline_parallel",
+            f"{left:,} layers cannot lie on {plan.pipeline_parallel:,} stages.",
+            f"Choose at most {max(1, left):,}.",
         )
     if problems:
         raise UnsupportedPlan(problems)

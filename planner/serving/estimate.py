@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from planner.calibration import time_here
 from planner.hardware import Device, hardware
 from planner.plans import ServingPlan, TrainingPlan
-from planner.serving.devices import check_devices
+from planner.serving.devices import check_devices, devices_of, stages_of
 from planner.serving.engines import memory_kind, profile_of
 from planner.serving.formats import engine_of
 from planner.serving.memory import ServingMemory, check_serving_plan, device_weights, serving_memory
 from planner.serving.speculative import check_draft, speculation
-from planner.serving.times import decode_work, inter_token_seconds, peak_of, prompt_work, time_pass
+from planner.serving.times import decode_work, inter_token_seconds, peak_of, prompt_passes, time_pass
 from planner.spec import ArchitectureSpec, LearnedPositions
 from planner.training import estimate_training
 
@@ -36,7 +36,7 @@ class InferenceEstimate:
     """Most sequences of the plan's context; ``None`` without hardware. Zero where not even one fits."""
     max_context_note: str
     time_to_first_token_seconds: float | None
-    """Until all prompts of the batch have been read, which come at once; ``None`` without hardware."""
+    """Until all prompts of the batch have been read, by a draft too; they come at once. ``None`` without hardware."""
     inter_token_latency_seconds: float | None
     """From a token to the next one of the same sequence; ``None`` without hardware."""
     tokens_per_second: float | None
@@ -98,11 +98,8 @@ def estimate_inference(spec: ArchitectureSpec, plan: ServingPlan) -> InferenceEs
         device = hardware(plan.hardware)
         usable, times = device.usable_memory_bytes, _times(spec, plan, device)
         longest, note = longest_context(spec, plan, usable)
-        weights = device_weights(spec, plan)
-        batch = largest_true(
-            lambda size: serving_memory(spec, plan, plan.context_length, size, weights).total_bytes <= usable,
-            LONGEST_CONTEXT,
-        )
+        fit = _holds(spec, plan, usable)
+        batch = largest_true(lambda size: fit(plan.context_length, size), LONGEST_CONTEXT)
     return InferenceEstimate(
         memory=serving_memory(spec, plan, plan.context_length, plan.batch_size),
         max_context_length=longest,
@@ -120,6 +117,14 @@ def estimate_inference(spec: ArchitectureSpec, plan: ServingPlan) -> InferenceEs
     )
 
 
+def _holds(spec: ArchitectureSpec, plan: ServingPlan, usable_bytes: int) -> Callable[[int, int], bool]:
+    """Whether every stage has room for a context and a batch; weights are summed up once."""
+    stages = [(stage, device_weights(spec, stage)) for stage in stages_of(plan)]
+    return lambda length, size: all(
+        serving_memory(spec, stage, length, size, weights).total_bytes <= usable_bytes for stage, weights in stages
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Times:
     note: str
@@ -133,7 +138,7 @@ class _Times:
 
 def _here(spec: ArchitectureSpec, plan: ServingPlan) -> _Times:
     """Times on this machine, from its calibration: of models as this software runs them, in fp32."""
-    plain = plan.tensor_parallel == plan.attention_data_parallel == 1 and not plan.offload_layers
+    plain = devices_of(plan) == 1 and not plan.offload_layers
     if plan.weight_format != "fp32" or plan.speculative is not None or not plain:
         return _Times("On this machine plain serving in fp32 alone is calibrated: choose it to see times.")
     length, batch = plan.context_length, plan.batch_size
@@ -159,8 +164,6 @@ def _times(spec: ArchitectureSpec, plan: ServingPlan, device: Device) -> _Times:
     engine = engine_of(plan)
     profile = profile_of(engine, device)
     token = inter_token_seconds(spec, plan, device)
-    reading, passes = prompt_work(spec, plan)
-    a_piece = time_pass(spec, plan, device, reading)
     low, high = profile.relative_interval
     note = f"Times by a roofline at what {engine} reached on devices with {profile.memory_kind} memory. "
     if profile.memory_kind != memory_kind(device):
@@ -169,14 +172,14 @@ def _times(spec: ArchitectureSpec, plan: ServingPlan, device: Device) -> _Times:
         f"Of the runs held out, nine in ten took more than {low:.2f} and nine in ten less than {high:.2f} times as long"
     )
     has_peak = peak_of(device, "bf16") is not None
-    devices = plan.tensor_parallel * plan.attention_data_parallel
+    reading = prompt_passes(spec, plan, device) if has_peak else []
     return _Times(
         note=f"{note}." if has_peak else f"{note}. {NO_PEAK}",
-        first_token=a_piece.seconds * passes if has_peak else None,
+        first_token=sum(each.seconds for each in reading) if has_peak else None,
         token=token,
-        energy=None if device.power_watts is None else device.power_watts * devices * token / plan.batch_size,
+        energy=None if device.power_watts is None else device.power_watts * devices_of(plan) * token / plan.batch_size,
         decode=time_pass(spec, plan, device, decode_work(spec, plan)).parts,
-        prefill={name: seconds * passes for name, seconds in a_piece.parts.items()} if has_peak else {},
+        prefill={name: sum(each.parts[name] for each in reading) for name in reading[0].parts} if reading else {},
         interval=profile.relative_interval,
     )
 
@@ -186,11 +189,9 @@ def longest_context(spec: ArchitectureSpec, plan: ServingPlan, usable_bytes: int
     bound, note = LONGEST_CONTEXT, "bounded by memory"
     if isinstance(spec.positions, LearnedPositions):
         bound = spec.positions.num_positions
-    weights = device_weights(spec, plan)
-    longest = largest_true(
-        lambda length: serving_memory(spec, plan, length, plan.batch_size, weights).total_bytes <= usable_bytes, bound
-    )
-    if longest == 0 and weights <= usable_bytes:
+    fit = _holds(spec, plan, usable_bytes)
+    longest = largest_true(lambda length: fit(length, plan.batch_size), bound)
+    if longest == 0 and all(device_weights(spec, stage) <= usable_bytes for stage in stages_of(plan)):
         return 0, "the weights fit, but not with one token a sequence and what a pass takes"
     if longest == 0:
         return 0, "the weights alone do not fit"

@@ -24,10 +24,11 @@ from planner.serving.times import (
     PassTime,
     decode_work,
     decoded_length,
-    draft_plan,
+    draft_seconds,
     pass_seconds,
     peak_of,
     prompt_length,
+    prompt_passes,
     prompt_work,
     time_pass,
 )
@@ -158,23 +159,24 @@ class _Explained:
         if found is not None:
             over = found.tokens_a_pass
             if found.draft is not None:
-                seconds = found.proposed * pass_seconds(found.draft, draft_plan(self.plan), self.device)
+                seconds = draft_seconds(self.plan, self.device)
                 children.append(self.term(f"{found.proposed} passes of the draft", seconds))
         source = ROOFLINE if found is None else f"{ROOFLINE}. {LEVIATHAN}: {over:.3g}"
         return self.whole("inter-token latency", children, over, source)
 
     def first_token(self) -> Term:
         """Until all prompts have been read."""
-        work, passes = prompt_work(self.spec, self.plan)
-        timed = time_pass(self.spec, self.plan, self.device, work)
-        length = self.length - (self.plan.context_length - prompt_length(self.plan))
-        formulas = self.symbols_of("prefill", length, self.batch)
+        first, *others = prompt_passes(self.spec, self.plan, self.device)
         if self.plan.cached_prefix:
-            children = [self.term(name, seconds) for name, seconds in timed.parts.items() if seconds]
+            children = [self.term(name, seconds) for name, seconds in first.timed.parts.items() if seconds]
         else:
-            pieces = [_piece(each, passes) for each in formulas]
-            children = self.of_pass(timed, pieces)
-        return self.whole("time to first token", children, 1 / passes, ROOFLINE)
+            length = self.length - (self.plan.context_length - prompt_length(self.plan))
+            _, pieces = prompt_work(self.spec, self.plan)
+            formulas = [_piece(each, pieces) for each in self.symbols_of("prefill", length, self.batch)]
+            children = self.of_pass(first.timed, formulas)
+        children = [_divided(child, 1 / first.times) for child in children]
+        children += [self.term(each.what, each.seconds) for each in others]
+        return self.whole("time to first token", children, 1, ROOFLINE)
 
     def whole(self, name: str, children: list[Term], over: float, source: str) -> Term:
         """The root, with the interval in which measured times lay."""

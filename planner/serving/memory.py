@@ -12,7 +12,8 @@ Activations are what one pass holds at once, by engine:
   projections' outputs of the widest mixer and a product of these; then only half of the cache's keys and values that
   answers add is still to come, so the peak is at the end of the prompt or at the end of the answer.
 - ``llama.cpp``: its compute buffer in fp32 for :data:`MICRO_BATCH` tokens, without flash attention (the default until
-  2025): logits and the stream, or the scores of one layer against the whole context, their mask and four streams. Its
+  2025): logits and the stream, or the scores of one layer against the whole context, their mask and four streams.
+  Where stages take turns each has such a buffer, with :data:`COPIES` of the mask and of the stream that comes in. Its
   token embedding lies in the host's memory unless the head shares it.
 """
 
@@ -25,7 +26,17 @@ from planner.components import Attention, LatentAttention
 from planner.errors import Problem, UnsupportedPlan
 from planner.plans import ServingPlan
 from planner.quantities import Quantity, exact_divide, largest, product, smallest
-from planner.serving.devices import ALONE, Split, device_entries, kept_layers, part_of
+from planner.serving.devices import (
+    ALONE,
+    Split,
+    StagePlan,
+    device_entries,
+    hosted_layers,
+    kept_layers,
+    on_one_stage,
+    part_of,
+    stages_of,
+)
 from planner.serving.formats import check_weight_format, engine_of
 from planner.serving.speculative import speculation
 from planner.serving.weights import Storage
@@ -37,6 +48,8 @@ PREFILL_TOKENS = 2048
 """Tokens of prompts that one pass reads: the usual size of a chunk in engines that prefill in chunks."""
 MICRO_BATCH = 512
 """Tokens that llama.cpp reads at a time (``n_ubatch``)."""
+COPIES = 4
+"""Of a stage's inputs that llama.cpp keeps, so that stages work on several pieces (``GGML_SCHED_MAX_COPIES``)."""
 
 ENGINE_ACTIVATIONS = {
     "serving": "Upper bound: the residual stream twice, the outputs of the widest mixer's projections, and fp32 logits "
@@ -122,7 +135,7 @@ def check_serving_plan(plan: ServingPlan) -> None:
 
 
 def device_weights(spec: ArchitectureSpec, plan: ServingPlan) -> Quantity:
-    """Bytes of the weights and persistent buffers on the fullest device; works on all three readings."""
+    """Bytes of the weights and persistent buffers on the fullest device of a stage; works on all three readings."""
     total: Quantity = 0
     for _, _, held in outer_weights(spec, plan):
         total = total + held
@@ -148,7 +161,7 @@ def on_device(
     quantity: Quantity, spec: ArchitectureSpec, plan: ServingPlan, group_index: int, layer_index: int
 ) -> Quantity:
     """What of a quantity of all layers at one place of their group those have that are not offloaded."""
-    if plan.offload_layers == 0:
+    if plan.offload_layers == 0 and not isinstance(plan, StagePlan):
         return quantity
     repeats = spec.layer_groups[group_index].repeats
     return part_of(quantity, (kept_layers(spec, plan, group_index, layer_index), repeats))
@@ -163,15 +176,25 @@ def outer_weights(spec: ArchitectureSpec, plan: ServingPlan) -> list[tuple[str, 
         held = part_of(whole, split.of_outer(tensor))
         if engine_of(plan) == "llama.cpp" and tensor.name == "embed_tokens.weight" and not spec.tie_word_embeddings:
             held = 0
+        if isinstance(plan, StagePlan) and not _is_of_stage(tensor.name, spec, plan):
+            held = 0
         found.append((tensor.name, whole, held))
     return found
 
 
+def _is_of_stage(name: str, spec: ArchitectureSpec, plan: StagePlan) -> bool:
+    """Whether a tensor outside the layers lies on a stage: a head that is the embedding at both ends."""
+    if not name.startswith("embed"):
+        return plan.is_last
+    at_the_head = spec.tie_word_embeddings and name == "embed_tokens.weight"
+    if engine_of(plan) == "llama.cpp" and at_the_head:
+        return plan.is_last  # what is looked up lies in the host's memory
+    return plan.is_first or (plan.is_last and at_the_head)
+
+
 def _alone(plan: ServingPlan) -> ServingPlan:
     """The plan of a draft: whole on each device, for the sequences of its group."""
-    return plan.model_copy(
-        update={"tensor_parallel": 1, "expert_parallel": 1, "offload_layers": 0, "speculative": None}
-    )
+    return on_one_stage(plan, tensor_parallel=1, expert_parallel=1, offload_layers=0, speculative=None)
 
 
 def projection_outputs(spec: ArchitectureSpec, split: Split = ALONE) -> list[Quantity]:
@@ -226,7 +249,7 @@ def engine_activations(
     """What one pass of the plan's engine holds at once beside weights and cache; works on all three readings."""
     batch = Split.of(plan).sequences(batch_size)
     if engine_of(plan) == "llama.cpp":
-        return _compute_buffer(spec, context_length)
+        return _compute_buffer(spec, context_length, COPIES if _takes_turns(plan) else 1)
     if engine_of(plan) == "eager":
         return _eager_activations(spec, plan, context_length, batch, widest)
     found = speculation(plan.speculative)
@@ -236,7 +259,12 @@ def engine_activations(
     return pass_bytes(spec, context_length, batch, widest)
 
 
-def _compute_buffer(spec: ArchitectureSpec, context_length: Quantity) -> Quantity:
+def _takes_turns(plan: ServingPlan) -> bool:
+    """Whether llama.cpp's stages work on several micro-batches: only where all layers lie on devices."""
+    return plan.pipeline_parallel > 1 and plan.offload_layers == 0
+
+
+def _compute_buffer(spec: ArchitectureSpec, context_length: Quantity, copies: int) -> Quantity:
     tokens = smallest(context_length, MICRO_BATCH)
     heads: Quantity = 0
     attends = False
@@ -246,9 +274,9 @@ def _compute_buffer(spec: ArchitectureSpec, context_length: Quantity) -> Quantit
                 attends = True
                 heads = largest(heads, mixer.num_attention_heads)
     at_the_head = spec.vocab_size + spec.hidden_size
-    in_a_layer = 4 * spec.hidden_size
+    in_a_layer = (4 if copies == 1 else 4 + copies) * spec.hidden_size
     if attends:
-        in_a_layer = in_a_layer + (heads + 1) * context_length
+        in_a_layer = in_a_layer + (heads + copies) * context_length
     return 4 * tokens * largest(at_the_head, in_a_layer)
 
 
@@ -301,18 +329,35 @@ def host_bytes(spec: ArchitectureSpec, plan: ServingPlan, context_length: Quanti
     if plan.offload_layers == 0:
         return 0
     total: Quantity = 0
+    plan = on_one_stage(plan)
     here = plan.model_copy(update={"offload_layers": 0})
     split = Split.of(plan)
     storage = Storage(spec, plan.weight_format)
     for group_index, layer_index, _, _, held in storage.tensors():
         repeats = spec.layer_groups[group_index].repeats
-        hosted = repeats - kept_layers(spec, plan, group_index, layer_index)
+        hosted = hosted_layers(spec, plan, group_index, layer_index)
         total = total + part_of(held, (hosted, repeats))
     cached = (
         planned_cache(spec, here, context_length, batch_size).allocated_bytes
         - planned_cache(spec, plan, context_length, batch_size).allocated_bytes
     )
     return total + cached * split.devices
+
+
+def memory_by_stage(
+    spec: ArchitectureSpec, plan: ServingPlan, context_length: Quantity, batch_size: Quantity
+) -> list[ServingMemory]:
+    """Memory of the fullest device of each stage, in the order of the layers; in numbers."""
+    return [serving_memory(spec, stage, context_length, batch_size) for stage in stages_of(plan)]
+
+
+def fullest_stage(spec: ArchitectureSpec, plan: ServingPlan) -> ServingPlan:
+    """The plan as the stage has it that needs most memory; itself where there is one. In numbers."""
+    stages = stages_of(plan)
+    if len(stages) == 1:
+        return plan
+    needed = [memory.total_bytes for memory in memory_by_stage(spec, plan, plan.context_length, plan.batch_size)]
+    return stages[needed.index(max(needed))]
 
 
 def serving_memory(
@@ -324,8 +369,11 @@ def serving_memory(
 ) -> ServingMemory:
     """Memory with quantities in place of the plan's numbers; works on all three readings.
 
-    ``weights``: the bytes of :func:`device_weights`, where they are known already.
+    Of several stages it is that of the fullest, which only numbers tell. ``weights``: the bytes of
+    :func:`device_weights`, where they are known already.
     """
+    if len(stages_of(plan)) > 1:
+        return max(memory_by_stage(spec, plan, context_length, batch_size), key=lambda memory: memory.total_bytes)
     cache = planned_cache(spec, plan, context_length, batch_size)
     draft = draft_cache(plan, context_length, batch_size)
     widest = widest_outputs(spec, Split.of(plan))

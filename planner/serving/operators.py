@@ -23,7 +23,7 @@ from planner.compute import model_operations
 from planner.matrices import between_tokens, matrices
 from planner.plans import ServingPlan
 from planner.quantities import Quantity, exact_divide, product
-from planner.serving.devices import Split, kept_layers, part_of
+from planner.serving.devices import Split, StagePlan, hosted_layers, kept_layers, part_of
 from planner.serving.memory import check_serving_plan
 from planner.serving.weights import Storage
 from planner.sizing import active_count, outer_tensors
@@ -98,11 +98,13 @@ def operators(
             kept = kept_layers(spec, plan, group_index, layer_index)
             places = [(False, kept)]
             if plan.offload_layers:
-                places.append((True, group.repeats - kept))
+                places.append((True, hosted_layers(spec, plan, group_index, layer_index)))
             for stem, mixer in (("sequence_mixer", layer.sequence_mixer), ("channel_mixer", layer.channel_mixer)):
                 if mixer is not None:
                     for on_host, times in places:
                         found += reader.of_mixer(mixer, stem, group_index, layer_index, times, on_host)
+    if isinstance(plan, StagePlan) and not plan.is_last:
+        return found
     return [*found, *reader.outer(head_tokens)]
 
 

@@ -7,7 +7,8 @@ experts those that some token chooses (:mod:`planner.serving.operators`).
 
 Beside the operators stand the exchanges: an all-reduce of the stream behind each mixer that is split, of which a ring
 moves 2(n − 1)/n of the bytes through each device's link, and an all-to-all before and behind experts that lie on other
-devices; and what the host does. Offloaded layers are computed where their weights lie, at the host's bandwidth.
+devices; and what the host does. Offloaded layers are computed where their weights lie, at the host's bandwidth. Layers
+on several stages are computed one stage after another, each handing the stream to the next.
 
 Rates are promises of the catalogue, shares are :mod:`planner.serving.engines`'s.
 """
@@ -23,7 +24,7 @@ from planner.components import MoE
 from planner.hardware import Device, hardware
 from planner.nodes import nodes
 from planner.plans import ServingPlan
-from planner.serving.devices import Split, kept_layers
+from planner.serving.devices import Split, StagePlan, devices_of, kept_layers, on_one_stage, stages_of
 from planner.serving.engines import EngineTerms, profile_of
 from planner.serving.formats import arithmetic_of, engine_of, is_packed
 from planner.serving.memory import MICRO_BATCH, PREFILL_TOKENS
@@ -183,15 +184,19 @@ def exchange_seconds(
 ) -> float:
     """What devices exchange in a pass over that many tokens in all."""
     split = Split.of(plan)
+    handed = _handed_on(spec, plan, device, terms, tokens)
     if split.alone:
-        return 0.0
+        return handed
     link, far = (
         link_bytes_per_second(device, ranks) * terms.network.value for ranks in (split.tensor_parallel, split.devices)
     )
     streamed = ACTIVATION_BYTES * spec.hidden_size
-    total = 0.0
-    for group in spec.layer_groups:
-        for layer in group.layers:
+    total = handed
+    for group_index, group in enumerate(spec.layer_groups):
+        for layer_index, layer in enumerate(group.layers):
+            layers = group.repeats
+            if isinstance(plan, StagePlan):
+                layers = kept_layers(spec, plan, group_index, layer_index)
             for mixer in (layer.sequence_mixer, layer.channel_mixer):
                 if mixer is None:
                     continue
@@ -207,8 +212,21 @@ def exchange_seconds(
                 if n > 1:
                     rate = far if n > split.tensor_parallel else link
                     seconds += 2 * (n - 1) / n * own * streamed / rate + terms.latency_seconds.value
-                total += seconds * group.repeats
+                total += seconds * layers
     return total
+
+
+def _handed_on(spec: ArchitectureSpec, plan: ServingPlan, device: Device, terms: EngineTerms, tokens: float) -> float:
+    """Seconds in which stages hand the stream to the next one: of a stage's plan it alone does."""
+    hops = plan.pipeline_parallel - 1
+    if isinstance(plan, StagePlan):
+        hops = 0 if plan.is_last else 1
+    if not hops:
+        return 0.0
+    split = Split.of(plan)
+    moved = ACTIVATION_BYTES * spec.hidden_size * tokens / split.attention_data_parallel / split.tensor_parallel
+    link = link_bytes_per_second(device, devices_of(plan)) * terms.network.value
+    return hops * (moved / link + terms.latency_seconds.value)
 
 
 def time_pass(
@@ -333,13 +351,12 @@ def _without(operator: Operator, known: Operator) -> Operator:
 def decode_work(spec: ArchitectureSpec, plan: ServingPlan, beside: int = 0) -> Work:
     """A pass that adds tokens to all sequences, and reads ``beside`` tokens of new ones' prompts."""
     found = speculation(plan.speculative)
-    proposed = 0 if found is None else found.proposed * plan.batch_size
-    done = operators(
-        spec, plan, "decode", decoded_length(plan), plan.batch_size, proposed + beside, plan.batch_size + proposed
-    )
+    batch = sequences_at_once(plan)
+    proposed = 0 if found is None else found.proposed * batch
+    done = operators(spec, plan, "decode", decoded_length(plan), batch, proposed + beside, batch + proposed)
     if proposed:
         # Proposals attend with the last token: the cache is read once for all of a sequence's.
-        each_once = 1 + proposed // plan.batch_size
+        each_once = 1 + proposed // batch
         done = [
             replace(each, flops=each.flops * each_once, activation_bytes=each.activation_bytes * each_once)
             if each.name == MIXING
@@ -354,7 +371,12 @@ def decode_work(spec: ArchitectureSpec, plan: ServingPlan, beside: int = 0) -> W
             for each in operators(spec, plan, "prefill", prompt, groups)
             if each.name == MIXING
         ]
-    return Work(tuple(done), plan.batch_size + proposed + beside)
+    return Work(tuple(done), batch + proposed + beside)
+
+
+def sequences_at_once(plan: ServingPlan) -> int:
+    """Sequences of a pass: engines for serving deal them out to as many passes as stages, so that all work."""
+    return -(-plan.batch_size // plan.pipeline_parallel) if engine_of(plan) == "serving" else plan.batch_size
 
 
 def passes_with_prompts(plan: ServingPlan) -> tuple[float, int]:
@@ -397,42 +419,122 @@ def prompt_work(spec: ArchitectureSpec, plan: ServingPlan) -> tuple[Work, int]:
 
 def draft_plan(plan: ServingPlan) -> ServingPlan:
     """The plan under which a draft runs: whole on each device, for the sequences of its group."""
-    return plan.model_copy(
-        update={
-            "batch_size": Split.of(plan).sequences(plan.batch_size),
-            "tensor_parallel": 1,
-            "attention_data_parallel": 1,
-            "expert_parallel": 1,
-            "offload_layers": 0,
-            "speculative": None,
-            "chunked_prefill": False,
-            "cached_prefix": 0,
-        }
+    return on_one_stage(
+        plan,
+        batch_size=Split.of(plan).sequences(plan.batch_size),
+        tensor_parallel=1,
+        attention_data_parallel=1,
+        expert_parallel=1,
+        offload_layers=0,
+        speculative=None,
+        chunked_prefill=False,
     )
 
 
 def pass_seconds(spec: ArchitectureSpec, plan: ServingPlan, device: Device, terms: EngineTerms | None = None) -> float:
     """Seconds of a pass that adds a token to every sequence: the mean over those with and without a prompt's piece."""
+    return _mean_seconds(spec, plan, device, *passes_with_prompts(plan), terms)
+
+
+def _mean_seconds(
+    spec: ArchitectureSpec,
+    plan: ServingPlan,
+    device: Device,
+    share: float,
+    piece: int,
+    terms: EngineTerms | None = None,
+) -> float:
     seconds = time_pass(spec, plan, device, decode_work(spec, plan), terms).seconds
-    share, piece = passes_with_prompts(plan)
     if share:
         longer = time_pass(spec, plan, device, decode_work(spec, plan, piece), terms).seconds
         seconds += share * (longer - seconds)
     return seconds
 
 
+def draft_seconds(plan: ServingPlan, device: Device) -> float:
+    """Seconds of a draft's passes between two of the model's; the first of them reads what that reads of prompts."""
+    found = speculation(plan.speculative)
+    if found is None or found.draft is None:
+        return 0.0
+    own, (share, piece) = draft_plan(plan), passes_with_prompts(plan)
+    first = _mean_seconds(found.draft, own, device, share, Split.of(plan).sequences(piece))
+    return first + (found.proposed - 1) * pass_seconds(found.draft, own, device)
+
+
 def inter_token_seconds(spec: ArchitectureSpec, plan: ServingPlan, device: Device) -> float:
     """Seconds from a token to the next one of the same sequence."""
-    seconds = pass_seconds(spec, plan, device)
     found = speculation(plan.speculative)
-    if found is None:
-        return seconds
-    if found.draft is not None:
-        seconds += found.proposed * pass_seconds(found.draft, draft_plan(plan), device)
-    return seconds / found.tokens_a_pass
+    seconds = pass_seconds(spec, plan, device) + draft_seconds(plan, device)
+    return seconds if found is None else seconds / found.tokens_a_pass
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPass:
+    """Passes that read the prompts of the batch and are alike."""
+
+    what: str
+    timed: PassTime
+    times: int
+
+    @property
+    def seconds(self) -> float:
+        """Of all of them."""
+        return self.timed.seconds * self.times
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The same by what they go to."""
+        return {name: seconds * self.times for name, seconds in self.timed.parts.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class PromptWork:
+    """What reading the prompts of a batch does, whatever the engine's terms."""
+
+    piece: Work
+    """A pass that reads a piece of them."""
+    passes: int
+    by_stage: tuple[tuple[ServingPlan, Work], ...]
+    """The same on each stage, where these work on several pieces at once; else empty."""
+
+
+def prompts(spec: ArchitectureSpec, plan: ServingPlan) -> PromptWork:
+    """What reading the prompts does. Stages of ``eager``, and behind layers that are offloaded, wait for each other."""
+    piece, passes = prompt_work(spec, plan)
+    stages = stages_of(plan)
+    if len(stages) == 1 or passes == 1 or engine_of(plan) == "eager" or plan.offload_layers:
+        stages = []
+    return PromptWork(piece, passes, tuple((stage, prompt_work(spec, stage)[0]) for stage in stages))
+
+
+def time_prompts(
+    spec: ArchitectureSpec, plan: ServingPlan, device: Device, work: PromptWork, terms: EngineTerms | None = None
+) -> list[PromptPass]:
+    """The passes that read the prompts: behind the first piece each takes as long as the slowest stage."""
+    whole = time_pass(spec, plan, device, work.piece, terms)
+    if not work.by_stage:
+        return [PromptPass("reading the prompts", whole, work.passes)]
+    timed = [time_pass(spec, stage, device, piece, terms) for stage, piece in work.by_stage]
+    slowest = max(timed, key=lambda each: each.seconds)
+    return [
+        PromptPass("reading the first piece", whole, 1),
+        PromptPass("the slowest stage reads the others", slowest, work.passes - 1),
+    ]
+
+
+def prompt_passes(spec: ArchitectureSpec, plan: ServingPlan, device: Device) -> list[PromptPass]:
+    """The passes until all prompts of the batch, which come at once, have been read: the model's first, then a draft's.
+
+    A draft that is a model has to have read a prompt too before it can propose.
+    """
+    found = time_prompts(spec, plan, device, prompts(spec, plan))
+    draft = speculation(plan.speculative)
+    if draft is not None and draft.draft is not None:
+        read = prompt_passes(draft.draft, draft_plan(plan), device)
+        found += [replace(each, what="the draft reads the prompts") for each in read]
+    return found
 
 
 def first_token_seconds(spec: ArchitectureSpec, plan: ServingPlan, device: Device) -> float:
     """Seconds until all prompts of the batch, which come at once, have been read."""
-    work, passes = prompt_work(spec, plan)
-    return time_pass(spec, plan, device, work).seconds * passes
+    return sum(each.seconds for each in prompt_passes(spec, plan, device))

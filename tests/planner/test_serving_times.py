@@ -204,6 +204,7 @@ PLANS = st.fixed_dictionaries(
         "tensor_parallel": st.sampled_from([1, 1, 2, 4, 8, 5]),
         "expert_parallel": st.sampled_from([1, 1, 2, 8, 3]),
         "attention_data_parallel": st.sampled_from([1, 1, 2, 8]),
+        "pipeline_parallel": st.sampled_from([1, 1, 2, 3, 40]),
         "offload_layers": st.sampled_from([0, 0, 0, 7, 100]),
         "cached_prefix": st.sampled_from([0, 0, 1000]),
         "chunked_prefill": st.booleans(),
@@ -282,6 +283,7 @@ def test_layers_on_the_host_have_a_roof_of_their_own() -> None:
         ("mamba2-2.7b", {"hardware": "a100", "engine": "eager"}),
         ("llama-3.1-70b", {"hardware": "h100", "tensor_parallel": 4, "speculative": "llama-3.2-1b:k=3:acceptance=0.8"}),
         ("llama-3-8b", {"hardware": "rtx4090", "offload_layers": 5, "cached_prefix": 100}),
+        ("llama-3-8b", {"hardware": "rtx4090", "weight_format": "q4_k_m", "pipeline_parallel": 2}),
     ],
 )
 def test_times_open_into_operators_whose_formulas_give_them(name: str, plan: dict[str, Any]) -> None:
