@@ -31,7 +31,7 @@ class GatedDeltaNet(nn.Module):
         self.gate_proj = nn.Linear(hidden, component.value_size, bias=False)
         self.beta_proj = nn.Linear(hidden, heads, bias=False)
         self.decay_proj = nn.Linear(hidden, heads, bias=False)
-        self.conv1d = ConvolutionFilter(component.convolution_channels, component.conv_kernel, False)
+        self.conv1d = ConvolutionFilter(component.convolution_channels, component.conv_kernel, False, context.kernels)
         self.dt_bias = nn.Parameter(torch.ones(heads))
         self.A_log = nn.Parameter(torch.zeros(heads))
         epsilon = context.norm.epsilon if component.norm_epsilon is None else component.norm_epsilon

@@ -84,7 +84,7 @@ class KimiDeltaAttention(nn.Module):
         self.q_proj = nn.Linear(hidden, width, bias=False)
         self.k_proj = nn.Linear(hidden, width, bias=False)
         self.v_proj = nn.Linear(hidden, width, bias=False)
-        self.conv1d = ConvolutionFilter(3 * width, component.conv_kernel, False)
+        self.conv1d = ConvolutionFilter(3 * width, component.conv_kernel, False, context.kernels)
         self.decay_a_proj = nn.Linear(hidden, rank, bias=False)
         self.decay_b_proj = nn.Linear(rank, width, bias=False)
         self.dt_bias = nn.Parameter(torch.ones(width))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
-from runners.models.context import BuildContext, empty_cache, in_compute_type
+from runners.models.context import BuildContext, Kernels, empty_cache, in_compute_type
 from runners.models.convolution import last_inputs, short_convolution
 from runners.models.mlp import activated, gated
 from runners.models.norms import inner_norm
@@ -48,8 +48,9 @@ class HoldsInputs(Protocol):
 class ConvolutionFilter(nn.Module):
     """The filter of the short convolution: weight (channels, 1, taps), bias (channels,)."""
 
-    def __init__(self, channels: int, taps: int, bias: bool) -> None:
+    def __init__(self, channels: int, taps: int, bias: bool, kernels: Kernels) -> None:
         super().__init__()
+        self.kernels = kernels
         self.weight = nn.Parameter(torch.empty(channels, 1, taps))
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
@@ -62,9 +63,9 @@ class ConvolutionFilter(nn.Module):
     def forward(self, x: Tensor, cache: HoldsInputs | None) -> Tensor:
         taps = self.weight.shape[-1]
         if cache is None:
-            return short_convolution(x, self.weight, self.bias)
+            return short_convolution(x, self.weight, self.bias, self.kernels)
         before = cache.convolution[..., 1:].transpose(1, 2) if taps > 1 else x[:, :0]
-        mixed = short_convolution(x, self.weight, self.bias, before)
+        mixed = short_convolution(x, self.weight, self.bias, self.kernels, before)
         cache.convolution.copy_(last_inputs(cache.convolution, x))
         return mixed
 
@@ -78,7 +79,7 @@ class Mamba1(nn.Module):
         self.kernels = context.kernels
         inner, state, rank = component.intermediate_size, component.state_size, component.time_step_rank
         self.in_proj = nn.Linear(context.hidden_size, 2 * inner, bias=component.use_bias)
-        self.conv1d = ConvolutionFilter(inner, component.conv_kernel, component.use_conv_bias)
+        self.conv1d = ConvolutionFilter(inner, component.conv_kernel, component.use_conv_bias, context.kernels)
         self.x_proj = nn.Linear(inner, rank + 2 * state, bias=False)
         self.dt_proj = nn.Linear(rank, inner, bias=True)
         self.A_log = nn.Parameter(torch.log(torch.arange(1, state + 1, dtype=torch.float32)).repeat(inner, 1))

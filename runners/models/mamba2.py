@@ -92,7 +92,7 @@ class Mamba2(nn.Module):
         self.kernels = context.kernels
         inner, channels, heads = component.intermediate_size, component.convolution_channels, component.num_heads
         self.in_proj = nn.Linear(context.hidden_size, inner + channels + heads, bias=component.use_bias)
-        self.conv1d = ConvolutionFilter(channels, component.conv_kernel, component.use_conv_bias)
+        self.conv1d = ConvolutionFilter(channels, component.conv_kernel, component.use_conv_bias, context.kernels)
         self.dt_bias = nn.Parameter(torch.ones(heads))
         self.A_log = nn.Parameter(torch.log(torch.arange(1, heads + 1, dtype=torch.float32)))
         self.D = nn.Parameter(torch.ones(heads))

@@ -129,7 +129,7 @@ class RGLRU(nn.Module):
         width, bias = component.width, component.use_bias
         self.gate_proj = nn.Linear(context.hidden_size, width, bias=bias)
         self.in_proj = nn.Linear(context.hidden_size, width, bias=bias)
-        self.conv1d = ConvolutionFilter(width, component.conv_kernel, component.use_conv_bias)
+        self.conv1d = ConvolutionFilter(width, component.conv_kernel, component.use_conv_bias, context.kernels)
         self.input_gate = BlockDiagonal(component.num_heads, component.head_dim)
         self.recurrence_gate = BlockDiagonal(component.num_heads, component.head_dim)
         self.decay = nn.Parameter(torch.zeros(width))

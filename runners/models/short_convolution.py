@@ -30,7 +30,7 @@ class ShortConvolution(nn.Module):
         self.component = component
         width, bias = context.hidden_size, component.use_bias
         self.in_proj = nn.Linear(width, 3 * width, bias=bias)
-        self.conv1d = ConvolutionFilter(width, component.conv_kernel, bias)
+        self.conv1d = ConvolutionFilter(width, component.conv_kernel, bias, context.kernels)
         self.out_proj = nn.Linear(width, width, bias=bias)
 
     def reset_special(self) -> None:
