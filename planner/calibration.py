@@ -8,6 +8,9 @@ A calibration holds, for every precision that was measured,
   that is elementwise), and the seconds for each FLOP between tokens
 * what stands outside the layers: the embedding, the last norm, the head and the loss; and the optimizer's step
 
+A GPU works through a queue that the host fills. There launches are the host's, all else is the device's, and a pass
+takes the longer of the two: what the device waits for the host stands as launches.
+
 A prediction adds these up for a design. It is made of measurements of this very machine at a few shapes, and of nothing
 that was fitted to the design. Rates of matrices are interpolated in the logarithms of their rows and their size.
 """
@@ -71,6 +74,8 @@ class KindRates(_Record):
     """What a component takes beside its matrices."""
 
     launch_seconds: float
+    least_seconds: float = 0.0
+    """Of a device that works through a queue, however small its operators are."""
     seconds_per_byte: float
     """Of what it keeps for the backward pass; in decoding, of its cache."""
     seconds_per_flop: float
@@ -110,6 +115,8 @@ class Calibration(_Record):
     threads: int
     versions: dict[str, str]
     measured_at: datetime.datetime
+    is_queued: bool = False
+    """Whether the device works through what the host has queued, both at the same time."""
     launch_seconds: float
     """Of one small operator."""
     copy_bytes_per_second: dict[str, float]
@@ -117,6 +124,8 @@ class Calibration(_Record):
     attention_flops_per_second: dict[str, float]
     """Of fused causal attention, forward, by the length."""
     optimizer_seconds_per_parameter: float
+    optimizer_launch_seconds: float = 0.0
+    """Of the host for each tensor."""
     relative_interval: tuple[float, float] | None = None
     """Measured over predicted time, the 10th and the 90th percentile over the models that it was held against."""
     precisions: dict[Precision, PrecisionRates]
@@ -199,7 +208,13 @@ def predict_time(
     for part, seconds in _outer(spec, rates, phase, batch_size, length):
         parts[part] += seconds
     if phase == "training":
-        parts["optimizer"] = calibration.optimizer_seconds_per_parameter * size(spec).parameters.total
+        sized = size(spec)
+        parts["optimizer"] = calibration.optimizer_seconds_per_parameter * sized.parameters.total
+        if calibration.optimizer_launch_seconds:
+            parts["launches"] += calibration.optimizer_launch_seconds * len(sized.tensors)
+    if calibration.is_queued:
+        working = sum(seconds for part, seconds in parts.items() if part != "launches")
+        parts["launches"] = max(0.0, parts["launches"] - working)
     return PredictedTime(sum(parts.values()), parts, calibration.name)
 
 
@@ -226,6 +241,7 @@ def _layer(
                     code="kind_not_calibrated",
                 )  # fmt: skip
             yield "launches", own.launch_seconds
+            yield "elementwise", own.least_seconds
             if phase == "decode":
                 yield "elementwise", own.seconds_per_byte * cached_bytes(part, spec.hidden_size, length, batch_size)
             elif stem == "sequence":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -58,14 +59,13 @@ def run(spec: ArchitectureSpec, plan: BenchmarkPlan, context: JobContext) -> Ite
     total = len(plan.phases) * (plan.warmups + plan.max_repetitions)
     for index, phase in enumerate(plan.phases):
         call = _phase(phase, model, tokens, plan)
-        with _precision(plan, device):
-            timing: Timing | None = None
-            repetitions = time_until_narrow(call, device, plan.warmups, plan.max_repetitions, plan.relative_interval)
-            for count, measured in enumerate(repetitions):
-                timing = measured
-                if count % 10 == 0:
-                    done = index * (plan.warmups + plan.max_repetitions) + count
-                    yield Progress(done, total, "repetitions at most", f"· {phase}")
+        timing: Timing | None = None
+        repetitions = time_until_narrow(call, device, plan.warmups, plan.max_repetitions, plan.relative_interval)
+        for count, measured in enumerate(repetitions):
+            timing = measured
+            if count % 10 == 0:
+                done = index * (plan.warmups + plan.max_repetitions) + count
+                yield Progress(done, total, "repetitions at most", f"· {phase}")
         assert timing is not None
         if not timing.narrow:
             yield Log(
@@ -139,23 +139,31 @@ def _refuse_what_does_not_fit(spec: ArchitectureSpec, plan: BenchmarkPlan, devic
 
 
 def _phase(phase: str, model: Decoder, tokens: torch.Tensor, plan: BenchmarkPlan) -> Callable[[], object]:
+    """One repetition.
+
+    Each enters its precision anew, as a training loop does: autocast keeps what it cast until it ends, and weights that
+    a step has changed would not be cast again.
+    """
+    precision = functools.partial(_precision, plan, tokens.device.type)
     if phase == "prefill":
 
         @torch.no_grad()
         def prefill() -> object:
-            return model(tokens, cache=model.new_cache(plan.batch_size, plan.sequence_length)).logits
+            with precision():
+                return model(tokens, cache=model.new_cache(plan.batch_size, plan.sequence_length)).logits
 
         return prefill
     if phase == "decode":
-        with torch.no_grad():
+        with torch.no_grad(), precision():
             cache = model.new_cache(plan.batch_size, plan.sequence_length + plan.decode_tokens)
             model(tokens, cache=cache)
 
         @torch.no_grad()
         def decode() -> object:
             cache.length = plan.sequence_length
-            for _ in range(plan.decode_tokens):
-                logits = model(tokens[:, :1], cache=cache).logits
+            with precision():
+                for _ in range(plan.decode_tokens):
+                    logits = model(tokens[:, :1], cache=cache).logits
             return logits
 
         return decode
@@ -163,7 +171,8 @@ def _phase(phase: str, model: Decoder, tokens: torch.Tensor, plan: BenchmarkPlan
 
     def training() -> object:
         optimizer.zero_grad(set_to_none=True)
-        loss = model.loss(tokens, next_tokens(tokens))
+        with precision():
+            loss = model.loss(tokens, next_tokens(tokens))
         loss.backward()
         optimizer.step()
         return loss

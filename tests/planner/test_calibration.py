@@ -29,16 +29,19 @@ def flat(rate: float) -> MatrixRates:
     return MatrixRates(rows=(1, 1024), sizes=(32, 2048), flops_per_second=((rate, rate), (rate, rate)))
 
 
-def calibration(**kinds: KindRates) -> Calibration:
+def rates(rate: float, **kinds: KindRates) -> PrecisionRates:
     phase = PhaseRates(kinds={"attention": KIND, "mlp": KIND, "moe": KIND, **kinds}, outer=OUTER)
-    rates = PrecisionRates(
-        forward=flat(RATE), backward=flat(RATE / 2), phases={"prefill": phase, "decode": phase, "training": phase}
+    return PrecisionRates(
+        forward=flat(rate), backward=flat(rate / 2), phases={"prefill": phase, "decode": phase, "training": phase}
     )
+
+
+def calibration(**kinds: KindRates) -> Calibration:
     return Calibration(
         device_name="two cores", threads=2, versions={},
         measured_at=datetime.datetime(2026, 11, 26, tzinfo=datetime.UTC),
         launch_seconds=1e-6, copy_bytes_per_second={}, attention_flops_per_second={},
-        optimizer_seconds_per_parameter=1e-9, precisions={"fp32": rates},
+        optimizer_seconds_per_parameter=1e-9, precisions={"fp32": rates(RATE, **kinds)},
     )  # fmt: skip
 
 
@@ -91,6 +94,25 @@ def test_a_token_touches_the_experts_that_it_chooses() -> None:
     found = predict_time(spec, calibration(), "prefill", batch_size=1, length=64)
     layer = 2 * 4096**2 + 2 * 4096 * 1024 + 2 * 3 * 4096 * 14_336 + 8 * 4096
     assert found.parts["matrices"] == pytest.approx(2 * 64 * (32 * layer + 32_000 * 4096) / RATE)
+
+
+def test_a_device_with_a_queue_takes_the_longer_of_its_own_time_and_the_hosts() -> None:
+    spec = load("llama-2-7b")
+    # The host queues what 64 mixers do for 1 ms each; the device is done with one token long after, or long before.
+    slow, fast = (
+        calibration().model_copy(update={"is_queued": True, "precisions": {"fp32": rates(rate)}})
+        for rate in (1e9, 1e15)
+    )
+    weights = 32 * (4 * 4096**2 + 3 * 4096 * 11_008) + 32_000 * 4096
+    bound_by_device = predict_time(spec, slow, "prefill", batch_size=1, length=1)
+    assert bound_by_device.parts["launches"] == 0
+    assert bound_by_device.parts["matrices"] == pytest.approx(2 * weights / 1e9)
+    bound_by_host = predict_time(spec, fast, "prefill", batch_size=1, length=1)
+    assert bound_by_host.seconds == pytest.approx(64 * 1e-3 + 5e-3)
+    # A step of the optimizer is queued tensor by tensor: nine in a layer, and three outside.
+    queued = fast.model_copy(update={"optimizer_launch_seconds": 1e-2, "optimizer_seconds_per_parameter": 0.0})
+    step = predict_time(spec, queued, "training", batch_size=1, length=1)
+    assert step.seconds == pytest.approx(64 * 1e-3 + 5e-3 + (32 * 9 + 3) * 1e-2)
 
 
 def test_what_was_not_calibrated_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -20,10 +21,9 @@ from runners.training import calibration
 def quick(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """A data directory of its own, and few and small measurements."""
     monkeypatch.setenv("PLUMBLINE_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(calibration, "ROWS", (1, 64))
-    monkeypatch.setattr(calibration, "SIZES", (32, 256))
+    few = dataclasses.replace(calibration.CPU, rows=(1, 64), sizes=(32, 256), widths=(64,))
+    monkeypatch.setattr(calibration, "CPU", few)
     monkeypatch.setattr(calibration, "SECONDS_EACH", 0.0)
-    monkeypatch.setattr(calibration, "WIDTHS", (64,))
     monkeypatch.setattr(calibration, "REPETITIONS", 1)
     measured = calibration.measure
     monkeypatch.setattr(calibrate, "measure", lambda precisions: measured(precisions, ("attention", "mlp")))
