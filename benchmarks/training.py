@@ -2,13 +2,14 @@
 
 usage: python -m benchmarks.training [--write] [--json FILE] [--only NAME …]
 
-Batches of 8 sequences of 512 bytes of Python's standard library (for Mamba-1 of 128), 6 layers of 256 channels, fused
-AdamW. Times are interleaved, repetition by repetition, and ratios are medians over the repetitions. transformers runs
-in fp32 and under bf16 autocast, with PyTorch's fused attention, and the better of the two is what ours is compared
-with. Ours runs in the precision that a timed product of matrices shows to pay. Peak memory is the most that a process
-of its own held in memory over what it held before its model was made, in two steps. Losses are those of training from
-the same weights; the noise beside them is the deviation over initializations. With --write the table goes into
-docs/models.md. The exit status is 1 where ours is slower, takes more memory or learns otherwise.
+Batches of 8 sequences of 512 bytes of Python's standard library, 6 layers of 256 channels, fused AdamW. Times are
+interleaved, repetition by repetition, and ratios are medians over the repetitions; of Mamba-1 one step of transformers
+takes minutes, so that it has one, and ours has some before and as many after. transformers runs in fp32 and under bf16
+autocast, with PyTorch's fused attention, and the better of the two is what ours is compared with. Ours runs in the
+precision that a timed product of matrices shows to pay. Peak memory is the most that a process of its own held in
+memory over what it held before its model was made, in a few steps. Losses are those of training from the same weights;
+the noise beside them is the deviation over initializations. With --write the table goes into docs/models.md. The exit
+status is 1 where ours is slower, takes more memory or learns otherwise.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ REPETITIONS = 7
 LEARNING_RATE = 1e-3
 CURVE_STEPS, CURVE_LENGTH, CURVE_SEEDS = 30, 128, 4
 NAIVE = frozenset({"Mamba-1"})
-"""transformers goes through these position by position, which takes minutes a step at 512: both sides are timed once,
-at a shorter length, and losses are of short sequences."""
-NAIVE_LENGTH, NAIVE_CURVE_LENGTH = 128, 24
+"""transformers goes through these position by position, which takes minutes a step: it has one, which gives its time
+and its peak, and losses are of short sequences."""
+NAIVE_CURVE_LENGTH = 24
 
 _SHARED = {
     "vocab_size": 256,
@@ -123,11 +124,6 @@ class Training:
         return time.perf_counter() - started
 
 
-def length_of(name: str) -> int:
-    """Positions of the sequences of which a model is timed."""
-    return NAIVE_LENGTH if name in NAIVE else LENGTH
-
-
 def batches(count: int, length: int) -> list[Tensor]:
     """The same for everyone."""
     text = load_text(STANDARD_LIBRARY).training
@@ -136,35 +132,43 @@ def batches(count: int, length: int) -> list[Tensor]:
 
 def speed(name: str, bf16: bool) -> dict[str, Any]:
     """Seconds a step of each side, repetition by repetition."""
-    naive = name in NAIVE
     reference = theirs(name)
-    sides = {"ours": Training(ours(reference), bf16)}
-    if naive:
-        # The better of its two precisions by short sequences; the other is not waited for.
-        short = batches(1, NAIVE_CURVE_LENGTH)[0]
-        trial = {precision: Training(reference, precision == "bf16") for precision in ("fp32", "bf16")}
-        best = min(trial, key=lambda precision: min(trial[precision].seconds(short) for _ in range(2)))
-        sides[f"transformers {best}"] = trial[best]
-    else:
-        sides |= {
-            f"transformers {precision}": Training(reference, precision == "bf16") for precision in ("fp32", "bf16")
-        }
-    made = batches(REPETITIONS + 1, length_of(name))
+    sides = {"ours": Training(ours(reference), bf16)} | {
+        f"transformers {precision}": Training(reference, precision == "bf16") for precision in ("fp32", "bf16")
+    }
     seconds: dict[str, list[float]] = {side: [] for side in sides}
-    if naive:
-        sides["ours"].seconds(made[0])
-        slow = next(side for side in sides if side != "ours")
-        around = [sides["ours"].seconds(made[1])]
-        seconds[slow].append(sides[slow].seconds(made[1]))
-        around.append(sides["ours"].seconds(made[1]))
-        seconds["ours"].append(statistics.mean(around))
-        return seconds
-    for repetition, tokens in enumerate(made):
+    for repetition, tokens in enumerate(batches(REPETITIONS + 1, LENGTH)):
         for side, training in sides.items():
             took = training.seconds(tokens)
             if repetition:  # the first warms up
                 seconds[side].append(took)
     return seconds
+
+
+def speed_and_peaks(name: str, bf16: bool) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Seconds of each side's steps, and the peak bytes of both."""
+    if name not in NAIVE:
+        seconds = speed(name, bf16)
+        best = better(seconds)
+        return seconds, {
+            "ours": alone(name, "ours", bf16)[1],
+            "transformers": alone(name, "transformers", best.endswith("bf16"))[1],
+        }
+    # The better of its two precisions by short sequences; the other is not waited for.
+    reference = theirs(name)
+    short = batches(1, NAIVE_CURVE_LENGTH)[0]
+    trial = {precision: Training(reference, precision == "bf16") for precision in ("fp32", "bf16")}
+    best = min(trial, key=lambda precision: min(trial[precision].seconds(short) for _ in range(2)))
+    before, peak = alone(name, "ours", bf16)
+    slow, its_peak = alone(name, "transformers", best == "bf16")
+    after, _ = alone(name, "ours", bf16)
+    around = statistics.median(before + after)
+    return {"ours": [around], f"transformers {best}": [slow[-1]]}, {"ours": peak, "transformers": its_peak}
+
+
+def better(seconds: dict[str, list[float]]) -> str:
+    """The faster of the other sides."""
+    return min((side for side in seconds if side != "ours"), key=lambda side: statistics.median(seconds[side]))
 
 
 def curves(name: str, bf16: bool) -> dict[str, Any]:
@@ -188,16 +192,17 @@ def curves(name: str, bf16: bool) -> dict[str, Any]:
     return found
 
 
-def peak_bytes(name: str, side: str, bf16: bool) -> int:
-    """What two steps of one side hold at most in a process of their own, over what it held before its model."""
-    command = [sys.executable, "-m", "benchmarks.training", "--peak", name, side, "bf16" if bf16 else "fp32"]
+def alone(name: str, side: str, bf16: bool) -> tuple[list[float], int]:
+    """Seconds of one side's steps in a process of their own, and the most that it held over what it held before."""
+    command = [sys.executable, "-m", "benchmarks.training", "--alone", name, side, "bf16" if bf16 else "fp32"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    return int(done.stdout.split()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found["seconds"], found["peak_bytes"]
 
 
-def print_peak(name: str, side: str, precision: str) -> None:
-    """What the process of :func:`peak_bytes` does."""
-    tokens = batches(1, length_of(name))[0]
+def print_alone(name: str, side: str, precision: str) -> None:
+    """What the process of :func:`alone` does: of several steps the first warms up, unless there is one alone."""
+    tokens = batches(1, LENGTH)[0]
     if side == "ours":
         spec = from_huggingface(CONFIGS[name])
         make: Callable[[], nn.Module] = lambda: build(spec)  # noqa: E731
@@ -207,9 +212,10 @@ def print_peak(name: str, side: str, precision: str) -> None:
         make = lambda: theirs(name)  # noqa: E731
     before = psutil.Process().memory_info().rss
     training = Training(make(), precision == "bf16")
-    for _ in range(1 if side != "ours" and name in NAIVE else 2):
-        training.step(tokens)
-    print(_most_resident_bytes() - before)
+    naive = name in NAIVE
+    seconds = [training.seconds(tokens) for _ in range(1 if naive and side != "ours" else REPETITIONS if naive else 2)]
+    found = {"seconds": seconds[1:] or seconds, "peak_bytes": _most_resident_bytes() - before}
+    print(json.dumps(found))
 
 
 def _most_resident_bytes() -> int:
@@ -223,24 +229,18 @@ def _most_resident_bytes() -> int:
 
 def measured(name: str, bf16: bool) -> dict[str, Any]:
     """Everything of one model."""
-    seconds = speed(name, bf16)
+    seconds, peaks = speed_and_peaks(name, bf16)
     sides = [side for side in seconds if side != "ours"]
-    better = min(sides, key=lambda side: statistics.median(seconds[side]))
+    best = better(seconds)
     ratios = {side: [slow / fast for slow, fast in zip(seconds[side], seconds["ours"], strict=True)] for side in sides}
     return {
         "model": name,
         "seconds": seconds,
-        "length": length_of(name),
-        "tokens_per_second": {
-            side: BATCH * length_of(name) / statistics.median(took) for side, took in seconds.items()
-        },
-        "better": better,
+        "tokens_per_second": {side: BATCH * LENGTH / statistics.median(took) for side, took in seconds.items()},
+        "better": best,
         "ratios": {side: statistics.median(found) for side, found in ratios.items()},
-        "least_and_most": [min(ratios[better]), max(ratios[better])],
-        "peak_bytes": {
-            "ours": peak_bytes(name, "ours", bf16),
-            "transformers": peak_bytes(name, "transformers", better.endswith("bf16")),
-        },
+        "least_and_most": [min(ratios[best]), max(ratios[best])],
+        "peak_bytes": peaks,
         "losses": curves(name, bf16),
     }
 
@@ -270,14 +270,13 @@ def table(rows: list[dict[str, Any]], rates: dict[str, float], bf16: bool) -> st
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        better, speeds, losses = row["better"], row["tokens_per_second"], row["losses"]
+        best, speeds, losses = row["better"], row["tokens_per_second"], row["losses"]
         low, high = row["least_and_most"]
         full = row["ratios"].get("transformers fp32")
         peaks = [f"{row['peak_bytes'][side] / 2**20:,.0f}" for side in ("ours", "transformers")]
-        spread = f"**{row['ratios'][better]:.2f}**" + (f" ({low:.2f} to {high:.2f})" if low != high else "")
-        shorter = "" if row["length"] == LENGTH else f", {row['length']} positions"
+        spread = f"**{row['ratios'][best]:.2f}**" + (f" ({low:.2f} to {high:.2f})" if low != high else "")
         lines.append(
-            f"| {row['model']}{shorter} | {speeds['ours']:,.0f} | {speeds[better]:,.0f}, {better.split()[1]} | "
+            f"| {row['model']} | {speeds['ours']:,.0f} | {speeds[best]:,.0f}, {best.split()[1]} | "
             f"{spread} | "
             f"{'' if full is None else f'{full:.2f}'} | {peaks[0]} | {peaks[1]} | {losses['ours_mean']:.4f} | "
             f"{losses['transformers_mean']:.4f} | ± {losses['seed_deviation']:.4f} |"
@@ -306,12 +305,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="put the table into docs/models.md")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--only", nargs="+", choices=CONFIGS, default=list(CONFIGS), help="these models alone")
-    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    if arguments.peak:
-        print_peak(*arguments.peak)
+    if arguments.alone:
+        print_alone(*arguments.alone)
         return 0
     profile = measure()
     rates = profile.matmul_flops_per_second
