@@ -40,6 +40,24 @@ PREDICTION = re.compile(r"(^|\.)mtp[._]")
 """Where files hold layers that predict further tokens, which are no part of the model that generates: as layers behind
 its own, as many as a configuration says, or under a name of theirs."""
 
+UNPADDED = frozenset(
+    {
+        *("bloom", "codegen", "falcon", "falcon_mamba", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox"),
+        *("gpt_neox_japanese", "gptj", "mamba", "mamba2", "mpt", "nemotron_h", "openai-gpt", "rwkv"),
+    }
+)
+"""Families in which the token that fills up shorter rows of a batch is one like the others."""
+
+PADDING: Mapping[str, int] = {
+    **dict.fromkeys(("bamba", "cohere", "cohere2", "cohere2_moe", "ernie4_5", "ernie4_5_moe", "exaone"), 0),
+    **dict.fromkeys(("exaone_moe", "falcon_h1", "gemma", "gemma2", "gemma3_text", "hunyuan_v1_dense"), 0),
+    **dict.fromkeys(("hunyuan_v1_moe", "jamba", "lfm2", "lfm2_moe", "recurrent_gemma", "sarvam_moe", "vaultgemma"), 0),
+    **dict.fromkeys(("biogpt", "nanochat", "olmo", "olmo2", "olmo3", "olmoe", "opt", "seed_oss"), 1),
+    **{"apertus": 3, "flex_olmo": 100277, "glm": 151329, "glm4": 151329, "helium": 3, "internlm3": 2},
+    **{"kimi_linear": 163839, "ministral3": 11, "olmo_hybrid": 100277, "phi3": 32000, "smollm3": 128004},
+}
+"""transformers' ``pad_token_id`` of the families that have one where a file has none."""
+
 XIELU = {"act_fn.beta": 0.5, "act_fn.eps": -1e-6}
 """What Apertus' files hold beside the parameters of its activation."""
 
@@ -64,6 +82,7 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
         raise ValueError(
             f"{field} is {value!r}, which no specification can say: the model would not compute what these weights mean"
         )
+    model.embed_tokens.padding_idx = _padding(config, spec.vocab_size)
     own = dict(model.named_parameters())
     layers = [layer for _, layer in spec.iterate_layers()]
     unread = set(state_dict)
@@ -93,7 +112,8 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
     if spec.tie_word_embeddings:  # the head, by the family's name of it
         rules = adapter.layout(spec) if callable(adapter.layout) else adapter.layout
         unread -= {rule.theirs for rule in rules if rule.ours == ("lm_head.weight",)} | {"lm_head.weight"}
-    predicting = max((config.get(name) or 0 for name in PREDICTING), default=0)
+    written = [config.get(name) for name in PREDICTING]
+    predicting = max((count for count in written if isinstance(count, int)), default=0)
     unread = {
         name
         for name in unread
@@ -109,6 +129,15 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
             if name in own:
                 for order in orders:
                     _reorder(name, own[name], order)
+
+
+def _padding(config: Mapping[str, Any], vocab_size: int) -> int | None:
+    """The token whose row of the embedding never learns from where it is read, as transformers has it."""
+    model_type = config["model_type"]
+    token = None if model_type in UNPADDED else config.get("pad_token_id", PADDING.get(model_type))
+    if not isinstance(token, int) or not -vocab_size <= token < vocab_size:
+        return None
+    return token % vocab_size
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ BLOOM = Adapter(
     + layouts.paired({"o_proj": "dense"}, f"{_LAYER}self_attention.", "layers.{layer}.sequence_mixer.")
     + layouts.paired(layouts.FOUR_TIMES, f"{_LAYER}mlp.", "layers.{layer}.channel_mixer."),
     aliases={"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "n_embed": "hidden_size"},
-    # How the training code fused and summed; slow_but_exact sums in the order of the parts it was trained in.
+    # How the training code fused.
     ignored=frozenset(
         {
             "attention_softmax_in_fp32",
@@ -73,10 +73,11 @@ BLOOM = Adapter(
             "seq_length",
             "skip_bias_add",
             "skip_bias_add_qkv",
-            "slow_but_exact",
             "unk_token_id",
         }
     ),
     neutral={"n_inner": (None,)},
-    unmodelled={"apply_residual_connection_post_layernorm": (False,)},
+    # slow_but_exact sums in the order of the parts of the training, and transformers then leaves out the biases of
+    # attention's output and of the MLP's.
+    unmodelled={"apply_residual_connection_post_layernorm": (False,), "slow_but_exact": (False,)},
 )

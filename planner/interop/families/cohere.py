@@ -7,17 +7,16 @@ from typing import Any
 from planner.interop import decoders, layouts
 from planner.interop.base import Adapter, Reader, refusal, shown
 
-_THETA = 500_000.0
 
-
-def _model(reader: Reader, mixers: list[dict[str, Any]]) -> dict[str, Any]:
+def _model(reader: Reader, mixers: list[dict[str, Any]], theta: float) -> dict[str, Any]:
+    """``theta`` is the family's rotary base where a file has none."""
     mlp = decoders.gated_mlp(reader)
     layers = [{"sequence_mixer": mixer, "channel_mixer": mlp, "residual": "parallel_shared_norm"} for mixer in mixers]
     return layouts.model(
         reader,
         layers,
         norm=layouts.layer_norm(reader, bias=False),
-        positions=layouts.rotary(reader, _THETA),
+        positions=layouts.rotary(reader, theta),
         logit_scale=reader.number("logit_scale"),
     )
 
@@ -30,7 +29,7 @@ def _cohere(reader: Reader) -> dict[str, Any]:
         query_key_norm="each_head" if normed else None,
         query_key_norm_kind="layer_norm" if normed else "rms_norm",
     )
-    return _model(reader, [mixer] * reader.integer("num_hidden_layers"))
+    return _model(reader, [mixer] * reader.integer("num_hidden_layers"), theta=500_000.0)
 
 
 def _cohere2(reader: Reader) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def _cohere2(reader: Reader) -> dict[str, Any]:
         True: decoders.attention(reader, **decoders.biases(reader), sliding_window=window),
         False: decoders.attention(reader, **decoders.biases(reader), rope_share=0.0),
     }
-    return _model(reader, [mixers[narrow] for narrow in windowed])
+    return _model(reader, [mixers[narrow] for narrow in windowed], theta=10_000.0)
 
 
 def _cohere2_moe(reader: Reader) -> dict[str, Any]:

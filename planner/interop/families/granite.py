@@ -45,9 +45,10 @@ def _with_sinks(reader: Reader, common: dict[str, Any]) -> list[dict[str, Any]]:
 def _model(
     reader: Reader, channel_mixer: dict[str, Any], mixers: Mixers = _alike, divides: bool = True, **layer: Any
 ) -> dict[str, Any]:
-    """A model whose logits are divided by ``logits_scaling``, or multiplied."""
-    multiplier = reader.value("attention_multiplier")
-    scale = None if multiplier is None and not divides else reader.number("attention_multiplier")
+    """A model whose logits are divided by ``logits_scaling``, or multiplied (HyperCLOVA X)."""
+    scale = decoders.head_sizes(reader)[2] ** -0.5
+    if divides or reader.value("attention_multiplier") is not None:
+        scale = reader.number("attention_multiplier")
     common = decoders.biases(reader) | {"softmax_scale": scale}
     return decoders.decoder(
         reader,
