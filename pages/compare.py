@@ -10,7 +10,18 @@ import streamlit as st
 
 from db.engine import Store
 from db.records import Revision
-from pages.widgets import charts, chrome, comparison_tables, exports, figures, layer_strip, measured, theme, words
+from pages.widgets import (
+    charts,
+    chrome,
+    comparison_tables,
+    exports,
+    figures,
+    layer_strip,
+    measured,
+    nearest,
+    theme,
+    words,
+)
 from pages.widgets.labels import distinct
 from planner import ArchitectureSpec, PlannerError, SpecDiff, cache_bytes, diff, parse_spec
 from planner.comparison import (
@@ -77,6 +88,8 @@ def main() -> None:
             chrome.html(f'<div style="overflow-x:auto">{table}</div>')
             for row_note in sorted({note for row in rows for note in row.notes}):
                 chrome.note(row_note)
+            tagged = {chrome.variant_tag(index): spec for index, spec in enumerate(specs)}
+            nearest.lines(tagged, ("inference_memory", "training_memory"), key="compare")
         with right:
             cache_figure = cache_over_context(specs)
             with chrome.panel("Cache over context", "GiB, bf16, one sequence", key="cache"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.widgets import address, chrome, cost_view, device_tables
+from pages.widgets import address, chrome, cost_view, device_tables, nearest
 from pages.widgets.address import View
 from pages.widgets.devices import known_devices
 from pages.widgets.plan_form import plan_fields
@@ -87,6 +87,10 @@ def costs(view: View, known: dict[str, Device]) -> dict[str, str]:
             notes=cost_view.field_notes(view["device"]),
         )  # fmt: skip
     chrome.note(ground)
+    if rate is not None:
+        names = ("tokens_per_second", "inference_memory")
+        nearest.line(preset(view["design"]).spec, names, known[view["device"]].name, key="hardware")
+        chrome.note("No bill was measured: what owning and renting cost a token is off by as much as the rate.")
     if plan is None:
         return {}
     try:

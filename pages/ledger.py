@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.widgets import charts, chrome, ledger_view
+from pages.widgets import charts, chrome, ledger_view, nearest
 from pages.widgets.address import View
-from planner.ledger import BY, Pair, published_pairs, unpredicted
+from planner.ledger import BY, Pair, unpredicted
 
 ORIGINS = {"": "Own and published", "own": "Jobs of this store", "published": "Published runs"}
 GROUPS = {
@@ -20,7 +20,7 @@ def main() -> None:
     view = View("ledger", DEFAULTS)
     store = chrome.get_store()
     with st.spinner("Predicting the published runs …"):
-        pairs = [*ledger_view.stored_pairs(store), *published_pairs()]
+        pairs = [*ledger_view.stored_pairs(store), *nearest.published()]
     chrome.header("Ledger", f"{len(pairs):,} predictions that were measured")
     view.choice("origin", ORIGINS)
     view.choice("by", GROUPS)

@@ -6,12 +6,12 @@ from functools import lru_cache
 
 import streamlit as st
 
-from pages.widgets import charts, chrome, design_source, sensitivity_view
+from pages.widgets import charts, chrome, design_source, nearest, sensitivity_view
 from pages.widgets.address import View
 from pages.widgets.devices import known_devices
 from pages.widgets.draft import Draft
 from pages.widgets.plan_form import plan_fields
-from planner import ArchitectureSpec, Device, PlannerError, ServingPlan, TrainingPlan
+from planner import ArchitectureSpec, Device, PlannerError, ServingPlan, TrainingPlan, hardware
 from planner.plans import Plan
 from planner.sensitivity import (
     OUTPUTS,
@@ -98,6 +98,8 @@ def swings(view: View, draft: Draft, plan: Plan | None) -> None:
         charts.show(figure, key=f"tornado-{view['output']}", alt=f"What each field does to {label.lower()}")
         if len(found.swings) > count:
             chrome.note(f"{len(found.swings) - count:,} fields more do less than these.")
+        device = getattr(plan, "hardware", None)
+        nearest.line(draft.spec, (view["output"],), hardware(device).name if device else None, key="sensitivity")
         with st.expander("Fields that change nothing of it, and those that cannot be changed alone"):
             chrome.html(sensitivity_view.rest_html(found))
 
@@ -123,6 +125,8 @@ def limits(view: View, draft: Draft, plan: Plan, known: dict[str, Device]) -> No
                 if smallest is None
                 else f"The smallest device that holds the plan as it is: {smallest.name}."
             )
+            memory = "inference_memory" if isinstance(plan, ServingPlan) else "training_memory"
+            nearest.line(draft.spec, (memory,), known[view["device"]].name, key="limits")
 
 
 main()

@@ -15,8 +15,9 @@ from pages.widgets import (
     figures,
     fit_bars,
     key_numbers,
-    ledger_view,
+    nearest,
     serving_view,
+    terms,
 )
 from pages.widgets.address import View
 from pages.widgets.draft import Draft
@@ -24,7 +25,6 @@ from pages.widgets.key_numbers import KeyNumber
 from pages.widgets.plan_form import plan_fields
 from planner import ArchitectureSpec, PlannerError, ServingPlan, fits, hardware
 from planner.cache import formats_for
-from planner.ledger import SERVED
 from planner.serving import WEIGHT_FORMATS, InferenceEstimate, estimate_inference
 from planner.serving.times import RooflinePoint, roofline
 
@@ -37,6 +37,12 @@ SECTIONS = {
 }  # fmt: skip
 FIELDS = tuple(name for name in ServingPlan.model_fields if name != "hardware")
 PHASES = {"decode": "Decoding", "prefill": "Reading the prompt"}
+TERMS = {
+    "memory": "inference_memory", "requests": "inference_memory", "context": "inference_memory",
+    "first": "time_to_first_token", "token": "inter_token_latency", "speed": "inter_token_latency",
+    "energy": "inter_token_latency",
+}  # fmt: skip
+"""What a key number opens: limits are read from the memory, rates and energy from the time between tokens."""
 
 
 def main() -> None:
@@ -75,14 +81,14 @@ def main() -> None:
         chrome.error(reason)
         return
     numbers(plan, estimate)
+    timed = ("inter_token_latency", "time_to_first_token") if batches else ()
+    nearest.line(draft.spec, ("inference_memory", *timed), hardware(view["hardware"]).name, key="serving")
     fit = fits(draft.spec, plan, hardware(view["hardware"]))
     with chrome.panel("Memory of each device by part", "of what is usable", key="serving-parts"):
         chrome.html(fit_bars.html_of([fit]))
     times(view, plan, estimate, batches, points)
-    with chrome.panel("How far from measured runs", key="nearest"), st.spinner("Predicting the published runs …"):
-        for quantity in (SERVED["memory"], *((SERVED["token"],) if batches else ())):
-            chrome.html(ledger_view.nearest_html(draft.spec, quantity, hardware(view["hardware"]).name))
     view.write(**{name: changed.get(name) for name in FIELDS})
+    terms.show_if_asked(draft, plan)
 
 
 def _asked(draft: Draft) -> dict[str, Any]:
@@ -139,7 +145,7 @@ def numbers(plan: ServingPlan, estimate: InferenceEstimate) -> None:
             note=estimate.max_context_note,
         )
     )  # fmt: skip
-    key_numbers.show(row, key="serving-numbers")
+    key_numbers.show(row, key="serving-numbers", on_open=lambda name: terms.ask(TERMS[name]), opening=TERMS)
     chrome.note(estimate.time_note)
 
 
@@ -164,6 +170,9 @@ def times(
         for name, parts in (("decode", estimate.decode_parts), ("prefill", estimate.prefill_parts)):
             chrome.heading(PHASES[name], str(figures.duration(sum(parts.values()))))
             charts.show(serving_view.parts(parts), key=f"serving-{name}", alt=f"Seconds of {PHASES[name].lower()}")
+            if parts:
+                quantity = "inter_token_latency" if name == "decode" else "time_to_first_token"
+                terms.open_button(quantity, f"open-{name}")
     with st.container(border=True, key="panel-serving-roofline", gap="small"):
         with st.container(horizontal=True, vertical_alignment="center", key="roofline-head"):
             chrome.heading("Roofline", "each operator under what the device promises")

@@ -18,6 +18,7 @@ from pages.widgets import (
     fit_bars,
     key_numbers,
     layer_strip,
+    nearest,
     sizing_plots,
     sizing_source,
     sizing_tables,
@@ -72,6 +73,7 @@ def main() -> None:
             key="sizing-numbers",
             on_open=terms.ask,
         )
+    error_of_these = st.container(key="sizing-nearest")  # filled at the end: the plots do not wait for it
     if draft.notice:
         chrome.error(draft.notice)
     sizing_source.form(view, draft)
@@ -91,6 +93,8 @@ def main() -> None:
     roofline(view, spec, serving, known)
     fitting(view, spec, serving, training, known)
     derivation(view, draft)
+    with error_of_these:
+        nearest.line(spec, ("inference_memory", "training_memory", "parameters"), key="sizing")
     view.write()
     terms.show_if_asked(draft)
 

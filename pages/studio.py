@@ -17,6 +17,7 @@ from pages.widgets import (
     inspector,
     key_numbers,
     layer_strip,
+    nearest,
     spec_fields,
     studio_actions,
     studio_numbers,
@@ -63,6 +64,7 @@ def draw(draft: Draft) -> None:
             key="key-numbers",
             on_open=lambda quantity: terms.ask(quantity),
         )
+    error_of_these = st.container(key="studio-nearest")  # filled at the end: the picture does not wait for it
     for said in filter(None, (draft.notice, settled)):
         chrome.error(said)
     with st.container(border=True, key="panel-strip"):
@@ -79,6 +81,8 @@ def draw(draft: Draft) -> None:
     with right:
         will_it_run(draft)
     components(draft)
+    with error_of_these:
+        nearest.line(draft.spec, ("inference_memory", "training_memory", "parameters"), key="studio")
     terms.show_if_asked(draft)
     studio_actions.show_if_opening(draft)
 

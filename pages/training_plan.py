@@ -8,12 +8,11 @@ from typing import Any
 
 import streamlit as st
 
-from pages.widgets import charts, chrome, design_source, devices, figures, key_numbers, ledger_view, training_view
+from pages.widgets import charts, chrome, design_source, devices, figures, key_numbers, nearest, terms, training_view
 from pages.widgets.address import View
 from pages.widgets.key_numbers import KeyNumber
 from pages.widgets.plan_form import plan_fields
 from planner import ArchitectureSpec, Device, PlannerError, TrainingPlan, estimate_training, hardware
-from planner.ledger import MEMORY, STEP_TIME
 from planner.step_time.run_cost import Interruptions, run_cost
 from planner.training import TrainingEstimate, TrainingMemory
 from planner.training.estimate import stage_memories
@@ -28,6 +27,8 @@ SECTIONS = {
 }  # fmt: skip
 DEFAULTS = {"hardware": "h100", "tokens": "1e12", "checkpoint": "60", "restart": "600"}
 FIELDS = tuple(name for name in TrainingPlan.model_fields if name != "hardware")
+TERMS = {"memory": "training_memory", "step": "step_time", "speed": "step_time", "mfu": "step_time"}
+"""What a key number opens: a rate and a share are read from the step's time."""
 
 
 def main() -> None:
@@ -65,6 +66,8 @@ def main() -> None:
         return
     device = hardware(view["hardware"])
     numbers(plan, estimate, device)
+    timed = ("step_time",) if estimate.step_seconds is not None else ()
+    nearest.line(draft.spec, ("training_memory", *timed), device.name, key="training")
     memory(plan, stages, device)
     left, right = st.columns([1.35, 1], gap="small")
     with left, chrome.panel("Within a step", "what is alive at each moment, on the device that needs most", key="step"):
@@ -88,9 +91,7 @@ def main() -> None:
     if estimate.memory.buffers:
         with chrome.panel("What the engine sets aside", "beside states and activations", key="buffers"):
             chrome.html(training_view.buffers_html(estimate.memory.buffers))
-    with chrome.panel("How far from measured runs", key="nearest"), st.spinner("Predicting the published runs …"):
-        for quantity in (MEMORY, *((STEP_TIME,) if estimate.step_seconds is not None else ())):
-            chrome.html(ledger_view.nearest_html(draft.spec, quantity, device.name))
+    terms.show_if_asked(draft, plan)
 
 
 def _sensitivity(draft: Any) -> dict[str, str]:
@@ -131,7 +132,7 @@ def numbers(plan: TrainingPlan, estimate: TrainingEstimate, device: Device) -> N
         KeyNumber("devices", "Devices", f"{count:,}", exact=f"{count:,}", note=device.name),
     ]  # fmt: skip
     row += training_view.time_numbers(estimate)
-    key_numbers.show(row, key="training-numbers")
+    key_numbers.show(row, key="training-numbers", on_open=lambda name: terms.ask(TERMS[name]), opening=TERMS)
     if estimate.step_seconds is None:
         chrome.note(estimate.time_note)
 
@@ -142,6 +143,7 @@ def time_and_money(view: View, estimate: TrainingEstimate, device: Device) -> No
     with left, chrome.panel("Time of a step", "by what it goes to", key="step-time"):
         charts.show(training_view.time_bars(estimate.time), key="training-time", alt="Seconds of a step by part")
         chrome.note(estimate.time.text)
+        terms.open_button("step_time", "open-step-time")
     with right, chrome.panel("A whole run", "with interruptions", key="run"):
         row = st.columns(3, gap="small")
         tokens = row[0].text_input("Tokens", key=view.key("tokens"), help="such as 1.5e12")

@@ -22,7 +22,9 @@ from planner.hardware import hardware
 from planner.measured import TrainingRow, training_rows
 from planner.measured.inference import InferenceRow, inference_rows
 from planner.measured.predicted import Reading, memory_of, time_of
+from planner.measured.rows import day_of
 from planner.measured.served import error_of
+from planner.presets import Preset, preset, preset_ids
 from planner.sizing import size
 from planner.spec import ArchitectureSpec
 
@@ -51,6 +53,7 @@ class Pair:
     source: str
     """Repository and path of a published run; a job's id of one's own."""
     when: datetime.date | None
+    """The day of the measurement; of a published run the earliest that its source gives, which is no earlier."""
     profile: str = ""
     """The efficiencies, or the profile of a machine, that the prediction was made with."""
 
@@ -134,11 +137,92 @@ def nearest(
 
     def distance(pair: Pair) -> float:
         elsewhere = 0.0 if device is None or pair.device.lower() == device.lower() else 1.0
-        unlike = len(pair.kinds ^ kinds) / max(len(pair.kinds | kinds), 1)
-        return elsewhere + unlike + abs(math.log10(max(pair.parameters, 1) / max(parameters, 1))) / 2
+        return elsewhere + _unlike(pair, kinds) + _decades(pair, parameters) / 2
 
     own = [pair for pair in pairs if pair.quantity == quantity]
     return tuple(sorted(own, key=distance)[:count])
+
+
+def _unlike(pair: Pair, kinds: frozenset[str]) -> float:
+    return len(pair.kinds ^ kinds) / max(len(pair.kinds | kinds), 1)
+
+
+def _decades(pair: Pair, parameters: int) -> float:
+    return abs(math.log10(max(pair.parameters, 1) / max(parameters, 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class NearestError:
+    """How far the planner is on the runs that are most like a design."""
+
+    quantity: str
+    summary: ErrorSummary
+    """Of the near pairs; of the least unlike ones where none is near."""
+    is_near: bool
+    """Whether these have every component of the design, few others, and a size within ten times its own."""
+    missing: tuple[str, ...]
+    """Components of the design that no measured run of the quantity has."""
+    devices: tuple[str, ...]
+    """Where these ran, the commonest first."""
+    elsewhere: int
+    """How many of them ran on other devices than the one that is asked about."""
+
+
+def nearest_error(
+    pairs: Iterable[Pair], spec: ArchitectureSpec, quantity: str, device: str | None = None, count: int = NEAREST
+) -> NearestError | None:
+    """The error of an estimate, told by its nearest pairs; ``None`` where the quantity was never measured."""
+    known = [pair for pair in pairs if pair.quantity == quantity]
+    if not known:
+        return None
+    kinds, parameters = kinds_of_spec(spec), size(spec).parameters.total
+    near = [
+        pair
+        for pair in known
+        if pair.kinds >= kinds and _unlike(pair, kinds) <= MOST_UNLIKE and _decades(pair, parameters) <= MOST_DECADES
+    ]
+    chosen = nearest(near or known, spec, quantity, device, count)
+    return NearestError(
+        quantity=quantity,
+        summary=ErrorSummary.of(quantity, chosen),
+        is_near=bool(near),
+        missing=tuple(sorted(kinds - frozenset().union(*(pair.kinds for pair in known)))),
+        devices=tuple(name for name, _ in Counter(pair.device for pair in chosen).most_common()),
+        elsewhere=0 if device is None else sum(pair.device.lower() != device.lower() for pair in chosen),
+    )
+
+
+MOST_UNLIKE, MOST_DECADES = 0.5, 1.0
+"""A near pair shares half of all components that it or the design has, and is within ten times the design's size."""
+
+
+@dataclass(frozen=True, slots=True)
+class NearestCount:
+    """A known model with a published number of parameters, counted as a design is."""
+
+    preset: Preset
+    counted: int
+    is_alike: bool
+    """Whether it has the design's components."""
+
+
+def nearest_count(spec: ArchitectureSpec) -> NearestCount:
+    """The known model that is most like a design: by its components, then by its size."""
+    kinds, parameters = kinds_of_spec(spec), size(spec).parameters.total
+
+    def distance(known: tuple[Preset, frozenset[str], int]) -> float:
+        unlike = len(known[1] ^ kinds) / max(len(known[1] | kinds), 1)
+        return unlike + abs(math.log10(known[2] / max(parameters, 1))) / 2
+
+    found, its_kinds, counted = min(published_counts(), key=distance)
+    return NearestCount(found, counted, its_kinds == kinds)
+
+
+@functools.cache
+def published_counts() -> tuple[tuple[Preset, frozenset[str], int], ...]:
+    """The known models whose source states the parameters: each with its kinds of mixers and what is counted."""
+    known = (preset(name) for name in preset_ids())
+    return tuple((each, kinds_of_spec(each.spec), size(each.spec).parameters.total) for each in known if each.published)
 
 
 MEMORY, STEP_TIME = "Peak training memory", "Time of a training step"
@@ -147,6 +231,18 @@ SERVED = {
     "prompt": "Time of a prompt",
 }  # fmt: skip
 """What the readings of published runs of serving are called."""
+MEASURED_AS = {
+    "training_memory": MEMORY, "step_time": STEP_TIME, "training_tokens_per_second": STEP_TIME,
+    "inference_memory": SERVED["memory"], "inter_token_latency": SERVED["token"], "tokens_per_second": SERVED["token"],
+    "time_to_first_token": SERVED["prompt"],
+}  # fmt: skip
+"""The measured quantity that holds an estimate to account, by the estimate's name in :mod:`planner.explain` and
+:mod:`planner.sensitivity`; a rate is held by the time that it is one over."""
+COUNTED = (
+    "parameters", "active_parameters", "flops", "needed_flops", "training_flops", "needed_training_flops",
+    "flops_forward", "flops_training", "flops_per_token", "cache", "weights_memory",
+)  # fmt: skip
+"""Quantities that are counted and not estimated: a job that measures them finds them to the last one."""
 
 
 @functools.cache
@@ -197,6 +293,6 @@ def _pair(
         origin="published",
         label=row.model,
         source=row.source,
-        when=None,
+        when=day_of(row.as_of),
         profile=profile,
     )

@@ -32,8 +32,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
       if (element.textContent !== text) element.textContent = text;
     };
     cell.dataset.quantity = number.quantity;
-    cell.disabled = !data.opens;
-    const said = [number.exact || number.value, number.words, number.measured, data.opens && "click for its terms"];
+    cell.disabled = !number.opens;
+    const said = [number.exact || number.value, number.words, number.measured, number.opens && "click for its terms"];
     cell.title = said.filter(Boolean).join(" · ");
     const mark = cell.querySelector(".mark");
     mark.hidden = !number.measured;

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
 
 from pages.widgets import chrome, theme
@@ -43,11 +43,27 @@ class KeyNumber:
 _component = BrowserComponent("key_numbers")
 
 
-def show(numbers: Sequence[KeyNumber], *, key: str, on_open: Callable[[str], None] | None = None) -> None:
-    """Draw the row; a click on a number calls ``on_open`` with its quantity before the next run."""
-    entries = [{**asdict(number), "words": theme.STATUS_WORDS.get(number.status, number.status)} for number in numbers]
+def show(
+    numbers: Sequence[KeyNumber],
+    *,
+    key: str,
+    on_open: Callable[[str], None] | None = None,
+    opening: Container[str] | None = None,
+) -> None:
+    """Draw the row; a click on a number calls ``on_open`` with its quantity before the next run.
+
+    ``opening`` are the quantities that can be clicked; absent: all.
+    """
+    entries = [
+        {
+            **asdict(number),
+            "words": theme.STATUS_WORDS.get(number.status, number.status),
+            "opens": on_open is not None and (opening is None or number.quantity in opening),
+        }
+        for number in numbers
+    ]
     handlers = {"open": on_open} if on_open is not None else {}
-    _component.mount({"numbers": entries, "opens": on_open is not None}, key, handlers)
+    _component.mount({"numbers": entries}, key, handlers)
 
 
 def rows(numbers: Sequence[KeyNumber]) -> str:

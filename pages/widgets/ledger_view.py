@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pages.widgets import charts, chrome, job_view, theme
 from planner import ArchitectureSpec, PlannerError, size
-from planner.ledger import ErrorSummary, Pair, kinds_of_spec, nearest, published_pairs, summarise
+from planner.ledger import Pair, kinds_of_spec, summarise
 from planner.spec import parse_spec
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ MOST_GROUPS = 16
 _SCALES = {"bytes": (2**30, "GiB"), "seconds": (1.0, "s")}
 
 
-def stored_pairs(store: Store) -> list[Pair]:
-    """The pairs of all stored results, the newest first."""
+def stored_pairs(store: Store, jobs: Sequence[str | None] = (None,)) -> list[Pair]:
+    """The pairs of all stored results, or of those of some kinds of jobs, the newest first."""
     found = []
-    for result in store.results.list():
+    for result in itertools.chain.from_iterable(store.results.list(kind=kind) for kind in jobs):
         rows = result.values.get("rows", ())
         pairs = [row for row in rows if _is_pair(row)]
         if not pairs:
@@ -121,25 +122,6 @@ def _hover(pair: Pair) -> str:
         pair.source if pair.origin == "published" else f"job {pair.source}",
     ]  # fmt: skip
     return "<br>".join(chrome.escape(line) for line in lines)
-
-
-def nearest_html(spec: ArchitectureSpec, quantity: str, device: str, own: Sequence[Pair] | None = None) -> str:
-    """HTML of how far the planner is on the published runs that are most like a design; empty where there are none.
-
-    ``own`` are pairs of stored results, to be looked among instead.
-    """
-    found = nearest(published_pairs() if own is None else own, spec, quantity, device)
-    if not found:
-        return ""
-    summary = ErrorSummary.of(quantity, found)
-    whose = "published" if own is None else "own"
-    elsewhere = sum(pair.device != device for pair in found)
-    where = f"{elsewhere} of them on other devices" if elsewhere else "all of them on this device"
-    return (
-        f'<p class="pl-note">{chrome.escape(quantity)}: over the {summary.count} {whose} runs most like this one '
-        f"({where}) predictions are off by {summary.median:.1%} in the median and by {summary.worst:.1%} at most. "
-        '<a href="ledger" target="_self">Ledger</a></p>'
-    )
 
 
 def summary_html(pairs: Sequence[Pair], by: Callable[[Pair], Iterable[str]], title: str) -> str:

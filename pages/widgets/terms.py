@@ -13,21 +13,25 @@ from typing import Any
 
 import streamlit as st
 
-from pages.widgets import checks, chrome, figures, theme
+from pages.widgets import checks, chrome, figures, nearest, theme
 from pages.widgets.checks import Check
 from pages.widgets.draft import Draft
-from planner import ArchitectureSpec, PlannerError
-from planner.explain import SERVING_QUANTITIES
-from planner.plans import Plan
+from planner import ArchitectureSpec, PlannerError, hardware
+from planner.explain import PLAN_OF
+from planner.plans import Plan, ServingPlan
 
 _ASKED = "terms-asked"
-_FIGURES = {"bytes": figures.memory, "FLOPs": figures.flops, "FLOPs a token": figures.flops}
+_FIGURES = {
+    "bytes": figures.memory, "FLOPs": figures.flops, "FLOPs a token": figures.flops, "seconds": figures.duration,
+}  # fmt: skip
 _ALSO = {"flops_forward": ("flops_forward", "flops_training")}
 _TITLES = {"flops_forward": "Forward", "flops_training": "Training"}
 DEEPEST = 2
 LONGEST_FORMULA = 78
 """Characters of a formula as it is read, beyond which it would not stand on one line."""
 LONGEST_CELL = 150
+_LONG_DECIMAL = re.compile(r"\d+\.\d{5,}(?:e[-+]?\d+)?")
+"""A rate of a device or an engine inside a formula: four of its digits are read, all are on hover."""
 
 
 def ask(quantity: str) -> None:
@@ -35,11 +39,19 @@ def ask(quantity: str) -> None:
     st.session_state[_ASKED] = quantity
 
 
-def show_if_asked(draft: Draft) -> None:
-    """Show the dialog that was asked for, once."""
+def open_button(quantity: str, key: str) -> None:
+    """A way into a quantity's terms beside what is drawn of it."""
+    st.button("Where it comes from", key=key, type="tertiary", on_click=ask, args=(quantity,))
+
+
+def show_if_asked(draft: Draft, plan: Plan | None = None) -> None:
+    """Show the dialog that was asked for, once; the numbers are of ``plan``, else of what the draft is looked at with.
+
+    A page that has a plan of its own asks for that plan's quantities alone.
+    """
     quantity = st.session_state.pop(_ASKED, None)
     if quantity is not None:
-        _dialog(draft, quantity)
+        _dialog(draft, quantity, plan)
 
 
 @lru_cache(maxsize=64)
@@ -50,17 +62,20 @@ def _explained(spec: ArchitectureSpec, quantity: str, plan: Plan) -> Any:
 
 
 @st.dialog("What it is the sum of", width="large")
-def _dialog(draft: Draft, quantity: str) -> None:
+def _dialog(draft: Draft, quantity: str, given: Plan | None) -> None:
     several = _ALSO.get(quantity, (quantity,))
     measured = checks.of_design(draft.spec)
     places = st.tabs([_TITLES[name] for name in several]) if len(several) > 1 else [st.container()]
     for name, place in zip(several, places, strict=True):
         with place, st.container(key=f"terms-{name}", gap="small"):
             try:
-                plan = draft.settings.serving if name in SERVING_QUANTITIES else draft.settings.training
+                settings = draft.settings
+                plan = given or (settings.serving if PLAN_OF[name] is ServingPlan else settings.training)
                 show(_explained(draft.spec, name, plan), measured.get(name, ()))
             except PlannerError as reason:
                 chrome.error(reason)
+    device = getattr(given, "hardware", None)
+    nearest.line(draft.spec, several, hardware(device).name if device else None, key="terms")
 
 
 def show(term: Any, measured: Sequence[Check] = ()) -> None:
@@ -68,6 +83,8 @@ def show(term: Any, measured: Sequence[Check] = ()) -> None:
     figure = _FIGURES.get(term.unit, figures.count)(term.value)
     unit = f"{figure.unit} a token" if term.unit == "FLOPs a token" else figure.unit
     whole = f"{term.value:,.0f}" if float(term.value).is_integer() else f"{term.value:,.2f}"
+    if term.unit == "seconds":
+        whole = f"{term.value:.6g}"
     chrome.html(
         f'<div class="pl-term"><span>{chrome.status_glyph(term.status)} {chrome.escape(term.name)}, '
         f"{chrome.escape(theme.STATUS_WORDS.get(term.status, term.status))}</span>"
@@ -144,7 +161,7 @@ def _read(latex: str) -> int:
 
 def _formula(term: Any) -> str:
     """A term's formula for a cell; a long one of several children is said to be their sum."""
-    text = term.text
+    text = _LONG_DECIMAL.sub(lambda found: f"{float(found.group()):.4g}", term.text)
     if len(text) > LONGEST_CELL and len(term.children) > 1:
         return f'<span class="pl-soft">the sum of {len(term.children)} terms</span>'
     return f'<div class="pl-long">{chrome.escape(text)}</div>' if len(text) > LONGEST_CELL else chrome.escape(text)

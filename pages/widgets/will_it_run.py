@@ -16,6 +16,7 @@ from pages.widgets import (
     fit_bars,
     key_numbers,
     ledger_view,
+    nearest,
     serving_view,
     studio_actions,
     training_view,
@@ -53,7 +54,6 @@ from planner.advice import (
 )
 from planner.calibration import NOT_CALIBRATED, PHASE_LABELS, Phase
 from planner.hardware import machine_profile
-from planner.ledger import MEMORY, SERVED, STEP_TIME
 from planner.presets import preset, preset_ids
 from planner.sensitivity import largest
 from planner.serving import WEIGHT_FORMATS
@@ -117,7 +117,7 @@ def show(store: Store) -> None:
                 question = Question(draft, plan, hardware(view["device"]))
                 _answer(view, question)
                 _actions(store, question)
-                _nearest(view, store, question)
+                _nearest(store, question)
     view.write()
 
 
@@ -136,7 +136,6 @@ def _defaults(draft: Draft) -> dict[str, str]:
         "length": str(usual_length(draft.spec, training.sequence_length)),
         "sequences": str(training.micro_batch_size),
         "optimizer": training.optimizer,
-        "error": "",
     }
 
 
@@ -410,24 +409,14 @@ def _changed(plan: ServingPlan | TrainingPlan, fields: Mapping[str, str]) -> dic
     return {field: str(getattr(plan, field)) for field in fields.values()}
 
 
-def _nearest(view: View, store: Store, question: Question) -> None:
-    """How far the planner is on runs like this one, when it is asked for: the published runs take seconds."""
-    if view.fresh:
-        st.session_state["home-nearest"] = view["error"] == "1"
-    wanted = st.toggle("How far is this from measured runs?", key="home-nearest")
-    view.set("error", "1" if wanted else "")
-    if not wanted:
-        return
+def _nearest(store: Store, question: Question) -> None:
+    """How far the planner is on runs like this one."""
     serves, here = isinstance(question.plan, ServingPlan), question.device.id == "here"
-    quantities = [SERVED["memory"] if serves else MEMORY]
+    spec, names = question.draft.spec, ["inference_memory" if serves else "training_memory"]
     if not here:
-        quantities.append(SERVED["token"] if serves else STEP_TIME)
-    spec = question.draft.spec
-    with st.spinner("Predicting the published runs …"):
-        for quantity in quantities:
-            chrome.html(ledger_view.nearest_html(spec, quantity, question.device.name))
+        names += ["inter_token_latency", "time_to_first_token"] if serves else ["step_time"]
+    nearest.line(spec, names, question.device.name, key="home")
     if here:
-        own = ledger_view.stored_pairs(store)
         phases: tuple[Phase, ...] = ("prefill", "decode") if serves else ("training",)
-        found = [ledger_view.nearest_html(spec, PHASE_LABELS[phase], question.device.name, own) for phase in phases]
-        chrome.html("".join(found) or '<p class="pl-note">No time on this machine was predicted and measured yet.</p>')
+        own = ledger_view.stored_pairs(store, ("benchmark", "calibrate"))
+        nearest.own_line(spec, [PHASE_LABELS[phase] for phase in phases], question.device.name, own)

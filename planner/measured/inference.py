@@ -107,6 +107,8 @@ class InferenceRow:
     """Bytes over all devices, or seconds."""
     model: str
     source: str
+    as_of: str
+    """When the source is of, as it says it; empty where it does not."""
     engine: str
     """As the source writes it; ``plan.engine`` is which kind it is."""
     gpu: str
@@ -298,6 +300,7 @@ def _all() -> tuple[tuple[InferenceRow, ...], tuple[SkippedReading, ...]]:
                     value,
                     raw["model"],
                     source,
+                    raw["as_of"],
                     raw["engine"],
                     raw["gpu"],
                     spec,
@@ -314,6 +317,7 @@ def _all() -> tuple[tuple[InferenceRow, ...], tuple[SkippedReading, ...]]:
                 float(raw["silicon_tpot_ms"]) / 1e3,
                 raw["model_path"].rpartition("/")[2],
                 GPU_SOURCE,
+                "",
                 raw["backend"],
                 raw["system"],
                 spec,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import functools
 import pathlib
+import re
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
@@ -120,6 +122,29 @@ def read_rows(path: pathlib.Path) -> list[tuple[str, Raw]]:
         (f"{path.name}:{number}", {name: value for name, value in row.items() if value})
         for number, row in enumerate(found, start=2)
     ]
+
+
+_DAY = re.compile(r"\b(\d{4})-(\d{2})(?:-(\d{2}))?\b|\b([A-Z][a-z]{2}) (\d{4})\b")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_YEAR_ALONE = re.compile(r"(?<![\d.-])(?<![A-Z][a-z]{2} )(20\d\d)\b(?!-)")
+
+
+def day_of(as_of: str) -> datetime.date | None:
+    """The day by which a row was measured: the earliest that its source gives, a month being its first day.
+
+    A file's commit, a page's date and the day that the repository was read all come after the measurement, so that the
+    earliest is the nearest. ``None`` where the source gives no more than a year, or an earlier year beside a day.
+    """
+    found = []
+    for year, month, day, name, its_year in _DAY.findall(as_of):
+        if year:
+            found.append(datetime.date(int(year), int(month), int(day or 1)))
+        elif name in _MONTHS:
+            found.append(datetime.date(int(its_year), _MONTHS.index(name) + 1, 1))
+    years = [int(year) for year in _YEAR_ALONE.findall(as_of)]
+    if not found or any(year < min(found).year for year in years):
+        return None
+    return min(found)
 
 
 @functools.cache

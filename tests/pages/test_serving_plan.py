@@ -71,3 +71,22 @@ def test_a_changed_format_is_in_the_address_and_comes_back_from_it() -> None:
 )
 def test_wrong_plans_are_said_without_a_traceback(asked: dict[str, str], said: str) -> None:
     assert said in shown(opened(**{"preset": "llama-3-8b", **asked}))
+
+
+@pytest.mark.parametrize(
+    ("button", "name", "attribute"),
+    [
+        ("open-decode", "inter-token latency", "inter_token_latency_seconds"),
+        ("open-prefill", "time to first token", "time_to_first_token_seconds"),
+    ],
+)
+def test_a_time_opens_into_its_terms_with_formulas_and_sources(button: str, name: str, attribute: str) -> None:
+    app = opened(preset="llama-3-8b", batch_size="8", context_length="4096", hardware="a100")
+    app.button(key=button).click().run()
+    assert not app.exception, app.exception
+    page = shown(app)
+    estimate = estimate_inference(load("llama-3-8b"), ServingPlan(batch_size=8, context_length=4096, hardware="a100"))
+    assert f"{name}, modelled" in page
+    assert f"{getattr(estimate, attribute):.6g} seconds" in page
+    assert "doi:10.1145/1498765.1498785" in page
+    assert all(number["opens"] for number in key_numbers(app).values())

@@ -88,3 +88,20 @@ def test_wrong_plans_are_said_without_a_traceback(asked: dict[str, str], said: s
     app = opened(**{"preset": "llama-2-7b", **asked})
     numbers = str(key_numbers(app)) if said == "Memory a device" else shown(app)
     assert said in numbers
+
+
+def test_the_time_of_a_step_opens_into_its_terms_with_formulas_and_sources() -> None:
+    app = opened(preset="llama-3-8b", optimizer="adamw_8bit", recompute="full")
+    app.button(key="open-step-time").click().run()
+    assert not app.exception, app.exception
+    page = shown(app)
+    assert "step time, modelled" in page
+    # arXiv:2307.08691 is the source of fused attention's time, of which a part is by d·n_q.
+    assert "arXiv:2307.08691" in page
+    assert "d·n_q" in page
+    plan = TrainingPlan(
+        sequence_length=4096, optimizer="adamw_8bit", recompute="full", hardware="h100",
+    )  # fmt: skip
+    seconds = estimate_training(load("llama-3-8b"), plan).step_seconds
+    assert f"{seconds:.6g} seconds" in page
+    assert all(number["opens"] == (name != "devices") for name, number in key_numbers(app).items())

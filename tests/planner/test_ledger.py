@@ -8,8 +8,24 @@ import math
 import pytest
 
 from planner import load
-from planner.ledger import BY, ErrorSummary, Pair, kinds_of_spec, nearest, published_pairs, summarise, unpredicted
+from planner.explain import QUANTITIES, TIME_QUANTITIES
+from planner.ledger import (
+    BY,
+    COUNTED,
+    MEASURED_AS,
+    ErrorSummary,
+    Pair,
+    kinds_of_spec,
+    nearest,
+    nearest_count,
+    nearest_error,
+    published_pairs,
+    summarise,
+    unpredicted,
+)
 from planner.measured import training_rows
+from planner.measured.rows import day_of
+from planner.sensitivity import OUTPUTS
 
 
 def pair(predicted: float, measured: float, **changed: object) -> Pair:
@@ -81,3 +97,56 @@ def test_published_runs_are_predicted_and_what_is_not_is_counted() -> None:
 
 def test_the_kinds_of_a_model_are_those_of_its_mixers() -> None:
     assert kinds_of_spec(load("jamba-v0.1")) == {"attention", "mamba1", "mlp", "moe"}
+
+
+def test_near_pairs_have_every_component_and_a_size_within_ten_times() -> None:
+    spec = load("llama-2-7b")  # attention and MLPs, 6.7 B
+    alike = pair(102, 100)
+    on_a100 = pair(90, 100, device="A100", parameters=60_000_000_000)
+    too_large = pair(200, 100, parameters=80_000_000_000)
+    without_mlp = pair(200, 100, kinds=frozenset({"attention"}))
+    found = nearest_error([too_large, on_a100, without_mlp, alike], spec, "Peak training memory", "H100")
+    assert found is not None
+    assert found.is_near
+    assert (found.summary.count, found.summary.worst) == (2, pytest.approx(0.1))
+    assert (found.devices, found.elsewhere) == (("H100", "A100"), 1)
+    assert nearest_error([alike], spec, "Time of a training step") is None
+
+
+def test_a_component_that_no_run_has_is_named_and_the_least_unlike_are_told() -> None:
+    spec = load("jamba-v0.1")  # attention, mamba1, mlp, moe
+    found = nearest_error([pair(120, 100), pair(110, 100)], spec, "Peak training memory")
+    assert found is not None
+    assert not found.is_near
+    assert found.missing == ("mamba1", "moe")
+    assert found.summary.median == pytest.approx(0.15)
+
+
+def test_the_known_model_beside_a_count_is_the_design_itself_where_it_is_one() -> None:
+    found = nearest_count(load("llama-2-7b"))
+    assert (found.preset.id, found.counted, found.is_alike) == ("llama-2-7b", 6_738_415_616, True)
+
+
+def test_every_quantity_that_opens_or_swings_is_held_by_a_measured_one_or_counted() -> None:
+    # What is neither: rules and what belongs to a whole that is measured.
+    neither = {"flops_6n", "chinchilla_tokens", "allocated_cache"}
+    assert {*QUANTITIES, *TIME_QUANTITIES, "step_time", *OUTPUTS} - {*MEASURED_AS, *COUNTED} == neither
+
+
+@pytest.mark.parametrize(
+    ("as_of", "day"),
+    [
+        ("2023-08-12", datetime.date(2023, 8, 12)),
+        ("HEAD d98e8a64 2026-08-22; file 93ebf8d72f 2026-08-19", datetime.date(2026, 8, 19)),
+        ("HEAD 9e64edec; measured 2022-02-17..28", datetime.date(2022, 2, 17)),
+        ("HEAD 06c957a 2025-09-24 (data Nov 2024)", datetime.date(2024, 11, 1)),
+        ("2025-01 (8259a38e2)", datetime.date(2025, 1, 1)),
+        ("HEAD da07facd 2025-12-09 (table ~2023)", None),  # of a year that no day is known of
+        ("2025", None),
+        ("tag v25.04.02", None),
+        ("stored page", None),
+        ("", None),
+    ],
+)
+def test_a_published_run_has_the_earliest_day_that_its_source_gives(as_of: str, day: datetime.date | None) -> None:
+    assert day_of(as_of) == day
