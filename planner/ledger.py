@@ -114,6 +114,38 @@ BY: dict[str, Callable[[Pair], Iterable[str]]] = {
 """Ways of grouping pairs."""
 
 
+def exact_quantities(pairs: Iterable[Pair]) -> dict[str, int]:
+    """Quantities that were found just as predicted in every pair, and how many pairs that are."""
+    known = list(pairs)
+    off = {pair.quantity for pair in known if pair.error != 0}
+    return dict(Counter(pair.quantity for pair in known if pair.quantity not in off).most_common())
+
+
+@dataclass(frozen=True, slots=True)
+class Quarter:
+    """Three months of measurements of one quantity."""
+
+    start: datetime.date
+    end: datetime.date
+    """Its last day."""
+    summary: ErrorSummary
+
+
+def over_time(pairs: Iterable[Pair]) -> tuple[Quarter, ...]:
+    """Errors by the quarter of their measurement, the earliest first; pairs without a day are left out."""
+    groups: dict[tuple[int, int], list[Pair]] = {}
+    for pair in pairs:
+        if pair.when is not None:
+            groups.setdefault((pair.when.year, (pair.when.month - 1) // 3), []).append(pair)
+    found = []
+    for (year, quarter), group in sorted(groups.items()):
+        following = datetime.date(year + quarter // 3, 3 * ((quarter + 1) % 4) + 1, 1)
+        last = following - datetime.timedelta(days=1)
+        summary = ErrorSummary.of(f"{year}, quarter {quarter + 1}", group)
+        found.append(Quarter(datetime.date(year, 3 * quarter + 1, 1), last, summary))
+    return tuple(found)
+
+
 def kinds_of_spec(spec: ArchitectureSpec) -> frozenset[str]:
     """The kinds of mixers of a model."""
     mixers = (

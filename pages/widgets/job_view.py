@@ -144,9 +144,13 @@ def error_html(error: float | None) -> str:
         return '<span class="pl-soft">–</span>'
     if error == 0:
         return '<span class="pl-good">exact</span>'
-    size = "pl-good" if abs(error) <= 0.05 else "pl-warn" if abs(error) <= 0.15 else "pl-bad"
     sign = "+" if error > 0 else "−"
-    return f'<span class="{size}">{sign}{figures.percent(abs(error))}</span>'
+    return f'<span class="{error_tone(error)}">{sign}{figures.percent(abs(error))}</span>'
+
+
+def error_tone(error: float) -> str:
+    """The class of an error's colour: within 5%, within 15%, or beyond."""
+    return "pl-good" if abs(error) <= 0.05 else "pl-warn" if abs(error) <= 0.15 else "pl-bad"
 
 
 def predictions(rows: Sequence[Mapping[str, Any]]) -> None:

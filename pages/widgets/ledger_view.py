@@ -5,19 +5,24 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from pages.widgets import charts, chrome, job_view, theme
+from pages.widgets import charts, chrome, job_view, theme, words
 from planner import ArchitectureSpec, PlannerError, size
-from planner.ledger import Pair, kinds_of_spec, summarise
+from planner.ledger import BY, ErrorSummary, Pair, kinds_of_spec, over_time, summarise
 from planner.spec import parse_spec
 
 if TYPE_CHECKING:
     from db.engine import Store
 
 SHOWN = 10
+ROW_HEIGHT = 118
+"""Pixels of one quantity's row in the plot over time."""
+MOST_SHOWN_ERROR = 1.0
+"""Errors beyond this are drawn at the edge of the plot over time, with their value on hover."""
 MOST_GROUPS = 16
 _SCALES = {"bytes": (2**30, "GiB"), "seconds": (1.0, "s")}
 
@@ -113,6 +118,117 @@ def scatter(pairs: Sequence[Pair], unit: str) -> dict[str, Any]:
             "hovermode": "closest",
         },
     }
+
+
+def over_time_plot(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Each error on the day of its measurement, a row a quantity over one axis of time, and the median of each quarter.
+
+    Above the line the prediction was too high. Pairs without a day are left out.
+    """
+    palette = theme.palette()
+    dated = [pair for pair in pairs if pair.when is not None]
+    rows = {name: [pair for pair in dated if pair.quantity == name] for name in _quantities(dated)}
+    # The pad above each row holds its name.
+    share, pad = 1 / max(len(rows), 1), 24 / (ROW_HEIGHT * max(len(rows), 1))
+    data: list[dict[str, Any]] = []
+    layout: dict[str, Any] = {}
+    annotations = []
+    for place, (quantity, known) in enumerate(rows.items()):
+        number = "" if place == 0 else str(place + 1)
+        axes = {"xaxis": "x", "yaxis": f"y{number}"}
+        for origin, symbol, colour in (("published", "circle-open", "soft"), ("own", "circle", "accent")):
+            chosen = [pair for pair in known if pair.origin == origin]
+            if chosen:
+                data.append(
+                    {
+                        "type": "scatter", "mode": "markers", "name": f"{quantity}, {origin}", **axes,
+                        "x": [str(pair.when) for pair in chosen], "y": [_within(pair.error) for pair in chosen],
+                        "marker": {"symbol": symbol, "size": 6, "color": palette[colour], "opacity": 0.75},
+                        "text": [_hover(pair) for pair in chosen], "hovertemplate": "%{text}<extra></extra>",
+                    }
+                )  # fmt: skip
+        quarters = over_time(known)
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "name": f"{quantity}, median", **axes, "connectgaps": False,
+                "x": [day for each in quarters for day in (str(each.start), str(each.end), None)],
+                "y": [value for each in quarters for value in (*[_within(each.summary.bias)] * 2, None)],
+                "line": {"color": palette["ink"], "width": 2.4},
+                "text": [text for each in quarters for text in (*[_quarter_text(each.summary)] * 2, "")],
+                "hovertemplate": "%{text}<extra></extra>",
+            }
+        )  # fmt: skip
+        widest = min(max(abs(pair.error) for pair in known), MOST_SHOWN_ERROR)
+        edge = 1.12 * max(widest, 0.01)
+        top = 1 - place * share - pad
+        layout[f"yaxis{number}"] = {
+            "domain": [1 - (place + 1) * share + 0.08 * share, top], "range": [-edge, edge], "tickformat": "+.3~p",
+            "nticks": 5, "gridcolor": palette["line"], "zeroline": True, "zerolinecolor": palette["faint"],
+            "zerolinewidth": 1.2, "tickfont": {"size": 10.5, "color": palette["faint"]}, "automargin": True,
+        }  # fmt: skip
+        annotations.append(
+            {
+                "xref": "paper", "yref": "paper", "x": 0, "y": top, "xanchor": "left", "yanchor": "bottom",
+                "text": f"<b>{chrome.escape(quantity)}</b>", "showarrow": False,
+                "font": {"size": 11.5, "color": palette["soft"]},
+            }
+        )  # fmt: skip
+    return {
+        "data": data,
+        "layout": {
+            **charts.frame(ROW_HEIGHT * max(len(rows), 1) + 40, right=12),
+            **layout,
+            "xaxis": {
+                "type": "date", "gridcolor": palette["line"], "tickfont": {"size": 11, "color": palette["faint"]},
+                "anchor": "free", "position": 0, "hoverformat": "%d %b %Y",
+            },
+            "annotations": annotations,
+            "showlegend": False,
+            "hovermode": "closest",
+        },
+    }  # fmt: skip
+
+
+def _quantities(pairs: Sequence[Pair]) -> list[str]:
+    """The quantities of pairs, the most often measured first."""
+    return [name for name, _ in Counter(pair.quantity for pair in pairs).most_common()]
+
+
+def _within(error: float) -> float:
+    return max(-MOST_SHOWN_ERROR, min(error, MOST_SHOWN_ERROR))
+
+
+def _quarter_text(summary: ErrorSummary) -> str:
+    pairs = "1 pair" if summary.count == 1 else f"{summary.count:,} pairs"
+    return f"{summary.name}: {pairs}, in the median {summary.bias:+.1%}, worst {summary.worst:.1%}"
+
+
+def components_html(pairs: Sequence[Pair], href: Callable[[str, str], str]) -> str:
+    """HTML of the median error of each component's pairs by quantity, the worst component first.
+
+    ``href`` gives the address of a component and a quantity.
+    """
+    kinds = [each.name for each in summarise(pairs, BY["component"])]
+    quantities = _quantities(pairs)
+    head = "".join(f"<th>{chrome.escape(text)}</th>" for text in ("Component", *quantities))
+    body = []
+    for kind in kinds:
+        of_kind = {each.name: each for each in summarise([p for p in pairs if kind in p.kinds], BY["quantity"])}
+        cells = "".join(_cell(of_kind.get(quantity), href(kind, quantity)) for quantity in quantities)
+        swatch = chrome.swatch(theme.component_token(kind), words.kind_label(kind))
+        body.append(f"<tr><td>{swatch}</td>{cells}</tr>")
+    return f'<div class="pl-scroll"><table class="pl-table"><tr>{head}</tr>{"".join(body)}</table></div>'
+
+
+def _cell(summary: ErrorSummary | None, address: str) -> str:
+    if summary is None:
+        return '<td class="fig pl-soft">–</td>'
+    tone = job_view.error_tone(summary.median)
+    hover = f"{summary.count:,} pairs, nine in ten within {summary.ninth_decile:.1%}, worst {summary.worst:.1%}"
+    return (
+        f'<td class="fig" title="{chrome.escape(hover)}"><a href="{chrome.escape(address)}" target="_self">'
+        f'<span class="{tone}">{summary.median:.1%}</span></a> <span class="pl-soft">of {summary.count:,}</span></td>'
+    )
 
 
 def _hover(pair: Pair) -> str:

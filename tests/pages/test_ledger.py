@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -74,6 +76,34 @@ def test_the_pairs_of_the_ready_example_are_there() -> None:
     assert "Parameters" in page
 
 
-@pytest.mark.parametrize("name", ["origin", "quantity", "device", "by"])
+def test_errors_stand_on_the_day_of_their_measurement_a_row_a_quantity() -> None:
+    stored("Machine one", 110 * 2**20, 100 * 2**20)
+    stored("Machine two", 350 * 2**20, 100 * 2**20)  # 250% too high: at the edge
+    stored("Machine one", 5, 5, quantity="Cache")
+    app = opened(origin="own")
+    figure = charts(app)["ledger-time"]
+    points = trace(figure, "Peak training memory, own")
+    assert sorted(points["y"]) == pytest.approx([0.1, 1.0])
+    assert set(points["x"]) == {f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"}
+    page = shown(app)
+    assert "as more than 100%: 1." in page
+    assert "Cache (1)" in page  # exact, and so without a row
+    assert not any(each["name"].startswith("Cache") for each in figure["data"])
+    assert "component=mamba2" in page
+
+
+def test_a_component_can_be_chosen_and_published_runs_stand_on_their_days() -> None:
+    app = opened(origin="published", component="latent_attention", quantity="Time of a training step")
+    chosen = [
+        pair
+        for pair in published_pairs()
+        if "latent_attention" in pair.kinds and pair.quantity == "Time of a training step"
+    ]
+    points = trace(charts(app)["ledger-time"], "Time of a training step, published")
+    assert points["x"] == [str(pair.when) for pair in chosen if pair.when is not None]
+    assert set(points["x"]) >= {"2026-08-22"}  # Megatron-Bridge's table was read then
+
+
+@pytest.mark.parametrize("name", ["origin", "quantity", "device", "component", "by"])
 def test_an_address_that_cannot_be_breaks_nothing(name: str) -> None:
     assert "predictions that were measured" in shown(opened(**{name: "<b>nonsense"}))

@@ -15,10 +15,12 @@ from planner.ledger import (
     MEASURED_AS,
     ErrorSummary,
     Pair,
+    exact_quantities,
     kinds_of_spec,
     nearest,
     nearest_count,
     nearest_error,
+    over_time,
     published_pairs,
     summarise,
     unpredicted,
@@ -150,3 +152,19 @@ def test_every_quantity_that_opens_or_swings_is_held_by_a_measured_one_or_counte
 )
 def test_a_published_run_has_the_earliest_day_that_its_source_gives(as_of: str, day: datetime.date | None) -> None:
     assert day_of(as_of) == day
+
+
+def test_over_time_each_quarter_has_the_summary_of_its_own_pairs() -> None:
+    days = (datetime.date(2025, 12, 31), datetime.date(2026, 1, 1), datetime.date(2026, 3, 31))
+    found = over_time([pair(100 + 10 * (place + 1), 100, when=day) for place, day in enumerate(days)])
+    assert [(each.start, each.end, each.summary.count) for each in found] == [
+        (datetime.date(2025, 10, 1), datetime.date(2025, 12, 31), 1),
+        (datetime.date(2026, 1, 1), datetime.date(2026, 3, 31), 2),
+    ]
+    assert [each.summary.median for each in found] == pytest.approx([0.1, 0.25])
+    assert over_time([pair(1, 1, when=None)]) == ()
+
+
+def test_a_quantity_is_exact_where_every_pair_of_it_is() -> None:
+    pairs = [pair(5, 5, quantity="Cache"), pair(7, 7, quantity="Cache"), pair(1, 1), pair(1.1, 1)]
+    assert exact_quantities(pairs) == {"Cache": 2}
