@@ -69,7 +69,8 @@ class _ChunkedLoss(torch.autograd.Function):
             gradient = likelihoods.exp_()
             gradient.scatter_add_(1, place, torch.full_like(place, -1, dtype=wide))
             gradient *= is_counted / counted
-            gradient = _through_bounds(gradient.to(hidden.dtype), logits, scale, softcap)
+            # CUDA's autocast takes squares in fp32.
+            gradient = _through_bounds(gradient.to(hidden.dtype), logits, scale, softcap).to(hidden.dtype)
             del logits, likelihoods
             if to_hidden is not None:
                 torch.mm(gradient, matrix, out=to_hidden[first : first + LOSS_CHUNK_TOKENS])

@@ -95,7 +95,7 @@ GPU = Shapes(
     most_flops=1.2e12,
     cold_bytes=2**28,
     widths=(512, 2048),
-    many=((4, 1024), (1, 4096)),
+    many=((4, 512), (1, 2048)),
     contexts=(1024, 8192),
     copies=(2**20, 2**24, 2**28, 2**31),
     lengths=(512, 2048, 8192),
@@ -162,7 +162,7 @@ def measure(precisions: Sequence[Precision], kinds: Sequence[str] | None = None)
 # --- single operators ---
 
 
-Clock = Callable[[Callable[[], object], str], float]
+Clock = Callable[[Callable[[], object], str, float], float]
 """How long a call takes on a device, by one of the three below."""
 
 
@@ -176,15 +176,15 @@ def _is_queued(device: str) -> bool:
 
 def _seconds(call: Callable[[], object], device: str, for_seconds: float = SECONDS_EACH) -> float:
     """Median of the device's time of one call over a short while, of at least three."""
-    call()
+    host = _host_seconds(call, device)
     times: list[float] = []
     deadline = time.perf_counter() + for_seconds
     while len(times) < 3 or time.perf_counter() < deadline:
-        times.append(_device_seconds(call, device))
+        times.append(_device_seconds(call, device, host))
     return statistics.median(times)
 
 
-def _elapsed(call: Callable[[], object], device: str) -> float:
+def _elapsed(call: Callable[[], object], device: str, host: float = 0.0) -> float:
     """What passes until the result is there."""
     started = time.perf_counter()
     call()
@@ -193,7 +193,7 @@ def _elapsed(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - started
 
 
-def _host_seconds(call: Callable[[], object], device: str) -> float:
+def _host_seconds(call: Callable[[], object], device: str, host: float = 0.0) -> float:
     """What the host takes to queue the work; on a CPU, to do it."""
     if _is_queued(device):
         torch.cuda.synchronize()
@@ -202,14 +202,13 @@ def _host_seconds(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - started
 
 
-def _device_seconds(call: Callable[[], object], device: str) -> float:
+def _device_seconds(call: Callable[[], object], device: str, host: float) -> float:
     """What the device takes for a call that is queued whole before it starts; on a CPU, what passes.
 
-    The device is given something to wait with, as long as the host takes to queue the call.
+    The device is given something to wait with, longer than the ``host`` seconds in which the call is queued.
     """
     if not _is_queued(device):
         return _elapsed(call, device)
-    host = _host_seconds(call, device)
     torch.cuda.synchronize()
     started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda._sleep(int(1.5 * host * CYCLES_PER_SECOND) + 20_000)
@@ -431,8 +430,8 @@ def _alternately(calls: list[Callable[[], object]], device: str, clock: Clock) -
     """Medians of calls that take turns."""
     for call in calls:
         call()
-        call()
-    times = [[clock(call, device) for call in calls] for _ in range(REPETITIONS)]
+    hosts = [_host_seconds(call, device) for call in calls]
+    times = [[clock(call, device, host) for call, host in zip(calls, hosts, strict=True)] for _ in range(REPETITIONS)]
     return [statistics.median(each) for each in zip(*times, strict=True)]
 
 
