@@ -28,6 +28,15 @@ def chunk_count(plan: TrainingPlan) -> int:
     return plan.pipeline_parallel * plan.virtual_stages
 
 
+def reduces_last(plan: TrainingPlan) -> bool:
+    """Whether gradients stay whole until all micro batches are done, and only then are spread over replicas.
+
+    ``torch.distributed.pipelining`` does so with FSDP2: its backward passes neither spread gradients nor let weights
+    go, and an action behind the last of them does (``_PipelineStageBase.perform_reduce_grad``).
+    """
+    return plan.zero_stage >= 2 and plan.pipeline_parallel > 1
+
+
 def layers_of_chunks(num_layers: int, plan: TrainingPlan) -> tuple[int, ...]:
     """Layers of each chunk, in the network's order; the plan's checks have found no problem.
 

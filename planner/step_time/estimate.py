@@ -3,8 +3,8 @@
 Ranks are numbered as Megatron-Core numbers them: tensor-parallel neighbours first, then context, data (experts among
 them) and pipeline ranks. Gradients are exchanged beside the backward pass of the last micro batch, and gathered
 parameters beside the first forward pass; of parameters that are sharded themselves (ZeRO-3, FSDP), every micro batch
-gathers each layer and spreads its gradients. Of two things that run beside each other the longer one is paid, and the
-share of the shorter one that does not overlap.
+gathers each layer and spreads its gradients, but in pipelines these are spread once, behind all of them. Of two things
+that run beside each other the longer one is paid, and the share of the shorter one that does not overlap.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from planner.nodes import nodes
 from planner.plans import TrainingPlan
 from planner.quantities import Quantity, largest, smallest
 from planner.spec import ArchitectureSpec, Layer
-from planner.stages import layers_of_chunks, problems_of_stages
+from planner.stages import layers_of_chunks, problems_of_stages, reduces_last
 from planner.step_time.collectives import Group, Links, all_reduce, ring_pass, send
 from planner.step_time.operators import (
     Machine,
@@ -60,8 +60,6 @@ def check_time_plan(plan: TrainingPlan, spec: ArchitectureSpec) -> None:
         refuse("virtual_stages", "Stages are interleaved only in a pipeline.", "Set it to 1.")
     elif plan.virtual_stages > 1 and plan.pipeline_schedule != "interleaved":
         refuse("virtual_stages", f"{plan.pipeline_schedule} has one part a stage.", "Set it to 1, or interleave.")
-    if plan.zero_stage == 2 and plan.pipeline_parallel > 1:
-        refuse("zero_stage", "Gradients sharded in a pipeline are not modelled.", "Set it to 0, 1 or 3.")
     if plan.context_parallel > 1 and plan.attention == "eager":
         refuse("context_parallel", "Attention that keeps its scores is not split over positions.", "Set it to 1.")
     mixers = [mixer for group in spec.layer_groups for layer in group.layers for mixer in _mixers(layer)]
@@ -353,6 +351,13 @@ def _data_parallel(
             gradients = gradients + ring_pass(group, setting.gradient_width * learning)
             sharded = elements if plan.zero_stage == 3 else learning
             gathered = gathered + ring_pass(group, setting.width * sharded)
+    if reduces_last(plan):
+        if plan.zero_stage == 2:
+            return gradients + beside(time.forward, gathered, overlap)
+        # Whole from the first use to the step's end; or let go by a forward pass, and fetched again by the backward one
+        # that follows (behind a rank's last forward pass they stay).
+        again = number * beside(time.total, gathered, overlap) if plan.fsdp_reshard else 0.0
+        return gradients + beside(time.forward, gathered, overlap) + again
     if plan.zero_stage == 3:
         passes = 2 if plan.fsdp_reshard else 1
         return number * beside(time.total, gradients + passes * gathered, overlap)

@@ -103,8 +103,8 @@ def gathers_weights(plan: TrainingPlan, division: Division) -> bool:
     return (plan.zero_stage == 3 and is_many(division.replicas)) or plan.offload == "optimizer_and_parameters"
 
 
-def _gathered(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, division: Division) -> Iterator[Buffer]:
-    """Weights outside the layers, which FSDP2 keeps whole: its root does not reshard after the forward pass."""
+def outer_elements(spec: ArchitectureSpec, stage: Stage, division: Division) -> Quantity:
+    """Elements of a stage's parameters outside its layers, as one device multiplies by them."""
     outer: Quantity = 0
     for chunk in stage.chunks:
         if chunk.is_first:
@@ -113,8 +113,13 @@ def _gathered(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, division
         if chunk.is_last:
             for tensor in trailing_tensors(spec):
                 outer = outer + division.of_parameter(tensor.count, tensor.split)
+    return outer
+
+
+def _gathered(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, division: Division) -> Iterator[Buffer]:
+    """Weights outside the layers, which FSDP2 keeps whole: its root does not reshard after the forward pass."""
     yield Buffer(
         "gathered weights outside the layers",
-        state_bytes(plan).weight * outer,
+        state_bytes(plan).weight * outer_elements(spec, stage, division),
         "The root of FSDP2 keeps embedding, final norm and head whole from the forward to the end of the backward pass",
     )

@@ -10,7 +10,8 @@ from planner.components.moe import MoE
 from planner.errors import Problem, UnsupportedPlan
 from planner.plans import TrainingPlan
 from planner.spec import ArchitectureSpec
-from planner.stages import problems_of_stages
+from planner.stages import problems_of_stages, reduces_last
+from planner.training.engine import engine_of
 
 
 def check_training_plan(plan: TrainingPlan, spec: ArchitectureSpec | None = None) -> None:
@@ -63,12 +64,8 @@ def _problems_of_plan(plan: TrainingPlan) -> Iterator[Problem]:
         yield _problem(
             "virtual_stages", "An interleaved schedule needs several chunks a rank.", "Set it to 2 or more, or 1f1b."
         )
-    if plan.pipeline_parallel > 1 and plan.zero_stage >= 2:
-        yield _problem(
-            "zero_stage",
-            "Gradients divided over replicas while micro batches are in a pipeline are not modelled.",
-            "Set it to 0 or 1, or pipeline_parallel to 1.",
-        )
+    if reduces_last(plan):
+        yield from _problems_of_late_gradients(plan)
     if plan.offload != "none" and plan.pipeline_parallel > 1:
         yield _problem("offload", "Offloading in a pipeline is not modelled.", "Set it to none.")
     per_pass = plan.micro_batch_size * plan.data_parallel
@@ -87,6 +84,22 @@ def _problems_of_plan(plan: TrainingPlan) -> Iterator[Problem]:
             field,
             f"A sequence of {plan.sequence_length} cannot be divided evenly over {inner_length} devices.",
             f"Choose a sequence_length that is a multiple of {inner_length}.",
+        )
+
+
+def _problems_of_late_gradients(plan: TrainingPlan) -> Iterator[Problem]:
+    """ZeRO-2 and ZeRO-3 in a pipeline: PyTorch's FSDP2 has them."""
+    if engine_of(plan).is_megatron:
+        yield _problem(
+            "zero_stage",
+            "Megatron's gradients divided over replicas while micro batches are in a pipeline are not modelled.",
+            "Set it to 0 or 1, engine to torch, or pipeline_parallel to 1.",
+        )
+    elif plan.zero_stage == 3 and plan.fsdp_reshard and plan.pipeline_schedule != "1f1b":
+        yield _problem(
+            "fsdp_reshard",
+            f"Which weights are whole when in a pipeline of the schedule {plan.pipeline_schedule} is not modelled.",
+            "Set it to false, as torchtitan does in pipelines, or pipeline_schedule to 1f1b.",
         )
 
 

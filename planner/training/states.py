@@ -106,6 +106,8 @@ class States:
     """Buffers included."""
     gradients: Quantity
     optimizer: Quantity
+    whole_gradients: Quantity
+    """Before they are divided over replicas."""
 
 
 def held_states(parts: Iterator[Placed], buffer_bytes: Quantity, plan: TrainingPlan, division: Division) -> States:
@@ -114,11 +116,11 @@ def held_states(parts: Iterator[Placed], buffer_bytes: Quantity, plan: TrainingP
     ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054, section 5): the optimizer's state, then gradients, then weights.
     """
     width = state_bytes(plan)
-    sums = {is_expert: [0, 0, 0] for is_expert in (False, True)}
+    sums: dict[bool, list[Quantity]] = {is_expert: [0, 0, 0] for is_expert in (False, True)}
     for part in parts:
         is_float32 = part.tensor.dtype_class == "float32"
         whole = part.count * part.times
-        own: list[Quantity] = sums[part.tensor.split == "experts"]
+        own = sums[part.tensor.split == "experts"]
         own[0] = own[0] + (4 if is_float32 else width.weight) * whole
         own[1] = own[1] + (4 if is_float32 else width.gradient) * whole
         master = 0 if is_float32 else width.master
@@ -133,4 +135,4 @@ def held_states(parts: Iterator[Placed], buffer_bytes: Quantity, plan: TrainingP
         totals[2] = 0
     if plan.offload == "optimizer_and_parameters":
         totals[0] = buffer_bytes
-    return States(*totals)
+    return States(totals[0], totals[1], totals[2], sums[False][1] + sums[True][1])

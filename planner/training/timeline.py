@@ -12,7 +12,8 @@ from planner.plans import TrainingPlan
 from planner.quantities import Quantity, ceiling_divide, largest, smallest
 from planner.sizing import embedding_width, layer_buffers, layer_tensors, leading_tensors, trailing_tensors
 from planner.spec import ArchitectureSpec
-from planner.training.buffers import engine_buffers, gathers_weights
+from planner.stages import reduces_last
+from planner.training.buffers import engine_buffers, gathers_weights, outer_elements
 from planner.training.engine import Division, division_of, engine_of, is_many
 from planner.training.layers import LayerCost, Shape, layer_cost
 from planner.training.pipeline import Chunk, Stage
@@ -47,6 +48,9 @@ def kept_outside(
                 yield part, saved
         elif is_last and (part == "final_norm" or loss == "plain" or saved.name not in SPARED_BY_LOSS[loss]):
             yield part, saved
+    if not is_last and not engine_of(plan).is_megatron:
+        # torch.distributed.pipelining holds it; Megatron lets its data go once it is sent.
+        yield "stage", SavedTensor("its output", shape.tokens * spec.hidden_size, "residual")
     if is_first and plan.dropout != 0:
         mask = shape.tokens * spec.hidden_size
         yield "token_embedding", SavedTensor("mask of the dropout", mask, "bool")
@@ -171,10 +175,18 @@ class _Timeline:
         """Whether layers are whole only while they are used."""
         return gathers_weights(self.plan, self.division)
 
+    @property
+    def late(self) -> bool:
+        """Whether gradients are spread over replicas only when all micro batches are done."""
+        return reduces_last(self.plan) and is_many(self.division.replicas)
+
     def add(self, name: str, made: Quantity, alive: Quantity, gathered: Quantity = 0) -> None:
-        gradients = self.states.gradients + made if self.held and self.gathers else made
-        if self.held and not self.gathers:
-            gradients = self.states.gradients
+        if self.late:
+            gradients = self.states.whole_gradients if self.held else made
+        elif self.held:
+            gradients = self.states.gradients + made if self.gathers else self.states.gradients
+        else:
+            gradients = made
         communication = self.communication if _is(gathered, 0) else self.communication + gathered
         self.moments.append(
             Moment(name, self.states.parameters, gradients, self.states.optimizer, alive, communication)
@@ -182,9 +194,9 @@ class _Timeline:
 
     def share(self, made: Quantity) -> Quantity:
         """What is left on a device of gradients of layers that are done; held ones stand with the states."""
-        if self.held and self.gathers:
+        if self.held and self.gathers and not self.late:
             return 0
-        if self.plan.zero_stage < 2 or not is_many(self.division.replicas):
+        if self.plan.zero_stage < 2 or not is_many(self.division.replicas) or self.late:
             return made
         return ceiling_divide(made, self.division.replicas)
 
@@ -245,8 +257,33 @@ def stage_memory(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, shape
                 beside = other.waiting - 1 if index == place else other.waiting
                 if not _is(beside, 0):
                     waiting = waiting + beside * (own[index] + outside[index])
-            throughout = _chunk_moments(spec, plan, chunk, shape, division, costs, line, waiting, layers_kept, outer)
-    line.add("optimizer step", 0 if line.held else states.gradients, throughout)  # held ones are there already
+            weights = _weights_of(chunk, stage, line, costs)
+            throughout = _chunk_moments(
+                spec, plan, chunk, shape, division, costs, line, weights, waiting, layers_kept, outer
+            )
+            if weights.stay and weights.are_fetched and not _is(chunk.waiting, 1):
+                # Behind the last forward pass of a rank one backward pass follows another, and nothing is fetched.
+                fewer = waiting - (layers_kept + outer)
+                there = _Weights(_weight_bytes(stage.chunks, costs), False, True)
+                _chunk_moments(spec, plan, chunk, shape, division, costs, line, there, fewer, layers_kept, outer)
+    if line.late:
+        # Behind all micro batches; first those of the root, copied into one tensor.
+        outer_gradients = state_bytes(plan).gradient * outer_elements(spec, stage, division)
+        alive = states.whole_gradients + outer_gradients
+        whole = _weight_bytes(stage.chunks, costs) if line.gathers else 0
+        line.moments.append(
+            Moment(
+                "gradients spread over replicas",
+                states.parameters,
+                alive,
+                states.optimizer,
+                throughout,
+                communication + whole,
+            )
+        )
+    line.moments.append(
+        Moment("optimizer step", states.parameters, states.gradients, states.optimizer, throughout, communication)
+    )
     return TrainingMemory(
         parameters_bytes=states.parameters,
         gradients_bytes=states.gradients,
@@ -259,6 +296,35 @@ def stage_memory(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, shape
         pipeline_rank=stage.rank,
         num_layers=stage.num_layers,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Gathered weights of layers while a backward pass runs."""
+
+    whole: Quantity
+    """Bytes of layers that are whole when it starts."""
+    are_fetched: bool
+    """Whether each is fetched where it is used."""
+    stay: bool
+    """Whether they stay whole behind it, as FSDP2's do until all micro batches of a pipeline are done."""
+
+
+def _weights_of(chunk: Chunk, stage: Stage, line: _Timeline, costs: dict[int, LayerCost]) -> _Weights:
+    if not line.gathers:
+        return _Weights(0, False, False)
+    if line.plan.fsdp_reshard:
+        return _Weights(0, True, line.late)
+    return _Weights(_weight_bytes(stage.chunks if line.late else (chunk,), costs), False, line.late)
+
+
+def _weight_bytes(chunks: tuple[Chunk, ...], costs: dict[int, LayerCost]) -> Quantity:
+    total: Quantity = 0
+    for chunk in chunks:
+        for repeats, layers in chunk.runs:
+            for layer in layers:
+                total = total + repeats * costs[id(layer)].weights
+    return total
 
 
 def _is(quantity: Quantity, value: int) -> bool:
@@ -282,6 +348,7 @@ def _chunk_moments(
     division: Division,
     costs: dict[int, LayerCost],
     line: _Timeline,
+    weights: _Weights,
     waiting: Quantity,
     layers_kept: Quantity,
     outer: Quantity,
@@ -299,14 +366,8 @@ def _chunk_moments(
     made: Quantity = 0
     throughout: Quantity = ids
     runs = [(repeats, [costs[id(layer)] for layer in layers]) for repeats, layers in chunk.runs]
-    # Without resharding all layers are whole when the backward pass starts; else the last one is fetched.
-    whole: Quantity = 0
-    if line.gathers and not plan.fsdp_reshard:
-        for repeats, run in runs:
-            for cost in run:
-                whole = whole + repeats * cost.weights
     latest: Quantity = runs[-1][1][-1].weights if runs else 0  # a stage may have embedding or head alone
-    fetched = latest if line.gathers and plan.fsdp_reshard else whole
+    fetched = latest if weights.are_fetched else weights.whole
     # Autocast keeps the layers' cast weights until the forward pass ends, though nothing else does.
     recasts = plan.recompute == "full" and plan.precision == "bf16_autocast"
     cast: Quantity = 0
@@ -324,7 +385,7 @@ def _chunk_moments(
         if line.gathers and not is_chunked:
             # The last layer's weights are still there as they were gathered.
             copies = types.compute if types.compute == 4 else types.compute + 4
-            line.add("end of the forward pass", 0, alive + copies * logits, whole + latest)
+            line.add("end of the forward pass", 0, alive + copies * logits, weights.whole + latest)
         for tensor in trailing_tensors(spec):
             made = made + states.gradient * division.of_parameter(tensor.count, tensor.split)
         if spec.tie_word_embeddings:
@@ -351,7 +412,7 @@ def _chunk_moments(
         if not engine.is_megatron:
             temporaries = division.of(NORM_TEMPORARIES * 4 * shape.tokens * spec.hidden_size, "stream")
         line.add("backward pass of the final norm", made, kept + temporaries, fetched)
-    sweep = _Sweep(line, kept, made, whole)
+    sweep = _Sweep(line, kept, made, weights, weights.whole)
     for place in reversed(range(len(runs))):
         sweep.run(
             *runs[place],
@@ -361,15 +422,16 @@ def _chunk_moments(
     kept, made = sweep.kept, sweep.made_outside + line.share(sweep.made)
     if chunk.is_first:
         if engine.is_megatron:
-            line.add("backward pass of the embedding", made, kept + types.compute * embedding + stream)
+            line.add("backward pass of the embedding", made, kept + types.compute * embedding + stream, sweep.whole)
         else:
             # The embedding's gradient is made whole, then added to a held one; of a tied matrix, autograd first adds it
             # to the head's, out of place.
-            copies = (2 if spec.tie_word_embeddings and chunk.is_last else 0) + (1 if line.held or line.gathers else 0)
+            is_added = line.held or (line.gathers and not line.late)
+            copies = (2 if spec.tie_word_embeddings and chunk.is_last else 0) + (1 if is_added else 0)
             if copies:
                 alive = kept + copies * states.gradient * embedding
                 done = sweep.made_outside + line.share(sweep.made) if line.gathers else line.states.gradients
-                line.add("backward pass of the embedding", done, alive)
+                line.add("backward pass of the embedding", done, alive, sweep.whole)
     return throughout
 
 
@@ -382,8 +444,9 @@ class _Sweep:
     """Bytes of what is kept of the layers that are left, and of all else."""
     made_outside: Quantity
     """Bytes of gradients outside the layers."""
+    weights: _Weights
     whole: Quantity
-    """Bytes of gathered weights of the layers that are left, where they are all whole."""
+    """Bytes of gathered weights that are whole beside a layer that is fetched, or with all of them."""
     made: Quantity = 0
     """Bytes of gradients of the layers that are done, whole."""
 
@@ -392,29 +455,43 @@ class _Sweep:
     ) -> None:
         """Moments of a run of layers; ``earlier`` and ``later`` are the layers before and behind it.
 
-        Inside a run what is kept and what is made are linear in the layers done, so the most is at an end.
+        Inside a run what is kept and what is made are linear in the layers done, so the most is at an end. ``goes_on``
+        tells whether another repeat may follow.
         """
         kept: Quantity = 0
         made: Quantity = 0
-        weights: Quantity = 0
+        passed: Quantity = 0
         for cost in costs:
-            kept, made, weights = kept + cost.kept, made + cost.gradients, weights + cost.weights
-        for done, name in ((0, "backward pass of a group's last layers"), (repeats - 1, "of a group's first layers")):
+            kept, made, passed = kept + cost.kept, made + cost.gradients, passed + self._passed(cost)
+        ends: list[tuple[str, Quantity, bool]] = [
+            ("backward pass of a group's last layers", 0, True),
+            ("of a group's first layers", repeats - 1, _is(repeats, 1)),
+        ]
+        if self.weights.are_fetched and self.weights.stay:
+            # What was fetched is whole still, and the first layer is on its way.
+            ends.insert(1, ("of a group's second layers", largest(repeats - 2, 0), True))
+        for name, done, goes_on in ends:
             rest, ready, whole = self.kept, self.made, self.whole
             if not _is(done, 0):
                 rest, ready = rest - done * kept, ready + done * made
-                if not _is(whole, 0):
-                    whole = whole - done * weights
+                if not _is(passed, 0):
+                    whole = whole + done * passed
             for place in reversed(range(len(costs))):
                 cost = costs[place]
-                gathered = self._gathered(costs, place, earlier, later, repeats, done, whole)
+                gathered = self._gathered(costs, place, earlier, later, repeats, goes_on, whole)
                 self._layer(name, cost, rest, ready, gathered)
                 rest, ready = rest - cost.kept, ready + cost.gradients
-                if not _is(whole, 0):
-                    whole = whole - cost.weights
+                if not _is(passed, 0):
+                    whole = whole + self._passed(cost)
         self.kept, self.made = self.kept - repeats * kept, self.made + repeats * made
-        if not _is(self.whole, 0):
-            self.whole = self.whole - repeats * weights
+        if not _is(passed, 0):
+            self.whole = self.whole + repeats * passed
+
+    def _passed(self, cost: LayerCost) -> Quantity:
+        """What a layer adds to the weights that are whole once its backward pass is over."""
+        if not self.line.gathers or self.weights.are_fetched != self.weights.stay:
+            return 0
+        return cost.weights if self.weights.stay else -1 * cost.weights
 
     def _layer(self, name: str, cost: LayerCost, rest: Quantity, ready: Quantity, gathered: Quantity) -> None:
         now = rest if _is(cost.again, 0) else rest + cost.again
@@ -426,7 +503,7 @@ class _Sweep:
                 made = before + own if _is(step.gradients, 0) else before + own + step.gradients
                 self.line.add(name, made, alive, gathered)
             now, own = now - mixer.saved, own + mixer.gradients
-        if self.line.gathers:
+        if self.line.gathers and not self.line.late:
             # Its weights are let go, and its gradients copied into one tensor that is scattered.
             self.line.add(f"{name}: scattering gradients", before + own, now, gathered - cost.weights + own)
 
@@ -437,7 +514,7 @@ class _Sweep:
         earlier: LayerCost | None,
         later: LayerCost | None,
         repeats: Quantity,
-        done: Quantity,
+        goes_on: bool,
         whole: Quantity,
     ) -> Quantity:
         """Weights that are whole beside a layer's backward pass, and gradients of the one before that are on their way.
@@ -446,16 +523,16 @@ class _Sweep:
         """
         if not self.line.gathers:
             return 0
-        is_first_end = _is(done, 0)
         others = smallest(1, repeats - 1)  # whether the run has other repeats
         fetched: Quantity = costs[place - 1].weights if place > 0 else 0
         if place == 0:
             fetched = 0 if earlier is None else earlier.weights
-            if is_first_end:
+            if goes_on:
                 fetched = others * costs[-1].weights + (1 - others) * fetched
         sent: Quantity = costs[place + 1].gradients if place + 1 < len(costs) else 0
         if place + 1 == len(costs):
             sent = 0 if later is None else later.gradients
-            if not is_first_end:
+            if not goes_on:
                 sent = others * costs[0].gradients + (1 - others) * sent
-        return (whole if not self.line.plan.fsdp_reshard else costs[place].weights + fetched) + sent
+        there = whole + costs[place].weights + fetched if self.weights.are_fetched else whole
+        return there if self.line.late else there + sent

@@ -114,11 +114,12 @@ def test_time_is_that_of_the_plan_s_device_and_names_what_it_stands_on() -> None
         {"precision": "fp8"},
         {"precision": "bf16", "gradient_dtype": "fp32"},
         {"tensor_parallel": 3},
-        {"pipeline_parallel": 5},
         {"pipeline_parallel": 64},
         {"virtual_stages": 2},
-        {"pipeline_parallel": 4, "pipeline_schedule": "interleaved", "virtual_stages": 3},
-        {"pipeline_parallel": 2, "zero_stage": 3},
+        {"pipeline_parallel": 4, "pipeline_schedule": "interleaved", "virtual_stages": 9},
+        {"pipeline_parallel": 2, "zero_stage": 3, "engine": "megatron"},
+        {"pipeline_parallel": 2, "zero_stage": 3, "data_parallel": 2, "pipeline_schedule": "zero_bubble",
+         "fsdp_reshard": True},
         {"expert_parallel": 2},
         {"expert_tensor_parallel": 2},
         {"context_parallel": 3},
@@ -129,7 +130,7 @@ def test_time_is_that_of_the_plan_s_device_and_names_what_it_stands_on() -> None
         {"data_parallel": 2, "global_batch_size": 3},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_what_is_not_modelled_is_refused_by_name(change: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedPlan) as caught:
         estimate_training(LLAMA_2_7B, TrainingPlan(**change))

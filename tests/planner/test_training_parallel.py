@@ -187,6 +187,25 @@ def test_the_optimizer_s_step_has_its_gradients_once() -> None:
     assert step.parameters_bytes + step.gradients_bytes + step.optimizer_bytes == pytest.approx(16 * count / 8)
 
 
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_pipeline_keeps_gradients_whole_until_its_micro_batches_are_done(zero_stage: int) -> None:
+    """FSDP2 in torch.distributed.pipelining; Llama 2 7B in two stages of 16 layers, on four replicas."""
+    plan = TrainingPlan(
+        zero_stage=zero_stage, data_parallel=4, pipeline_parallel=2, global_batch_size=32, fsdp_reshard=False
+    )
+    layers, table = 16 * (4 * 4096**2 + 3 * 4096 * 11_008 + 2 * 4096), 32_000 * 4096
+    first = next(iter(stage_memories(LLAMA_2_7B, plan, 2048, 1)))
+    *within, spread, step = first.moments
+    assert {moment.gradients_bytes for moment in within} == {2 * (layers + table)}
+    assert spread.gradients_bytes == 2 * (layers + table) + 2 * table  # the root's, copied into one tensor
+    assert step.gradients_bytes == 2 * (layers + table) // 4
+    weights = 2 * (layers + table)
+    stream = 2 * 2048 * 4096  # what is sent on
+    for moment in within:
+        own = weights if zero_stage == 2 else weights // 4 + weights
+        assert moment.parameters_bytes + moment.communication_bytes == pytest.approx(own + stream, abs=64)
+
+
 def test_adafactor_divides_a_bias_of_experts_over_them() -> None:
     """gpt-oss has biases of experts: 32 rows, of which two groups have 16 each. Matrices have a row and a column an
     expert."""
@@ -383,8 +402,10 @@ def test_a_thousand_drawn_plans_are_estimated_or_refused_by_name() -> None:
         TrainingPlan(pipeline_parallel=18, pipeline_layers=(0, *[2] * 16, 0), global_batch_size=8),
         TrainingPlan(precision="fp32", zero_stage=3, data_parallel=8, sequence_length=64, chunked_loss=True),
         TrainingPlan(context_parallel=4, attention="eager", dropout=0.1, recompute="selective", sequence_length=256),
+        TrainingPlan(zero_stage=3, data_parallel=4, pipeline_parallel=4, global_batch_size=64, sequence_length=64),
     ],
-    ids=["megatron", "pipeline", "uneven pipeline", "stage without layers", "zero 3", "context"],
+    ids=["megatron", "pipeline", "uneven pipeline", "stage without layers", "zero 3", "context",
+         "zero 3 in a pipeline"],
 )  # fmt: skip
 def test_the_explanation_of_a_parallel_plan_gives_the_number(plan: TrainingPlan) -> None:
     term = explain(LLAMA_2_7B, "training_memory", plan)

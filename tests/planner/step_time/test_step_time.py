@@ -74,6 +74,22 @@ def test_sharded_data_parallel_ranks_exchange_gradients_and_parameters() -> None
     assert found.parts["optimizer"] == pytest.approx(elements / 8 * (8 + 16 + 8 + 2) / 3.35e12, rel=0.01)
 
 
+def test_a_pipeline_spreads_gradients_once_and_keeps_weights_that_are_not_let_go() -> None:
+    plan = PLAN.model_copy(
+        update={"pipeline_parallel": 2, "data_parallel": 4, "zero_stage": 3, "fsdp_reshard": False, "engine": "torch"}
+    )
+    # 16 layers and the head with its norm; 3/4 of two bytes at 450 GB/s, once for weights and once for gradients.
+    elements = 16 * 218_112_000 + 128_256 * 4096 + 4096
+    once = 3 / 4 * 2 * elements / 450e9
+    for count in (4, 8):
+        fields = {"global_batch_size": 4 * count}
+        found = step_time(LLAMA, plan.model_copy(update=fields), _profile(overlap=1e-9))
+        assert found.parts["data_parallel"] == pytest.approx(2 * once, rel=0.001)
+        fetched = step_time(LLAMA, plan.model_copy(update={**fields, "fsdp_reshard": True}), _profile(overlap=1e-9))
+        # m + 1 times: each backward pass that follows a forward pass, and the first forward pass.
+        assert fetched.parts["data_parallel"] == pytest.approx((count + 2) * once, rel=0.001)
+
+
 def test_tensor_parallel_ranks_exchange_the_stream_twice_a_mixer() -> None:
     plan = PLAN.model_copy(update={"tensor_parallel": 8, "sequence_parallel": True})
     found = step_time(LLAMA, plan, _profile(overlap=1e-9))
@@ -160,7 +176,6 @@ def test_fp8_where_there_is_none_has_no_time() -> None:
         ({"offload": "optimizer"}, "offload"),
         ({"virtual_stages": 2}, "virtual_stages"),
         ({"pipeline_parallel": 2, "virtual_stages": 2}, "virtual_stages"),
-        ({"pipeline_parallel": 2, "zero_stage": 2}, "zero_stage"),
         ({"expert_parallel": 3, "data_parallel": 4}, "expert_parallel"),
         ({"global_batch_size": 3, "data_parallel": 2}, "global_batch_size"),
         ({"pipeline_parallel": 64}, "pipeline_parallel"),
