@@ -1,14 +1,16 @@
 """Prefill, decoding and a training step on a GPU: each design with Triton's kernels beside PyTorch's own, in one run.
 
-``python -m benchmarks.gpu > FILE`` prints one JSON object. Ends with status 2 where there is no GPU.
+``python -m benchmarks.gpu [DESIGN …] > FILE`` prints one JSON object. Ends with status 2 where there is no GPU.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +30,12 @@ _ATTENTION = {"kind": "attention", "num_attention_heads": 32, "num_key_value_hea
 DESIGNS: dict[str, list[dict[str, Any]]] = {
     "grouped queries": [{"sequence_mixer": _ATTENTION, "channel_mixer": _MLP}],
     "window of 1024": [{"sequence_mixer": {**_ATTENTION, "sliding_window": 1024}, "channel_mixer": _MLP}],
+    "blocks of 128, two back, one global": [
+        {
+            "sequence_mixer": {**_ATTENTION, "attention_chunk_size": 128, "previous_chunks": 2, "global_tokens": 128},
+            "channel_mixer": _MLP,
+        }
+    ],
     "experts, 2 of 8": [
         {
             "sequence_mixer": _ATTENTION,
@@ -66,16 +74,22 @@ def measure(spec: ArchitectureSpec, kernels: Any) -> dict[str, Any]:
     return next(dict(event.values) for event in events if isinstance(event, Result))
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Print what was measured."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
+    parser.add_argument("designs", nargs="*", help=f"of {', '.join(DESIGNS)}; all, unless named")
+    chosen = parser.parse_args(argv).designs or list(DESIGNS)
+    unknown = [name for name in chosen if name not in DESIGNS]
+    if unknown:
+        parser.error(f"there is no design {unknown[0]!r}")
     if not torch.cuda.is_available():
         print("There is no CUDA device here.", file=sys.stderr)
         return 2
     rows = []
-    for name, layers in DESIGNS.items():
-        spec = design(layers)
+    for name in chosen:
+        spec = design(DESIGNS[name])
         runs: dict[str, Any] = {}
-        for kernels in ("eager", "triton"):
+        for kernels in ("eager", "block_sparse", "triton") if "blocks" in name else ("eager", "triton"):
             try:
                 runs[kernels] = measure(spec, kernels)
             except (RuntimeError, torch.OutOfMemoryError) as error:
@@ -89,4 +103,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -47,7 +47,7 @@ def timings() -> None:
     measured = json.loads(TIMINGS.read_text(encoding="utf-8"))
     made = measured["environment"]
     with chrome.panel(f"Timed on one {made['device']}", key="kernel-timings"):
-        chrome.note(f"PyTorch {made['torch']}, Triton {made['triton']}, bf16, forward · {made['date'][:10]}")
+        chrome.note(f"PyTorch {made['torch']}, Triton {made['triton']}, bf16 · {made['date'][:10]}")
         head = "".join(f"<th>{name}</th>" for name in ("", "PyTorch", "Triton", "times as fast"))
         body = "".join(
             f"<tr><td>{chrome.escape(row['kernel'].replace('_', ' '))}, {chrome.escape(row['case'])}</td>"
@@ -72,12 +72,12 @@ def dispatch(store: Store) -> None:
     st.switch_page("pages/jobs.py", query_params={"job": job.id})
 
 
-FLAGS = {"windowed"}
+FLAGS = {"rich_mask"}
 """Sizes of a report that are no sizes: 1 stands for yes, 0 for no."""
 
 
 def size_text(name: str, value: int) -> str:
-    """``head dim 128``; a flag as ``windowed: yes``."""
+    """``head dim 128``; a flag as ``rich mask: yes``."""
     label = name.replace("_", " ")
     if isinstance(value, bool) or name in FLAGS:
         return f"{label}: {'yes' if value else 'no'}"

@@ -21,7 +21,7 @@ Judged = tuple[Blocks, Blocks]
 
 @dataclass(frozen=True, slots=True)
 class BlockMap:
-    """Blocks of ``block_size`` queries and keys, (query blocks, key blocks) each; the last ones may be cut off."""
+    """Blocks of ``block_size`` queries, (query blocks, key blocks) each; the last ones may be cut off."""
 
     length: int
     block_size: int
@@ -42,17 +42,34 @@ class BlockMap:
         return float(self.some.mean())
 
 
-def block_map(pattern: MaskPattern, length: int, block_size: int) -> BlockMap:
-    """The blocks of a sequence of ``length`` positions; a block is as wide as it is high."""
-    first = np.arange(0, length, block_size, dtype=np.int64)
-    last = np.minimum(first + block_size, length) - 1
-    corners = first[:, None], last[:, None], first[None, :], last[None, :]
+def block_map(
+    pattern: MaskPattern,
+    length: int,
+    block_size: int,
+    key_block_size: int | None = None,
+    num_queries: int | None = None,
+) -> BlockMap:
+    """The blocks of a sequence of ``length`` positions, each of ``block_size`` queries and as many keys.
+
+    ``key_block_size``: keys of a block, where they are not as many as the queries. ``num_queries``: where the queries
+    are the last so many positions; their blocks are counted from the first of them.
+    """
+    first_query = 0 if num_queries is None else length - num_queries
+    q0, q1 = _edges(first_query, length, block_size)
+    k0, k1 = _edges(0, length, block_size if key_block_size is None else key_block_size)
+    corners = q0[:, None], q1[:, None], k0[None, :], k1[None, :]
     by_kind = _of_chunks if pattern.attention_chunk_size is not None else _of_distances
     some, every = by_kind(pattern, *corners)
     if pattern.global_tokens is not None:
         some = some | (corners[2] < pattern.global_tokens)
     _, last_query, first_key, last_key = corners
     return BlockMap(length, block_size, some & (first_key <= last_query), every & (last_key <= corners[0]))
+
+
+def _edges(start: int, stop: int, size: int) -> tuple[Positions, Positions]:
+    """The first and the last position of each block."""
+    first = np.arange(start, stop, size, dtype=np.int64)
+    return first, np.minimum(first + size, stop) - 1
 
 
 def _of_distances(pattern: MaskPattern, q0: Positions, q1: Positions, k0: Positions, k1: Positions) -> Judged:

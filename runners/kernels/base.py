@@ -102,13 +102,13 @@ class CompileVariant:
 class BenchmarkCase:
     """Inputs of one timing: ``make(device)`` allocates them, ``call(kernels, inputs)`` runs the public function.
 
-    ``moved_bytes`` is what the forward pass must read and write at least, ``operations`` its floating-point operations
-    (attention counts the pairs under the mask, two matmuls), so that times become GB/s and TFLOP/s.
+    ``moved_bytes`` is what the call must read and write at least, ``operations`` its floating-point operations
+    (attention counts the pairs under the mask), so that times become GB/s and TFLOP/s.
     """
 
     label: str
     make: Callable[[torch.device], tuple[torch.Tensor, ...]]
-    call: Callable[[str, tuple[torch.Tensor, ...]], torch.Tensor]
+    call: Callable[[str, tuple[torch.Tensor, ...]], object]
     moved_bytes: int
     operations: int = 0
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 import planner.components as components
 from planner.components.patterns import MaskPattern
+from runners.kernels.attention_blocks import Places
 from runners.kernels.causal_attention import LARGEST_HEAD_DIM, triton_causal_attention
 from runners.kernels.choice import takes_triton
 from runners.models.block_sparse import block_sparse_attention, takes_blocks
 from runners.models.context import BuildContext, in_compute_type
-from runners.models.documents import Documents, document_mask
+from runners.models.documents import Documents, check_documents
 from runners.models.norms import inner_norm
 from runners.models.query_key_norm import QueryKeyNorm
 from runners.models.rotary import Rotation, rotate_from
@@ -185,8 +186,17 @@ class Attention(nn.Module):
             if shared is not None:
                 shared[pattern] = key, value, key_positions
         if documents is not None:
-            mask = document_mask(documents, pattern, self.rotation)
-            mixed = attend(query, key, value, mask, self.scores, self.kernels, self.sinks)
+            check_documents(self.rotation)
+        widest = query if query.shape[-1] >= value.shape[-1] else value
+        if (
+            self.scores.are_plain
+            and self._is_for_triton(query, key, documents)
+            and (takes_triton(self.kernels, widest, LARGEST_HEAD_DIM))
+        ):
+            places = self._places(query, key_positions, documents)
+            mixed = triton_causal_attention(query, key, value, self.scores.scale, pattern, self.sinks, places)
+        elif documents is not None:
+            mixed = attend(query, key, value, documents.sees(pattern), self.scores, self.kernels, self.sinks)
         elif self.is_simple and takes_blocks(self.kernels, pattern, query, key):
             mixed = block_sparse_attention(query, key, value, pattern, self.scores.scale)
         else:
@@ -194,7 +204,7 @@ class Attention(nn.Module):
             if component.sees_a_part or key.shape[2] > length:
                 mask = pattern.sees(positions[:, None], key_positions[None, :])
             gaps = key_positions if key.shape[2] > length and pattern.recent is not None else None
-            mixed = self._mixed(query, key, value, mask, gaps)
+            mixed = attend(query, key, value, mask, self.scores, self.kernels, self.sinks, gaps)
         mixed = mixed.transpose(1, 2)
         if component.output_gate is not None:
             scores = self.gate_proj(x)
@@ -233,15 +243,18 @@ class Attention(nn.Module):
             return key, value, positions
         return cache.extended(key, value, start)
 
-    def _mixed(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, gaps: Tensor | None = None
-    ) -> Tensor:
-        """``gaps``: positions of the keys (keys,), where they do not all follow each other."""
-        component = self.component
-        widest = query if query.shape[-1] >= value.shape[-1] else value
-        # Without a window PyTorch's own kernel is the faster one on the GPUs that both were timed on.
-        is_known = component.pattern.is_window or (component.pattern.is_causal and self.kernels == "triton")
-        if self.is_simple and is_known and takes_triton(self.kernels, widest, LARGEST_HEAD_DIM):
-            # Queries are the last positions of the keys, cached ones included: what the kernel takes them for.
-            return triton_causal_attention(query, key, value, self.scores.scale, component.sliding_window)
-        return attend(query, key, value, mask, self.scores, self.kernels, self.sinks, gaps)
+    def _is_for_triton(self, query: Tensor, key: Tensor, documents: Documents | None) -> bool:
+        """Whether Triton's kernel is the one to take where the choice is left; where it is demanded, always."""
+        if self.kernels == "triton" or self.component.pattern.is_window:
+            return True
+        # PyTorch's own kernel is the faster one for a plain causal mask, and one query is no work to make lists for.
+        plain = self.component.pattern.is_causal and documents is None and self.sinks is None
+        return not plain and query.shape[2] > 1
+
+    def _places(self, query: Tensor, key_positions: Tensor, documents: Documents | None) -> Places | None:
+        """Where keys stand, unless one behind the other from 0 on; a window knows nothing but distances."""
+        if documents is not None:
+            return Places(documents.positions, documents.numbers)
+        pattern = self.component.pattern
+        left = key_positions.shape[0] > query.shape[2] and pattern.recent is not None and not pattern.is_window
+        return Places(key_positions[None]) if left else None

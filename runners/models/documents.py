@@ -25,15 +25,14 @@ class Documents:
         return seen & (self.numbers[:, None, :, None] == self.numbers[:, None, None, :])
 
 
-def document_mask(documents: Documents, pattern: MaskPattern, rotation: Rotation | None) -> Tensor:
-    """The mask (batch, 1, queries, keys) of documents that stand in one sequence.
+def check_documents(rotation: Rotation | None) -> None:
+    """Refuse rotations that tell documents apart by where they stand.
 
     Rotated keys are told from queries by the distance alone, which is the same wherever a document stands; not so where
     the frequencies follow from the length of the whole.
     """
     if rotation is not None and rotation.depends_on_length:
         raise ValueError("the rotary scaling depends on the length of the sequence: leave document_ids out")
-    return documents.sees(pattern)
 
 
 def documents_of(document_ids: Tensor) -> Documents:

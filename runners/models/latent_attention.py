@@ -9,7 +9,7 @@ import planner.components as components
 from planner.components.patterns import CAUSAL
 from runners.models.attention import rotation_of
 from runners.models.context import BuildContext, empty_cache, in_compute_type
-from runners.models.documents import Documents, document_mask
+from runners.models.documents import Documents, check_documents
 from runners.models.norms import inner_norm
 from runners.models.rotary import joined, rotate_from
 from runners.models.scores import Scores, attend
@@ -85,7 +85,10 @@ class LatentAttention(nn.Module):
             cache.rotated[:, start : start + length] = rotated.to(cache.rotated.dtype)
             if start > 0:
                 return self.o_proj(self._continued(query_nope, query_rope, cache, start))
-        seen = None if documents is None else document_mask(documents, CAUSAL, self.rotation)
+        seen = None
+        if documents is not None:
+            check_documents(self.rotation)
+            seen = documents.sees(CAUSAL)
         mixed = self._expanded(query_nope, query_rope, latent, rotated, seen)
         return self.o_proj(mixed)
 

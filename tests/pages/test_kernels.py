@@ -11,13 +11,13 @@ from tests.pages.conftest import ROOT
 from tests.pages.reading import shown
 
 
-def entry(windowed: int, spills: int = 0) -> dict[str, object]:
+def entry(rich: int, spills: int = 0) -> dict[str, object]:
     return {
         "kernel": "causal_attention",
         "function": "_forward",
         "architecture": "sm_90",
         "dtype": "bf16",
-        "sizes": {"head_dim": 128, "windowed": windowed},
+        "sizes": {"head_dim": 128, "rich_mask": rich},
         "registers": 168,
         "spills": spills,
         "shared_memory_bytes": 65_536,
@@ -44,8 +44,8 @@ def test_a_flag_is_yes_or_no_and_a_size_is_a_size() -> None:
         store.jobs.append(job.id, job.attempt, [NewResult("kernels", values, {"date": "2026-11-24T20:06:24+00:00"})])
         store.jobs.finish(job.id, job.attempt, JobState.SUCCEEDED)
     found = opened()
-    assert "head dim 128, windowed: no" in found
-    assert "head dim 128, windowed: yes" in found
+    assert "head dim 128, rich mask: no" in found
+    assert "head dim 128, rich mask: yes" in found
     assert "64 KiB" in found
     assert '<span class="pl-bad">8</span>' in found
     assert "24 Nov 2026 20:06 UTC" in found

@@ -160,6 +160,20 @@ def test_blocks_are_empty_cut_or_full_as_the_mask_says(layer: Attention, length:
     assert made.density == np.mean([[cell.any() for cell in row] for row in cells])
 
 
+@given(layer=layers(), length=st.integers(1, 40), queries=st.integers(1, 40), sizes=st.tuples(*[st.integers(1, 9)] * 2))
+@settings(max_examples=300, deadline=None)
+def test_blocks_of_the_last_queries_may_be_wider_than_high(
+    layer: Attention, length: int, queries: int, sizes: tuple[int, int]
+) -> None:
+    queries = min(queries, length)
+    written = mask(layer, length)[length - queries :]
+    made = block_map(layer.pattern, length, *sizes, num_queries=queries)
+    rows, columns = range(0, queries, sizes[0]), range(0, length, sizes[1])
+    cells = [[written[row : row + sizes[0], column : column + sizes[1]] for column in columns] for row in rows]
+    np.testing.assert_array_equal(made.some, [[cell.any() for cell in row] for row in cells])
+    np.testing.assert_array_equal(made.every, [[cell.all() for cell in row] for row in cells])
+
+
 def test_blocks_of_a_long_sequence_need_no_mask_of_it() -> None:
     """A window of 4,096 in 2^17 positions: 32 blocks of 128 behind each, the diagonal and the window's edge are cut."""
     made = block_map(MaskPattern(sliding_window=4096), 2**17, 128)

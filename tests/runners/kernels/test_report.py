@@ -19,7 +19,7 @@ def tasks_of(kernel: str, architecture: int) -> list[CompileTask]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 @pytest.mark.parametrize("kernel", ["rms_norm", "swiglu", "causal_attention"])
 def test_default_launches_spill_nothing(kernel: str, architecture: int) -> None:
@@ -31,18 +31,22 @@ def test_default_launches_spill_nothing(kernel: str, architecture: int) -> None:
         assert entry["shared_memory_bytes"] <= shared_memory_limit_bytes(architecture), task.label
         assert 0 < entry["registers"] <= 255, task.label
         uses_tensor_cores = bool(entry["tensor_core_instructions"])
-        assert uses_tensor_cores == (kernel == "causal_attention" and task.variant.dtype != "fp32"), task.label
+        multiplies = kernel == "causal_attention" and task.variant.function_name != "weighted_gradients"
+        assert uses_tensor_cores == (multiplies and task.variant.dtype != "fp32"), task.label
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
-@pytest.mark.parametrize("windowed", [False, True])
-def test_ordinary_heads_spill_nothing(architecture: int, windowed: bool) -> None:
-    """Heads of 64 in bf16, on consumer devices too; the mask's three loops and its two take different registers."""
-    task = CompileTask(variant_for(architecture, torch.bfloat16, 64, 64, windowed), architecture)
-    entry = compile_and_read(task)
-    assert entry["spills"] == 0
-    assert entry["shared_memory_bytes"] <= shared_memory_limit_bytes(architecture)
-    assert entry["tensor_core_instructions"]
+@pytest.mark.parametrize("function", ["forward", "backward_keys", "backward_queries"])
+def test_ordinary_heads_spill_nothing(architecture: int, function: str) -> None:
+    """Heads of 64 in bf16, on consumer devices too; a plain mask and a rich one take different registers."""
+    for rich in (False, True):
+        task = CompileTask(variant_for(architecture, function, torch.bfloat16, 64, 64, rich), architecture)
+        entry = compile_and_read(task)
+        assert entry["spills"] == 0
+        assert entry["shared_memory_bytes"] <= shared_memory_limit_bytes(architecture)
+        assert entry["tensor_core_instructions"]
 
 
 def test_one_kernel_is_compiled_and_read() -> None:

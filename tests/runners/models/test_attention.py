@@ -20,7 +20,7 @@ from runners.models import build
 from runners.models.attention import Attention, KeyValues
 from runners.models.context import BuildContext, Kernels
 from runners.models.latent_attention import LatentAttention
-from runners.models.scores import linear_slopes
+from runners.models.scores import attend, linear_slopes
 from tests.planner.test_patterns import is_seen
 from tests.runners.models.specs import attentions, latent_attentions
 
@@ -243,21 +243,26 @@ def test_sinks_are_those_of_gpt_oss() -> None:
     hidden = torch.full((LENGTH, LENGTH), float("-inf"), dtype=torch.float64).triu(1)
     theirs = SimpleNamespace(num_key_value_groups=2, sinks=attention.sinks, training=False)
     expected, _ = eager_attention_forward(theirs, query, key, value, hidden, 8**-0.5)
-    torch.testing.assert_close(attention._mixed(query, key, value, None).transpose(1, 2), expected)
+    found = attend(query, key, value, None, attention.scores, "eager", attention.sinks)
+    torch.testing.assert_close(found.transpose(1, 2), expected)
 
 
-@pytest.mark.parametrize(
-    "change", [{"sinks": True}, {"attention_chunk_size": 4}, {"logit_softcap": 5.0}, {"alibi": True}], ids=str
-)
+@pytest.mark.parametrize("change", [{"logit_softcap": 5.0}, {"alibi": True}], ids=str)
 def test_no_kernel_takes_what_it_does_not_compute(change: dict[str, Any]) -> None:
-    """The Triton kernel knows causal masks and windows; asked for by name, it is left for PyTorch's all the same."""
+    """The Triton kernel knows masks and sinks; asked for by name, the rest is left for PyTorch's all the same."""
     alibi = AlibiPositions() if change == {"alibi": True} else None
     component = components.Attention.model_validate({**PLAIN, **({} if alibi else change)})
     x = torch.randn(1, LENGTH, HIDDEN, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     made = [module(component, context(kernels, alibi=alibi), seed=8)(x) for kernels in ("triton", "eager")]
     assert torch.equal(made[0], made[1])
+
+
+@pytest.mark.parametrize("change", [{}, {"sinks": True}, {"attention_chunk_size": 4}, {"stride": 3}], ids=str)
+def test_a_kernel_that_is_asked_for_says_why_it_cannot_be_had(change: dict[str, Any]) -> None:
+    component = components.Attention.model_validate({**PLAIN, **change})
+    x = torch.randn(1, LENGTH, HIDDEN, dtype=torch.float64)
     with pytest.raises(KernelUnsupported):
-        module(components.Attention.model_validate(PLAIN), context("triton"), seed=8)(x)
+        module(component, context("triton"), seed=8)(x)
 
 
 def test_a_chunked_layer_keeps_one_chunk() -> None:
