@@ -349,7 +349,7 @@ def fitting(
             view["all"]
         ):
             view.set("all", "" if view["all"] else "1")
-            view.write()
+            view.go()
             st.rerun()
 
 

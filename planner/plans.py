@@ -156,6 +156,9 @@ class ServingPlan(Plan):
     """``serving``: paged cache, captured graphs and fused kernels (vLLM, SGLang, TensorRT-LLM); ``eager``: one kernel
     at a time from Python (transformers); ``llama.cpp``, and so it is where weights are in a GGUF type and no engine is
     named."""
+    engine_overhead: Literal["overlapped", "between_passes"] = "overlapped"
+    """Where ``serving`` schedules and samples: while the device works (vLLM since 0.8, SGLang since 0.4, and engines
+    whose host is no Python: TensorRT-LLM, LMDeploy), or while it waits (vLLM until 0.7)."""
     hardware: str | None = None
 
 

@@ -13,7 +13,7 @@ from planner.serving.engines import engine_profiles
 from scripts.accuracy_tables import counted, error_row, prose
 
 SHARES = ("memory", "memory_packed", "cache", "arithmetic", "attention", "network")
-SECONDS = ("launch_seconds", "host_seconds", "pass_seconds", "latency_seconds")
+SECONDS = ("launch_seconds", "host_seconds", "pass_seconds", "between_seconds", "latency_seconds")
 
 
 def _by(rows: Sequence[tuple[InferenceRow, float]], name: str, key: Callable[[InferenceRow], str]) -> Iterator[str]:
@@ -69,9 +69,8 @@ def serving_section() -> Iterator[str]:
     yield ""
     yield from prose(
         "Time of a token, or of a whole answer with its prompt where a source gives that. Settings (a model in a "
-        "format on a device) are halved: the profiles are calibrated on one half and held against the other. Rows on "
-        "AMD devices and litgpt's are only held against them. dstack's are Llama 3.1 405B on MI300X, where fp8 weights "
-        "of another maker took four times as long as AMD's own."
+        "format on a device) are halved: the profiles are calibrated on one half and held against the other. litgpt's "
+        "are only held against them."
     )
     yield from _by(times, "source, half", lambda row: f"{row.group.split('/')[-1]}, {_half(row)}")
     yield from _by(times, "engine, half", lambda row: f"{row.plan.engine}, {_half(row)}")
@@ -117,7 +116,7 @@ def terms_section() -> Iterator[str]:
     yield "Shares of promised rates and microseconds that are added, with the 10th and 90th percentile of refits."
     yield ""
     profiles = engine_profiles()
-    yield "| term | " + " | ".join(f"{each.engine}, {each.memory_kind}" for each in profiles) + " |"
+    yield "| term | " + " | ".join(f"{each.engine}, {each.memory_text}" for each in profiles) + " |"
     yield "|---|" + "--:|" * len(profiles)
     for name in (*SHARES, *SECONDS):
         factor, digits = (1e6, 0) if name in SECONDS else (1.0, 2)
@@ -132,9 +131,30 @@ def terms_section() -> Iterator[str]:
     yield ""
     for profile in profiles:
         yield from textwrap.wrap(
-            f"- {profile.engine} on {profile.memory_kind}: {profile.calibrated_on}.", 116, subsequent_indent="  "
+            f"- {profile.engine} on {profile.memory_text}: {profile.calibrated_on}.", 116, subsequent_indent="  "
         )
     yield ""
 
 
-SECTIONS = (gpu_section, serving_section, weights_section, terms_section)
+def left_out_section() -> Iterator[str]:
+    """Each source by what the others give."""
+    yield "## Each source by what the others give"
+    yield ""
+    yield from prose(
+        "Profiles fitted anew without a source, against its rows; of a profile with one source without a device, and "
+        "of one with one device without a model. What nothing resembles, as a model with experts among dense ones, "
+        "shows here."
+    )
+    yield "| profile | left out | readings | median | median with sign |"
+    yield "|---|---|--:|--:|--:|"
+    for profile in engine_profiles():
+        for each in profile.left_out:
+            name = each.name.removeprefix("web page/")
+            yield (
+                f"| {profile.engine}, {profile.memory_text} | {name} | {each.readings} | "
+                f"{100 * each.median:.1f}% | {100 * each.signed:+.1f}% |"
+            )
+    yield ""
+
+
+SECTIONS = (gpu_section, serving_section, weights_section, terms_section, left_out_section)

@@ -7,8 +7,10 @@
     ...
     view.write()                                                                       # at the end of the run
 
-Values are text. What an address says is taken when it is new (a link, a reload, Back); what a widget says is written
-back. :meth:`View.choice` keeps a value among those that exist, so that no address can break the page.
+Values are text. What an address says is taken when it is new (a link, a reload, Back), and it stays as it is: written
+anew it would be a second entry in the browser's history, and Back would lead from it to the page again. What a widget
+says after that is written back, and so is the default of what an address has wrong. :meth:`View.choice` keeps a value
+among those that exist, so that no address can break the page.
 """
 
 from __future__ import annotations
@@ -82,9 +84,19 @@ class View:
         for name, default in self.defaults.items():
             self.set(name, default)
 
+    def go(self, **kept: str | None) -> None:
+        """Put what was just asked for into the address, even where that is new: for a handler, or before a rerun."""
+        self.fresh = False
+        self.write(**kept)
+
     def write(self, **kept: str | None) -> None:
-        """Put the view into the address; defaults are left out. ``kept`` replaces parameters that the page reads."""
+        """Put the view into the address, unless that is new and right; defaults are left out.
+
+        ``kept`` replaces parameters that the page reads.
+        """
         before = asked(self.page)
+        if self.fresh and all(before.get(name, self[name]) == self[name] for name in self.defaults):
+            return
         query = {name: value for name, value in before.items() if name in self.kept}
         for name, value in kept.items():
             query.pop(name, None)

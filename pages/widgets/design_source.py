@@ -79,7 +79,7 @@ def choice(view: View, draft: Draft) -> None:
             cleared["preset"] = rest
         elif kind == "design":
             cleared["design"], cleared["revision"] = rest.split(":")
-        view.write(**cleared)
+        view.go(**cleared)
 
     options = list(labels)
     st.selectbox("Design", options, index=options.index(now), key=key, format_func=labels.__getitem__, on_change=choose)

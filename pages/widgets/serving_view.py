@@ -13,6 +13,8 @@ from planner.serving import InferenceEstimate
 from planner.serving.times import RooflinePoint
 from planner.units import digits_text
 
+_MOST_TICKS = 7
+
 
 def time_numbers(estimate: InferenceEstimate) -> list[KeyNumber]:
     """Key numbers of time, as far as they are modelled."""
@@ -43,11 +45,31 @@ def _log_axis(palette: theme.Palette, title: str, values: Sequence[float], paddi
     logs = [math.log10(value) for value in values if value > 0]
     low, high = min(logs), max(logs)
     space = max((high - low) * padding, 0.08)
+    ticks = log_ticks(low - space, high + space)
     return {
         "type": "log", "title": {"text": title, "font": _font(palette)}, "range": [low - space, high + space],
         "gridcolor": palette["line"], "zeroline": False, "tickfont": {"size": 11, "color": palette["faint"]},
-        "automargin": True, "dtick": "D2" if high - low < 1.2 else 1,
+        "automargin": True, "tickvals": ticks, "ticktext": [tick_text(value) for value in ticks],
     }  # fmt: skip
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Where ticks stand between two powers of ten: at most seven, each a whole number that its label says in full."""
+    for steps in ((1,), (1, 3), (1, 2, 5), range(1, 10), [tenth / 10 for tenth in range(10, 100)]):
+        decades = range(math.floor(low), math.floor(high) + 1)
+        found = [step * 10.0**decade for decade in decades for step in steps]
+        found = [value for value in found if low <= math.log10(value) <= high]
+        if len(found) >= 3:
+            break
+    return found[:: -(-len(found) // _MOST_TICKS)]
+
+
+def tick_text(value: float) -> str:
+    """A tick's number, such as 20, 0.5, 2k or 1.5G."""
+    for factor, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def latency(batches: Sequence[tuple[int, InferenceEstimate]], chosen: int) -> dict[str, Any]:

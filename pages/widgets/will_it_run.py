@@ -154,7 +154,7 @@ def _pasting(view: View) -> None:
         loaded = transfer.dropped_or_pasted("home", height=130)
     if loaded is not None and loaded.spec != st.session_state.get("home-taken"):
         st.session_state["home-taken"] = loaded.spec
-        view.write(**dict.fromkeys(design_source.PARAMETERS) | {"draft": drafts.pack(loaded.spec, Settings())})
+        view.go(**dict.fromkeys(design_source.PARAMETERS) | {"draft": drafts.pack(loaded.spec, Settings())})
         st.rerun()
     asked = address.asked("home").get("preset", "")
     left_out = preset(asked).left_out if asked in preset_ids() else ()

@@ -93,6 +93,8 @@ _FORMATS = {
     "GGUF MXFP4 MoE": "mxfp4_moe",
 }
 _SERVING = ("vLLM", "SGLang", "TensorRT-LLM", "LMDeploy", "NVIDIA NIM", "TGI", "gpt-fast", "torchao")
+_WAITING = ("vLLM 0.4", "vLLM 0.6", "vLLM benchmark_latency")
+"""Releases that schedule while the device waits; Oracle's runs are of 2024."""
 _UNMODELLED = ("ExLlama", "MLC LLM", "AutoAWQ", "Megatron-Core")
 
 
@@ -176,6 +178,11 @@ def _weight_format(raw: Raw) -> str:
     return "fp8_block" if name == "fp8" and raw["model"].startswith("Qwen3") else name
 
 
+def _may_wait(raw: Raw) -> bool:
+    """Whether a row is of those of which the source says that the cache may not have held all requests."""
+    return whole(raw, "batch") >= 64 or whole(raw, "input_len") >= 32_000
+
+
 def _splits_by_layers(raw: Raw) -> bool:
     """Whether a run of llama.cpp is from after January 2024, when it began to split by layers and not by matrices.
 
@@ -191,6 +198,10 @@ def _plan(raw: Raw, engine: str) -> ServingPlan:
     tensor_parallel = whole(raw, "tp", devices)
     if "CPU" in raw["gpu"]:
         skip("a processor whose bandwidth the row does not give")
+    if "MI300X" in raw["gpu"] and "meta FP8" in raw["precision"]:
+        skip("weights in a scheme that the engine had no kernel for on this device")
+    if "H100 KV cache may not hold" in raw.get("notes", "") and "H100" in raw["gpu"] and _may_wait(raw):
+        skip("more than the devices hold, so that requests wait")
     if "ambiguous for TP>1" in raw.get("notes", "") and tensor_parallel > 1:
         skip("the rate is of one device or of all: the source does not say")
     stages = 1
@@ -219,6 +230,7 @@ def _plan(raw: Raw, engine: str) -> ServingPlan:
         "pipeline_parallel": stages,
         "chunked_prefill": "closed loop" in raw.get("notes", "") or "bench serve" in raw["engine"],
         "engine": engine,
+        "engine_overhead": "between_passes" if raw["engine"].startswith(_WAITING) else "overlapped",
         "hardware": device_of(raw["gpu"].removeprefix(f"{devices}x ")),
     }
     return parse_plan(ServingPlan, plan)
@@ -364,9 +376,8 @@ def _held_out() -> frozenset[str]:
 
 
 def is_foreign(row: InferenceRow) -> bool:
-    """Whether a row is none of those that are halved: ``serving_gpu.csv``, AMD's devices, and litgpt's own loop."""
-    vendor = "" if row.plan.hardware is None else hardware(row.plan.hardware).vendor
-    return row.id.startswith(GPU_FILE) or vendor == "AMD" or row.group == "Lightning-AI/litgpt"
+    """Whether a row is none of those that are halved: ``serving_gpu.csv``, and litgpt's own loop."""
+    return row.id.startswith(GPU_FILE) or row.group == "Lightning-AI/litgpt"
 
 
 def is_held_out(row: InferenceRow) -> bool:

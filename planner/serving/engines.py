@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from planner.hardware import Device
 from planner.paths import ASSETS
 
-MemoryKind = Literal["hbm", "gddr", "unified"]
-"""``hbm``: stacked, beside the processor; ``gddr``: chips on the board; ``unified``: shared with a CPU."""
+MemoryKind = Literal["hbm", "amd_hbm", "gddr", "unified", "apple"]
+"""``hbm``: stacked, beside the processor; ``gddr``: chips on the board; ``unified``: shared with a CPU. AMD's stacked
+memory and Apple's shared one stand for themselves, since other kernels are written for them."""
 
 
 class Term(BaseModel):
@@ -28,6 +29,20 @@ class Term(BaseModel):
     value: float = Field(ge=0)
     low: float = Field(ge=0)
     high: float = Field(ge=0)
+
+
+class LeftOut(BaseModel):
+    """How far rows are from what the other rows of their profile give."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """A source; of a profile with one source a device, and of one with one device a model."""
+    readings: int
+    median: float
+    """Of the errors' sizes, as a share."""
+    signed: float
+    """Of the errors with their signs."""
 
 
 class EngineTerms(BaseModel):
@@ -55,12 +70,20 @@ class EngineTerms(BaseModel):
     """Of each operator, on the host, where Python starts the kernels one by one while the device works; a pass takes
     whichever of the two is longer."""
     pass_seconds: Term
-    """Of each pass, on the host while the device waits: scheduling, sampling, sending the tokens out."""
+    """Of each pass, on the host while the device waits: what is left of scheduling and sampling where they overlap."""
+    between_seconds: Term
+    """Of each pass beside that, where they do not: a plan's ``engine_overhead`` of ``between_passes``."""
     latency_seconds: Term
     """Of each exchange between devices."""
     relative_interval: tuple[float, float]
     """Measured over predicted time: the 10th and the 90th percentile over the rows that were held out."""
+    left_out: tuple[LeftOut, ...]
     calibrated_on: str
+
+    @property
+    def memory_text(self) -> str:
+        """The kind of memory in words."""
+        return {"amd_hbm": "AMD's hbm", "apple": "Apple's unified"}.get(self.memory_kind, self.memory_kind)
 
 
 class _File(BaseModel):
@@ -78,8 +101,10 @@ def _file() -> _File:
 def memory_kind(device: Device) -> MemoryKind:
     """The kind of a device's memory."""
     if device.id in _file().hbm or device.kind == "tpu":
-        return "hbm"
-    return "unified" if device.kind in ("unified", "cpu") else "gddr"
+        return "amd_hbm" if device.vendor == "AMD" else "hbm"
+    if device.kind in ("unified", "cpu"):
+        return "apple" if device.vendor == "Apple" else "unified"
+    return "gddr"
 
 
 def engine_profiles() -> tuple[EngineTerms, ...]:

@@ -165,7 +165,7 @@ def _times(spec: ArchitectureSpec, plan: ServingPlan, device: Device) -> _Times:
     profile = profile_of(engine, device)
     token = inter_token_seconds(spec, plan, device)
     low, high = profile.relative_interval
-    note = f"Times by a roofline at what {engine} reached on devices with {profile.memory_kind} memory. "
+    note = f"Times by a roofline at what {engine} reached on devices with {profile.memory_text} memory. "
     if profile.memory_kind != memory_kind(device):
         note += f"Of {memory_kind(device)} memory nothing was measured. "
     note += (

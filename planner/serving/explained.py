@@ -183,7 +183,7 @@ class _Explained:
         made = self.sum_of(name, children, over, source=source)
         low, high = self.profile.relative_interval
         ground = (
-            f"of the runs that {self.profile.engine} on {self.profile.memory_kind} was not calibrated on, four in five "
+            f"of the runs that {self.profile.engine} on {self.profile.memory_text} was not calibrated on, four in five "
             f"took {low:.2f} to {high:.2f} times as long as predicted"
         )
         value = float(made.value)

@@ -17,13 +17,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from planner.cache import entry_bytes
-from planner.components import LatentAttention
+from planner.components import Attention, LatentAttention
 from planner.components.base import CacheEntry, Component, Tensor
 from planner.compute import model_operations
 from planner.matrices import between_tokens, matrices
 from planner.plans import ServingPlan
 from planner.quantities import Quantity, exact_divide, product
 from planner.serving.devices import Split, StagePlan, hosted_layers, kept_layers, part_of
+from planner.serving.formats import engine_of
 from planner.serving.memory import check_serving_plan
 from planner.serving.weights import Storage
 from planner.sizing import active_count, outer_tensors
@@ -203,6 +204,8 @@ class _Reader:
             before = between_tokens(mixer, hidden_size, length - 1, batch)
             flops = part_of(between_tokens(mixer, hidden_size, length, batch) - before, share)
             cached = held
+            if engine_of(self.plan) == "eager" and isinstance(mixer, Attention):
+                moved = moved + _copied_bytes(mixer, held)
         else:
             state: Quantity = 0
             for entry in entries:
@@ -238,6 +241,16 @@ def _absorbed_bytes(mixer: LatentAttention, tokens: Quantity) -> Quantity:
     """What the expansion moves beside its weights: queries into the latent space, and mixed latents out of it."""
     unrotated = mixer.qk_nope_head_dim + mixer.v_head_dim
     return ACTIVATION_BYTES * tokens * mixer.num_attention_heads * (unrotated + 2 * mixer.kv_lora_rank)
+
+
+def _copied_bytes(mixer: Attention, held: Quantity) -> Quantity:
+    """What transformers moves of the cache beside reading it, for every token of every layer.
+
+    ``torch.cat`` writes keys and values anew behind the last token, and ``repeat_kv`` reads and writes them once more
+    for every query head, as which attention then reads them.
+    """
+    repeated = exact_divide(held * mixer.num_attention_heads, mixer.num_key_value_heads)
+    return 2 * held + 2 * repeated
 
 
 def _between_matrices(mixer: Component, hidden_size: Quantity) -> Quantity:
