@@ -244,7 +244,8 @@ class Reader:
         self._written = frozenset(config)
         self._rope = {name: config.get(name, defaults.get(name)) for name in ("rope_scaling", "rope_parameters")}
         self._longest = config.get("max_position_embeddings", defaults.get("max_position_embeddings"))
-        self._original = config.get("original_max_position_embeddings")
+        name = "original_max_position_embeddings"
+        self._original = config.get(name, defaults.get(name))
         for name, value in config.items():
             if name in defaults:
                 self._values[name] = value

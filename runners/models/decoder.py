@@ -183,6 +183,8 @@ class Decoder(nn.Module):
     def __init__(self, spec: ArchitectureSpec, kernels: Kernels) -> None:
         super().__init__()
         self.spec = spec
+        self.reread_beyond: int | None = None
+        """Length that a text is read anew for, all of it, once it grows longer while it is generated (Phi-3)."""
         positions = spec.positions
         theta, scaling = (
             (positions.theta, positions.scaling) if isinstance(positions, RotaryPositions) else (None, None)

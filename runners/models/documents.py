@@ -31,7 +31,7 @@ def check_documents(rotation: Rotation | None) -> None:
     Rotated keys are told from queries by the distance alone, which is the same wherever a document stands; not so where
     the frequencies follow from the length of the whole.
     """
-    if rotation is not None and rotation.depends_on_length:
+    if rotation is not None and rotation.changes_beyond is not None:
         raise ValueError("the rotary scaling depends on the length of the sequence: leave document_ids out")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -114,6 +114,13 @@ def draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, numbers, right=True)[:, 0]
 
 
+def changing_rotation(model: Decoder) -> int | None:
+    """The length of text beyond which its positions turn by frequencies that depend on the length, if there is one."""
+    rotations = [getattr(module, "rotation", None) for module in model.modules()]
+    lengths = [rotation.changes_beyond for rotation in rotations if rotation is not None]
+    return min((length for length in lengths if length is not None), default=None)
+
+
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """Prompts side by side from position 0 on. Behind the shorter ones stands nothing that is ever read."""
@@ -162,7 +169,8 @@ def stream(
     Raises
     ------
     ValueError
-        before anything is computed, where a prompt is empty, or the model has fewer positions than are asked for.
+        before anything is computed, where a prompt is empty, the model has fewer positions than are asked for, or
+        prompts of different lengths would be turned by each other's.
     """
     vocabulary, positions = model.spec.vocab_size, model.spec.positions
     if not 0 <= alternatives <= vocabulary:
@@ -170,6 +178,11 @@ def stream(
     batch = _side_by_side(prompts, max_new_tokens, model.embed_tokens.weight.device)
     if isinstance(positions, LearnedPositions) and batch.end > positions.num_positions:
         raise ValueError(f"max_new_tokens: the model reads {positions.num_positions} positions, not {batch.end}")
+    changes = changing_rotation(model)
+    if changes is not None and batch.end > changes and len(set(batch.lengths.tolist())) > 1:
+        raise ValueError(
+            f"prompts: beyond {changes} tokens positions turn by a text's length: give those of one length"
+        )
     return _steps(model, batch, max_new_tokens, sampling, alternatives, use_cache)
 
 
@@ -183,6 +196,8 @@ def _steps(
     cache = model.new_cache(rows, batch.end) if use_cache else None
     read = 0
     for position in range(batch.shortest, batch.end if max_new_tokens else 0):
+        if cache is not None and model.reread_beyond is not None and read <= model.reread_beyond < position:
+            cache, read = model.new_cache(rows, batch.end), 0
         logits = model(tokens[:, read:position], cache=cache).logits[:, -1]
         read = position if use_cache else 0
         is_new = (batch.lengths <= position) & (position < batch.lengths + max_new_tokens)
@@ -210,6 +225,13 @@ def generate(
     model: Decoder, prompts: Prompts, max_new_tokens: int, sampling: Sampling = GREEDY, *, use_cache: bool = True
 ) -> list[Tensor]:
     """Each prompt with ``max_new_tokens`` more, (positions,) a row."""
+    if changing_rotation(model) is not None and len({len(row) for row in prompts}) > 1:  # not side by side
+        return [
+            generate(
+                model, row[None], max_new_tokens, replace(sampling, seed=sampling.seed + index), use_cache=use_cache
+            )[0]
+            for index, row in enumerate(prompts)
+        ]
     rows = [[row.to(model.embed_tokens.weight.device)] for row in prompts]
     for step in stream(model, prompts, max_new_tokens, sampling, use_cache=use_cache):
         for index in step.is_new.nonzero()[:, 0].tolist():

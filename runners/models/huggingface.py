@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from planner.components import Attention, LatentAttention
+from planner.components.rotary import LongRopeScaling
 from planner.interop import ADAPTERS, from_huggingface, resolved
 from planner.interop.base import Adapter, Placed, laid_out
 from planner.spec import ArchitectureSpec, Layer, RotaryPositions
@@ -83,6 +84,9 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
             f"{field} is {value!r}, which no specification can say: the model would not compute what these weights mean"
         )
     model.embed_tokens.padding_idx = _padding(config, spec.vocab_size)
+    scaling = getattr(spec.positions, "scaling", None)
+    if adapter.model_type == "phi3" and isinstance(scaling, LongRopeScaling):
+        model.reread_beyond = scaling.original_max_position_embeddings
     own = dict(model.named_parameters())
     layers = [layer for _, layer in spec.iterate_layers()]
     unread = set(state_dict)
@@ -111,7 +115,11 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
         unread.discard(name)
     if spec.tie_word_embeddings:  # the head, by the family's name of it
         rules = adapter.layout(spec) if callable(adapter.layout) else adapter.layout
-        unread -= {rule.theirs for rule in rules if rule.ours == ("lm_head.weight",)} | {"lm_head.weight"}
+        heads = {rule.theirs for rule in rules if rule.ours == ("lm_head.weight",)} | {"lm_head.weight"}
+        for name in heads & unread:
+            if not torch.equal(state_dict[name].to(model.embed_tokens.weight), model.embed_tokens.weight):
+                raise ValueError(f"{name} is not the embedding's matrix, and tie_word_embeddings says that it is")
+        unread -= heads
     written = [config.get(name) for name in PREDICTING]
     predicting = max((count for count in written if isinstance(count, int)), default=0)
     unread = {

@@ -39,9 +39,11 @@ class Rotation:
         return 1.0
 
     @property
-    def depends_on_length(self) -> bool:
-        """Whether a position turns otherwise in a longer sequence."""
-        return isinstance(self.scaling, DynamicScaling | LongRopeScaling)
+    def changes_beyond(self) -> int | None:
+        """Length of a sequence beyond which its positions turn otherwise, by frequencies that depend on the length."""
+        if isinstance(self.scaling, DynamicScaling | LongRopeScaling):
+            return self.scaling.original_max_position_embeddings
+        return None
 
     def frequencies(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Radians a position of each pair of channels, (channels / 2,), for a sequence of ``length`` positions.

@@ -22,6 +22,7 @@ from runners.models.generation import (
     GREEDY,
     GeneratedStep,
     Sampling,
+    changing_rotation,
     draw,
     model_distribution,
     sampling_distribution,
@@ -153,6 +154,15 @@ class Speculation:
             if isinstance(positions, LearnedPositions) and self._end > positions.num_positions:
                 raise ValueError(
                     f"max_new_tokens: the {role} reads {positions.num_positions} positions, not {self._end}"
+                )
+            changes = changing_rotation(model)
+            if changes is not None and self._end > changes:
+                raise UnsupportedPlan.of(
+                    f"Beyond {changes:,} tokens the {role}'s positions turn by the length of the text, so tokens that "
+                    "are read together are not what they are one by one.",
+                    path=role,
+                    remedy="Ask for fewer tokens, or generate without a draft.",
+                    code="rotation_by_length",
                 )
         self._target, self._draft = target, draft
         self._prompt, self._sampling = prompt, sampling

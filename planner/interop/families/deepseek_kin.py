@@ -110,7 +110,7 @@ _DERIVED = frozenset({"num_key_value_heads", "qk_head_dim"})
 
 def _interleaved(config: Mapping[str, Any]) -> bool:
     """Whether channels that are rotated together are neighbours."""
-    return config.get("rope_interleave", True) is not False
+    return bool(config.get("rope_interleave", True))
 
 
 DOTS1 = decoders.like_llama(

@@ -60,6 +60,6 @@ DEEPSEEK_V3 = Adapter(
     }
     | {"aux_loss_alpha", "seq_aux"},
     neutral={"moe_layer_freq": (1,), "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)},
-    rotary_in_pairs=lambda config: config.get("rope_interleave", True) is not False,
+    rotary_in_pairs=lambda config: bool(config.get("rope_interleave", True)),
     notes=layouts.PREDICTION_NOTES,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,20 +11,30 @@ import torch
 from runners.models import load_huggingface
 from tests.runners.models.test_huggingface import CONFIGS, transformers_model
 
+LONGROPE: dict[str, Any] = {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [1.0, 4.0]} | {
+    "rope_theta": 100.0,
+    "partial_rotary_factor": 0.5,
+}
 SAME: list[tuple[str, dict[str, Any]]] = [
     ("cohere2", {}),  # the rotary base of a file that has none
     ("bloom", {"pretraining_tp": 2}),
+    (
+        "phi3",
+        {"rope_parameters": {**LONGROPE, "original_max_position_embeddings": 16}, "max_position_embeddings": 8192},
+    ),
+    *((family, {"rope_interleave": None}) for family in ("deepseek_v3", "youtu", "sarvam_mla")),
     ("deepseek_v3", {"num_nextn_predict_layers": "none"}),
 ]
 """Families with changes of their small configuration, as a file says them: without what transformers adds."""
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("bloom", {"pretraining_tp": 2, "slow_but_exact": True}, "slow_but_exact"),
+    ("phi3", {"rope_parameters": {**LONGROPE, "rope_type": "yarn", "factor": 4.0}}, "rope_type"),
 ]
 
 
 @pytest.mark.parametrize("model_type, changes", SAME)
 def test_logits_are_those_of_transformers(model_type: str, changes: dict[str, Any]) -> None:
-    theirs = transformers_model(model_type, **changes)
+    theirs = transformers_model(model_type, **copy.deepcopy(changes))  # which rewrites the mappings within
     ours = load_huggingface(theirs.state_dict(), {"model_type": model_type, **CONFIGS[model_type], **changes})
     tokens = torch.randint(3, 96, (2, 21))
     with torch.no_grad():
@@ -34,10 +45,46 @@ def test_logits_are_those_of_transformers(model_type: str, changes: dict[str, An
 
 @pytest.mark.parametrize("model_type, changes, field", REFUSED)
 def test_what_no_specification_says_is_refused_by_name(model_type: str, changes: dict[str, Any], field: str) -> None:
-    theirs = transformers_model(model_type, **changes)
+    theirs = transformers_model(model_type, **copy.deepcopy(changes))
     with pytest.raises(ValueError, match=field):
         load_huggingface(theirs.state_dict(), {"model_type": model_type, **CONFIGS[model_type], **changes})
     plain = transformers_model(model_type)
     tokens = torch.randint(3, 96, (2, 21))
     with torch.no_grad():  # the refusal is for a reason
         assert not torch.allclose(plain(input_ids=tokens).logits, theirs(input_ids=tokens).logits, rtol=1e-3)
+
+
+def test_a_text_that_outgrows_the_short_frequencies_is_read_anew_as_phi_3_is() -> None:
+    changes = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16, "max_position_embeddings": 64}
+    theirs = transformers_model("phi3", **changes)
+    ours = load_huggingface(theirs.state_dict(), theirs.config.to_dict())
+    tokens = torch.randint(3, 96, (4, 9))
+    theirs.generation_config.eos_token_id = None
+    expected = theirs.generate(
+        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=40, do_sample=False, pad_token_id=0
+    )
+    assert torch.equal(ours.generate(tokens, 40), expected)
+    ours.reread_beyond = None
+    assert not torch.equal(ours.generate(tokens, 40), expected)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_prompts_of_different_lengths_do_not_turn_each_other(kind: str) -> None:
+    """Where positions turn by the length of the text, each row is what it is alone."""
+    rope = {"rope_type": kind, "rope_theta": 100.0, "factor": 8.0, "original_max_position_embeddings": 8}
+    rope |= {name: [1.0, 1.5, 2.0, 8.0] for name in ("short_factor", "long_factor")} if kind == "longrope" else {}
+    theirs = transformers_model("llama", rope_parameters=rope, max_position_embeddings=8)
+    ours = load_huggingface(theirs.state_dict(), theirs.config.to_dict())
+    prompts = [torch.randint(3, 96, (length,)) for length in (3, 12, 7)]
+    for prompt, found in zip(prompts, ours.generate_each(prompts, 20), strict=True):
+        assert torch.equal(found, ours.generate(prompt[None], 20)[0])
+    with pytest.raises(ValueError, match="one length"):
+        ours.stream(prompts, 20)
+
+
+def test_a_head_that_differs_from_the_embedding_is_not_tied_to_it() -> None:
+    theirs = transformers_model("llama", tie_word_embeddings=True)
+    state = theirs.state_dict()
+    state["lm_head.weight"] = state["lm_head.weight"] + 1
+    with pytest.raises(ValueError, match="tie_word_embeddings"):
+        load_huggingface(state, theirs.config.to_dict())

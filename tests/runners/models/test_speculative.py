@@ -147,3 +147,13 @@ def test_what_cannot_go_together_is_refused() -> None:
     with pytest.raises(ValueError, match="draft_tokens: at least 1"):
         Speculation(target, target, torch.tensor([1]), 4, draft_tokens=0)
     assert text_of(Speculation(target, target, torch.tensor([1]), 0)) == []
+
+
+def test_positions_that_turn_by_the_length_of_the_text_are_not_read_ahead() -> None:
+    scaling = {"kind": "dynamic", "factor": 4.0, "original_max_position_embeddings": 16}
+    target, draft = pair(spec_of(ATTENTION, positions={"kind": "rotary", "scaling": scaling}), 1.0)
+    prompt = torch.arange(5)
+    assert text_of(Speculation(target, draft, prompt, 11)) == target.generate(prompt[None], 11)[0, 5:].tolist()
+    with pytest.raises(UnsupportedPlan) as refused:
+        Speculation(target, draft, prompt, 12)
+    assert refused.value.code == "rotation_by_length"
