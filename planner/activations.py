@@ -33,6 +33,7 @@ ACTIVATION_TYPES = {
     "bf16_autocast": ActivationTypes(compute=2, residual=4, copied=True),
     "bf16_mixed": ActivationTypes(compute=2, residual=2, copied=False),
     "bf16": ActivationTypes(compute=2, residual=2, copied=False),
+    "fp8": ActivationTypes(compute=2, residual=2, copied=False),
 }
 
 
@@ -46,6 +47,8 @@ def saved_bytes(tensor: SavedTensor, types: ActivationTypes, elements: Quantity 
         "int64": 8,
         "int32": 4,
         "bool": 1,
+        "fp8": 1,
+        "fp8_copy": 1,
     }[tensor.dtype_class]
     return (tensor.elements if elements is None else elements) * width
 

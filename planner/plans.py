@@ -72,6 +72,10 @@ class TrainingPlan(Plan):
     """Sequences an optimizer step; absent: one micro batch a data-parallel rank."""
     sequence_length: int = Field(default=2048, gt=0)
     precision: Literal["fp32", "bf16_autocast", "bf16_mixed", "bf16", "fp8", "nvfp4"] = "bf16_mixed"
+    fp8_recipe: Literal["tensorwise", "delayed", "blockwise", "mxfp8"] = "delayed"
+    """With fp8, in Megatron-Core's words: one scale a tensor (of this step or of the last ones), or one a block."""
+    fp8_param_gather: bool = False
+    """With fp8: whether the weights themselves are in fp8, and gathered so, beside their master copies."""
     gradient_dtype: Literal["bf16", "fp32"] = "bf16"
     optimizer: Literal["adamw", "adamw_8bit", "adafactor", "lion", "muon", "sgd"] = "adamw"
     zero_stage: int = Field(default=0, ge=0, le=3)
@@ -79,6 +83,8 @@ class TrainingPlan(Plan):
     data_parallel: int = Field(default=1, gt=0)
     tensor_parallel: int = Field(default=1, gt=0)
     sequence_parallel: bool = False
+    tp_comm_overlap: bool = False
+    """With Megatron: whether products run beside the exchange of what they read, in workspaces of their own."""
     pipeline_parallel: int = Field(default=1, gt=0)
     pipeline_schedule: Literal["1f1b", "interleaved", "zero_bubble"] = "1f1b"
     virtual_stages: int = Field(default=1, gt=0)
@@ -109,7 +115,8 @@ class TrainingPlan(Plan):
     hardware: str | None = None
     engine: Literal["auto", "torch", "megatron"] = "auto"
     """Whose way of keeping tensors is counted: that of PyTorch's own operators, or Megatron-LM's with Transformer
-    Engine's fused kernels. ``auto``: Megatron's where master weights meet gradients in fp32, else PyTorch's."""
+    Engine's fused kernels. ``auto``: Megatron's in fp8, and where master weights meet gradients in fp32; else
+    PyTorch's."""
     cross_entropy: Literal["auto", "plain", "parallel", "fused"] = "auto"
     """``plain``: PyTorch's, of fp32 logits; ``parallel``: Megatron's own, over a divided vocabulary, of fp32 logits
     that it overwrites; ``fused``: of logits that their gradient overwrites. ``auto``: ``fused`` with Megatron."""

@@ -82,8 +82,8 @@ class SavedTensor:
     elements: Quantity
     dtype_class: str = "compute"
     """``compute`` (the type that matrices are multiplied in), ``residual`` (that of the residual stream, which autocast
-    leaves in fp32), ``float32``, ``int64``, ``int32``, ``bool``, or ``copy``: a copy of weights in the compute type,
-    made only where that is not their own."""
+    leaves in fp32), ``float32``, ``int64``, ``int32``, ``bool``; ``copy``: a copy of weights in the compute type, made
+    only where that is not their own; ``fp8``: what a product in fp8 reads, ``fp8_copy`` where it is kept wide too."""
     split: str = "stream"
     """What divides it where a layer is spread over devices. ``stream``: sequence parallelism, by positions; ``tensor``:
     tensor parallelism, by heads or channels; ``rows``: tokens sent to experts, divided where each expert is whole;

@@ -206,8 +206,14 @@ def plan_fields(given: dict[str, Any], raw: Raw) -> dict[str, Any]:
     for argument in _STAGES:
         if argument in given:
             fields[argument.replace("-", "_")] = given[argument]
+    if given.get("tp-comm-overlap"):
+        fields["tp_comm_overlap"] = True
     if given.get("fp8-format"):
-        fields["precision"] = "fp8"
+        fields |= {
+            "precision": "fp8",
+            "fp8_recipe": given.get("fp8-recipe", "delayed"),
+            "fp8_param_gather": bool(given.get("fp8-param-gather")),
+        }
     else:
         fields["precision"] = "bf16_mixed" if given.get("bf16") or given.get("fp16") else "fp32"
     # With bf16, Megatron keeps and reduces gradients in fp32; with fp16 they are in fp16.

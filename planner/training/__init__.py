@@ -25,7 +25,7 @@ from planner.training.checks import check_training_plan as check_training_plan
 from planner.training.estimate import allocated_bytes as allocated_bytes
 from planner.training.estimate import estimate_training as estimate_training
 from planner.training.estimate import training_memory as training_memory
-from planner.training.layers import is_cast as is_cast
+from planner.training.narrow import is_cast as is_cast
 from planner.training.records import DEVICE_OVERHEAD_BYTES as DEVICE_OVERHEAD_BYTES
 from planner.training.records import Buffer as Buffer
 from planner.training.records import Change as Change

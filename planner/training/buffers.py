@@ -9,16 +9,17 @@ from planner.components.moe import MoE
 from planner.hardware import hardware
 from planner.plans import TrainingPlan
 from planner.quantities import Quantity, largest
-from planner.sizing import leading_tensors, trailing_tensors
+from planner.sizing import layer_tensors, leading_tensors, trailing_tensors
 from planner.spec import ArchitectureSpec
 from planner.training.engine import Division, engine_of, is_many
 from planner.training.layers import Shape, multiplied_shapes
+from planner.training.narrow import has_weight_copies, is_narrow, weight_copy_bytes
 from planner.training.pipeline import Stage
 from planner.training.records import Buffer
 from planner.training.states import state_bytes
 
 LARGE_WORKSPACE, SMALL_WORKSPACE = 32 * 2**20, 4 * 2**20
-EXPERT_STREAMS = 4
+EXPERT_STREAMS, OVERLAP_STREAMS = 4, 3
 
 
 def engine_buffers(
@@ -32,6 +33,19 @@ def engine_buffers(
             "workspaces of matrix multiplications",
             _workspace_bytes(spec, plan),
             "cuBLAS's for the forward and for the backward thread, and Transformer Engine's own",
+        )
+        if plan.tp_comm_overlap:
+            yield Buffer(
+                "workspaces of products beside their exchange",
+                OVERLAP_STREAMS * _own_workspace(plan),
+                "Transformer Engine's, one for each of the streams that overlap with tensor parallelism",
+            )
+    if plan.precision == "fp8" and has_weight_copies(plan):
+        yield Buffer(
+            "weights in fp8" if not plan.fp8_param_gather else "transposed weights in fp8, and scales",
+            _narrow_copies(spec, plan, stage, division),
+            "Transformer Engine casts a weight once a step and keeps the copy, by columns too where the backward pass "
+            "needs it so",
         )
     if engine_of(plan).has_placeholders:
         yield Buffer(
@@ -61,11 +75,26 @@ def _workspace_bytes(spec: ArchitectureSpec, plan: TrainingPlan) -> int:
     from run to run; Transformer Engine takes as much once, or 4 MiB on older devices, and four times as much again for
     the streams that multiply experts.
     """
-    own = LARGE_WORKSPACE
-    if plan.hardware is not None and "fp8" not in hardware(plan.hardware).peak_flops:
-        own = SMALL_WORKSPACE
+    own = _own_workspace(plan)
     has_experts = any(isinstance(layer.channel_mixer, MoE) for group in spec.layer_groups for layer in group.layers)
     return 2 * LARGE_WORKSPACE + own * (1 + (EXPERT_STREAMS if has_experts else 0))
+
+
+def _own_workspace(plan: TrainingPlan) -> int:
+    is_older = plan.hardware is not None and "fp8" not in hardware(plan.hardware).peak_flops
+    return SMALL_WORKSPACE if is_older else LARGE_WORKSPACE
+
+
+def _narrow_copies(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, division: Division) -> Quantity:
+    total: Quantity = 0
+    for chunk in stage.chunks:
+        for repeats, layers in chunk.runs:
+            for layer in layers:
+                for _, tensor in layer_tensors(spec, layer):
+                    if is_narrow(tensor):
+                        count = division.of_parameter(tensor.count, tensor.split)
+                        total = total + repeats * weight_copy_bytes(count, plan)
+    return total
 
 
 def _placeholder_elements(spec: ArchitectureSpec, stage: Stage, division: Division) -> Quantity:

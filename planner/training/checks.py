@@ -8,10 +8,12 @@ from planner.components.attention import Attention
 from planner.components.base import Component
 from planner.components.moe import MoE
 from planner.errors import Problem, UnsupportedPlan
+from planner.hardware import hardware
 from planner.plans import TrainingPlan
 from planner.spec import ArchitectureSpec
 from planner.stages import problems_of_stages, reduces_last
 from planner.training.engine import engine_of
+from planner.training.narrow import inputs_of
 
 
 def check_training_plan(plan: TrainingPlan, spec: ArchitectureSpec | None = None) -> None:
@@ -28,14 +30,18 @@ def _problem(path: str, message: str, remedy: str, code: str | None = None) -> P
 
 
 def _problems_of_plan(plan: TrainingPlan) -> Iterator[Problem]:
-    if plan.precision in ("fp8", "nvfp4"):
-        message = f"Memory of training in {plan.precision} is not modelled."
-        yield _problem("precision", message, "Choose fp32, bf16_autocast, bf16_mixed or bf16.")
+    if plan.precision == "nvfp4":
+        message = "Memory of training in nvfp4 is not modelled."
+        yield _problem("precision", message, "Choose fp32, bf16_autocast, bf16_mixed, bf16 or fp8.")
+    yield from _problems_of_fp8(plan)
     if plan.adapter_rank is not None:
         message = "Memory of training adapters beside frozen weights is not modelled."
         yield _problem("adapter_rank", message, "Leave it out.")
     if plan.gradient_dtype == "fp32" and plan.precision == "bf16":
         yield _problem("gradient_dtype", "Pure bf16 keeps bf16 gradients.", "Choose bf16, or precision bf16_mixed.")
+    if plan.tp_comm_overlap and not (engine_of(plan).is_megatron and plan.sequence_parallel):
+        message = "Products run beside their exchange with Megatron and sequence parallelism alone."
+        yield _problem("tp_comm_overlap", message, "Set it to false.")
     if plan.engine == "megatron" and plan.precision == "bf16_autocast":
         yield _problem("engine", "Megatron casts weights itself, not by autocast.", "Choose torch, or bf16_mixed.")
     if plan.tensor_parallel % plan.expert_tensor_parallel:
@@ -87,6 +93,35 @@ def _problems_of_plan(plan: TrainingPlan) -> Iterator[Problem]:
         )
 
 
+def _problems_of_fp8(plan: TrainingPlan) -> Iterator[Problem]:
+    """What Transformer Engine, Megatron-Core and devices do not do in fp8, and what is not modelled of it."""
+    if plan.precision != "fp8":
+        if plan.fp8_param_gather:
+            yield _problem("fp8_param_gather", "Weights are in fp8 only where products are.", "Set precision to fp8.")
+        return
+    if not engine_of(plan).is_megatron:
+        message = "What PyTorch's own operators keep in fp8 is not modelled."
+        yield _problem("engine", message, "Set it to megatron, or choose another precision.")
+    if plan.zero_stage >= 2:
+        message = "Weights or gradients divided over replicas are not modelled in fp8."
+        yield _problem("zero_stage", message, "Set it to 0 or 1.")
+    if plan.offload != "none":
+        yield _problem("offload", "Offloading is not modelled in fp8.", "Set it to none.")
+    if plan.fp8_param_gather and plan.zero_stage == 0:
+        message = "Weights in fp8 need a distributed optimizer, which keeps their master copies."
+        yield _problem("fp8_param_gather", message, "Set it to false, or zero_stage to 1.")
+    if plan.fp8_param_gather and plan.fp8_recipe == "mxfp8":
+        message = "How weights in MXFP8 are gathered is not modelled."
+        yield _problem("fp8_param_gather", message, "Set it to false, or choose another fp8_recipe.")
+    if plan.hardware is not None:
+        device = hardware(plan.hardware)
+        if "fp8" not in device.peak_flops:
+            yield _problem("precision", f"{device.name} does not multiply in fp8.", "Choose bf16_mixed.")
+        elif plan.fp8_recipe == "mxfp8" and "fp4" not in device.peak_flops:
+            message = f"{device.name} has no products with the scales of MXFP8."
+            yield _problem("fp8_recipe", message, "Choose tensorwise, delayed or blockwise.")
+
+
 def _problems_of_late_gradients(plan: TrainingPlan) -> Iterator[Problem]:
     """ZeRO-2 and ZeRO-3 in a pipeline: PyTorch's FSDP2 has them."""
     if engine_of(plan).is_megatron:
@@ -126,6 +161,9 @@ def _problems_of_spec(plan: TrainingPlan, spec: ArchitectureSpec) -> Iterator[Pr
         if isinstance(part, MoE):
             has_experts = True
             yield from _problems_of_experts(plan, where, part)
+        if plan.precision == "fp8" and inputs_of(part, plan) is None:
+            message = f"What {where}, a {_kind(part)}, keeps in fp8 is not modelled."
+            yield _problem("precision", message, "Choose bf16_mixed.")
         if plan.tensor_parallel > 1:
             yield from _problems_of_tensors(plan, where, part)
         if plan.context_parallel > 1 and not part.context_parallel:

@@ -29,7 +29,8 @@ class Engine:
 def engine_of(plan: TrainingPlan) -> Engine:
     """The engine that a plan names, or that its precision implies."""
     is_megatron = plan.engine == "megatron" or (
-        plan.engine == "auto" and plan.precision == "bf16_mixed" and plan.gradient_dtype == "fp32"
+        plan.engine == "auto"
+        and (plan.precision == "fp8" or (plan.precision == "bf16_mixed" and plan.gradient_dtype == "fp32"))
     )
     loss: str = plan.cross_entropy
     if loss == "auto":

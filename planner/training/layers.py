@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 from planner.activations import ACTIVATION_TYPES, layer_activations, saved_bytes
 from planner.components.base import Component, SavedTensor, Tensor
@@ -11,18 +12,12 @@ from planner.components.latent_attention import LatentAttention
 from planner.components.mlp import MLP
 from planner.components.moe import MoE
 from planner.plans import TrainingPlan
-from planner.quantities import Quantity
+from planner.quantities import Quantity, exact_divide
 from planner.sizing import layer_tensors
 from planner.spec import ArchitectureSpec, Layer
 from planner.training.engine import Division, computation_of, divided, engine_of, is_many
+from planner.training.narrow import directions, in_fp8, is_cast
 from planner.training.states import state_bytes
-
-
-def is_cast(tensor: Tensor) -> bool:
-    """Whether autocast copies a layer's parameter to bf16 and autograd keeps the copy: matrices that are multiplied."""
-    multiplied = len(tensor.shape) >= 2 and tensor.is_matrix
-    return multiplied and tensor.dtype_class == "weight" and "conv1d." not in tensor.name
-
 
 Parameter = tuple[str, Tensor, Quantity]
 """The part of a layer that holds a parameter, the parameter, and the elements of it that a device has."""
@@ -118,9 +113,7 @@ def kept_by_part(
         size = types.residual * shape.tokens * spec.hidden_size
         yield layer.parts[0], "the layer's input", division.of(size, "stream")
         return
-    how = computation_of(plan, shape.sequence_length)
-    listed = layer_activations(spec, layer, shape.positions, shape.batch_size, how, plan.dropout != 0)
-    for part, saved in listed:
+    for part, saved in _listed(spec, layer, plan, shape):
         if not is_made_again(spec, layer, part, saved, plan):
             yield part, saved.name, saved_bytes(saved, types, division.of(saved.elements, saved.split))
     if types.copied:
@@ -128,6 +121,20 @@ def kept_by_part(
             if is_cast(tensor):
                 size = types.compute * division.of_parameter(tensor.count, tensor.split)
                 yield part, f"{tensor.name}, cast", size
+
+
+def _listed(spec: ArchitectureSpec, layer: Layer, plan: TrainingPlan, shape: Shape) -> list[tuple[str, SavedTensor]]:
+    """What a layer keeps under a plan, each tensor with the part of the layer that keeps it."""
+    how = computation_of(plan, shape.sequence_length)
+    listed = list(layer_activations(spec, layer, shape.positions, shape.batch_size, how, plan.dropout != 0))
+    if plan.precision != "fp8":
+        return listed
+    found: list[tuple[str, SavedTensor]] = []
+    for part, of_part in groupby(listed, key=lambda entry: entry[0]):
+        tensors = [tensor for _, tensor in of_part]
+        mixer = {"sequence_mixer": layer.sequence_mixer, "channel_mixer": layer.channel_mixer}.get(part)
+        found.extend((part, tensor) for tensor in (tensors if mixer is None else in_fp8(tensors, mixer, plan)))
+    return found
 
 
 def _sum(values: Iterator[Quantity]) -> Quantity:
@@ -142,13 +149,11 @@ def _mixers(
 ) -> Iterator[MixerCost]:
     types = ACTIVATION_TYPES[plan.precision]
     engine = engine_of(plan)
-    how = computation_of(plan, shape.sequence_length)
     stream = division.of(types.residual * shape.tokens * spec.hidden_size, "stream")
-    dropout = plan.dropout != 0
     parameters = [
         (part, tensor, division.of_parameter(tensor.count, tensor.split)) for part, tensor in layer_tensors(spec, layer)
     ]
-    listed = list(layer_activations(spec, layer, shape.positions, shape.batch_size, how, dropout))
+    listed = _listed(spec, layer, plan, shape)
     for stem, mixer in (("sequence", layer.sequence_mixer), ("channel", layer.channel_mixer)):
         if mixer is None:
             continue
@@ -165,10 +170,11 @@ def _mixers(
         copies, gradients = _of_parameters(own_parameters, plan)
         saved = saved + copies
         if engine.is_megatron:
-            steps = _in_order(tensors, sizes, stream)
+            steps = _in_order(tensors, sizes, stream, plan)
             if plan.sequence_parallel and is_many(division.tensor):
                 # The gradient of the output is gathered from all positions, for the weight and for the input.
-                gathered = types.compute * shape.tokens * spec.hidden_size
+                width = directions(plan) if plan.precision == "fp8" else types.compute
+                gathered = width * shape.tokens * spec.hidden_size
                 steps = [Step(step.freed, step.made + gathered) for step in steps]
         else:
             steps = list(_by_operators(spec, mixer, own_parameters, plan, division, shape, tensors, sizes, stream))
@@ -201,12 +207,13 @@ def is_made_again(spec: ArchitectureSpec, layer: Layer, part: str, tensor: Saved
     return isinstance(mixer, LatentAttention) and "mla_up_proj" in modules and is_expanded
 
 
-def _in_order(tensors: list[SavedTensor], sizes: list[Quantity], stream: Quantity) -> list[Step]:
+def _in_order(tensors: list[SavedTensor], sizes: list[Quantity], stream: Quantity, plan: TrainingPlan) -> list[Step]:
     """A backward pass of fused kernels, operation by operation, from the last to the first.
 
     Each makes the gradient of what it reads while that of its output is there, then both its output's gradient and what
-    it had kept are freed.
+    it had kept are freed. A product in fp8 also casts the gradient of its output, by rows and by columns.
     """
+    wide = ACTIVATION_TYPES[plan.precision].compute
     steps: list[Step] = []
     freed: Quantity = 0
     behind = stream
@@ -219,7 +226,12 @@ def _in_order(tensors: list[SavedTensor], sizes: list[Quantity], stream: Quantit
         for tensor, size in zip(tensors[first : index + 1], sizes[first : index + 1], strict=True):
             if tensor.dtype_class in ("compute", "residual"):
                 made = made + size
-        steps.append(Step(freed, behind + made))
+            elif tensor.dtype_class == "fp8":
+                made = made + wide * size
+        casts: Quantity = 0
+        if tensors[index].dtype_class.startswith("fp8"):
+            casts = exact_divide(directions(plan) * behind, wide)
+        steps.append(Step(freed, behind + made + casts))
         freed = freed + _sum(iter(sizes[first : index + 1]))
         if isinstance(made, int) and made == 0:
             made = behind  # statistics and indices: no gradient comes out of them

@@ -10,6 +10,7 @@ from planner.errors import UnsupportedPlan
 from planner.plans import TrainingPlan
 from planner.quantities import Quantity, ceiling_divide, product
 from planner.training.engine import Division, divided, is_many
+from planner.training.narrow import has_narrow_weights, is_narrow
 
 BLOCK_8BIT = 256
 """Elements of a moment in 8 bits that share one fp32 scale (Dettmers et al. 2021, arXiv:2110.02861; the block of
@@ -33,7 +34,7 @@ def state_bytes(plan: TrainingPlan) -> StateBytes:
             return StateBytes(weight=4, gradient=4, master=0, moments=8)
         case "bf16_autocast":
             return StateBytes(weight=4, gradient=4, master=0, moments=8)
-        case "bf16_mixed":
+        case "bf16_mixed" | "fp8":
             gradient = 4 if plan.gradient_dtype == "fp32" else 2
             return StateBytes(weight=2, gradient=gradient, master=4, moments=8)
         case "bf16":
@@ -41,7 +42,7 @@ def state_bytes(plan: TrainingPlan) -> StateBytes:
     raise UnsupportedPlan.of(
         f"Training in {plan.precision} is not modelled.",
         path="precision",
-        remedy="Choose fp32, bf16_autocast, bf16_mixed or bf16.",
+        remedy="Choose fp32, bf16_autocast, bf16_mixed, bf16 or fp8.",
         code="unsupported_precision",
     )
 
@@ -121,7 +122,8 @@ def held_states(parts: Iterator[Placed], buffer_bytes: Quantity, plan: TrainingP
         is_float32 = part.tensor.dtype_class == "float32"
         whole = part.count * part.times
         own = sums[part.tensor.split == "experts"]
-        own[0] = own[0] + (4 if is_float32 else width.weight) * whole
+        is_byte = part.in_layers and has_narrow_weights(plan) and is_narrow(part.tensor)
+        own[0] = own[0] + (4 if is_float32 else 1 if is_byte else width.weight) * whole
         own[1] = own[1] + (4 if is_float32 else width.gradient) * whole
         master = 0 if is_float32 else width.master
         own[2] = own[2] + master * whole + moments_bytes(part, plan, division) * part.times

@@ -111,7 +111,15 @@ def test_time_is_that_of_the_plan_s_device_and_names_what_it_stands_on() -> None
 @pytest.mark.parametrize(
     "change",
     [
-        {"precision": "fp8"},
+        {"precision": "nvfp4"},
+        {"precision": "fp8", "hardware": "a100"},
+        {"precision": "fp8", "engine": "torch"},
+        {"precision": "fp8", "zero_stage": 3, "data_parallel": 2},
+        {"precision": "fp8", "fp8_param_gather": True},
+        {"precision": "fp8", "fp8_recipe": "mxfp8", "hardware": "h100"},
+        {"precision": "fp8", "fp8_recipe": "mxfp8", "fp8_param_gather": True, "zero_stage": 1},
+        {"fp8_param_gather": True},
+        {"tp_comm_overlap": True, "tensor_parallel": 2},
         {"precision": "bf16", "gradient_dtype": "fp32"},
         {"tensor_parallel": 3},
         {"pipeline_parallel": 64},
@@ -140,7 +148,7 @@ def test_what_is_not_modelled_is_refused_by_name(change: dict[str, Any]) -> None
 
 def test_every_unsupported_field_is_named_at_once() -> None:
     with pytest.raises(UnsupportedPlan) as caught:
-        estimate_training(LLAMA_2_7B, TrainingPlan(precision="fp8", sequence_length=9, context_parallel=2))
+        estimate_training(LLAMA_2_7B, TrainingPlan(precision="nvfp4", sequence_length=9, context_parallel=2))
     assert [problem.path for problem in caught.value.problems] == ["precision", "context_parallel"]
 
 

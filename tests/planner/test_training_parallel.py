@@ -342,6 +342,9 @@ CHOICES: dict[str, list[Any]] = {
     "global_batch_size": [None, 8, 64, 7],
     "sequence_length": [1, 1000, 4096],
     "precision": ["fp32", "bf16_autocast", "bf16_mixed", "bf16", "fp8"],
+    "fp8_recipe": ["tensorwise", "delayed", "blockwise", "mxfp8"],
+    "fp8_param_gather": [*[False] * 3, True],
+    "tp_comm_overlap": [*[False] * 3, True],
     "gradient_dtype": ["bf16", "fp32"],
     "optimizer": ["adamw", "adamw_8bit", "adafactor", "lion", "muon", "sgd"],
     "zero_stage": [0, 1, 2, 3, 4],
@@ -403,9 +406,10 @@ def test_a_thousand_drawn_plans_are_estimated_or_refused_by_name() -> None:
         TrainingPlan(precision="fp32", zero_stage=3, data_parallel=8, sequence_length=64, chunked_loss=True),
         TrainingPlan(context_parallel=4, attention="eager", dropout=0.1, recompute="selective", sequence_length=256),
         TrainingPlan(zero_stage=3, data_parallel=4, pipeline_parallel=4, global_batch_size=64, sequence_length=64),
+        TrainingPlan(precision="fp8", fp8_recipe="blockwise", tensor_parallel=2, sequence_parallel=True),
     ],
     ids=["megatron", "pipeline", "uneven pipeline", "stage without layers", "zero 3", "context",
-         "zero 3 in a pipeline"],
+         "zero 3 in a pipeline", "fp8"],
 )  # fmt: skip
 def test_the_explanation_of_a_parallel_plan_gives_the_number(plan: TrainingPlan) -> None:
     term = explain(LLAMA_2_7B, "training_memory", plan)
