@@ -82,7 +82,7 @@ def table(store: Store, results: list[Result], phase: str) -> None:
     """A line a result; each opens, renames and archives."""
     for result in results:
         timing = result.values["timings"][phase]
-        name, median, interval, environment, more = st.columns([4, 1.6, 3, 5, 1.5], vertical_alignment="center")
+        name, median, interval, environment, more = st.columns([5, 1.5, 2.8, 4.5, 1.9], vertical_alignment="center")
         if name.button(result.name, key=f"open-{result.id}", type="tertiary"):
             st.switch_page("pages/jobs.py", query_params={"job": result.job_id})
         with median:

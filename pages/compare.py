@@ -89,7 +89,7 @@ def main() -> None:
             for row_note in sorted({note for row in rows for note in row.notes}):
                 chrome.note(row_note)
             tagged = {chrome.variant_tag(index): spec for index, spec in enumerate(specs)}
-            nearest.lines(tagged, ("inference_memory", "training_memory"), key="compare")
+            nearest.table(tagged, ("inference_memory", "training_memory"), key="compare")
         with right:
             cache_figure = cache_over_context(specs)
             with chrome.panel("Cache over context", "GiB, bf16, one sequence", key="cache"):

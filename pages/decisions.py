@@ -11,6 +11,7 @@ from db.errors import Conflict, StoreError
 from db.records import Decision, DecisionStatus, Evidence, Option
 from pages.widgets import chrome, evidence, job_view
 from pages.widgets.labels import distinct
+from pages.widgets.plan_form import label_of
 
 STATUSES = [str(status) for status in DecisionStatus if status is not DecisionStatus.SUPERSEDED]
 
@@ -329,7 +330,7 @@ def choose_evidence(store: Store, cited: list[Evidence], key: str) -> None:
         if not results:
             chrome.note("No results are stored yet.")
             return
-        titles = distinct({result.id: f"{result.name} · {result.kind}" for result in results})
+        titles = distinct({result.id: f"{result.name} · {label_of(result.kind)}" for result in results})
         wanted = st.selectbox("Result", list(titles), format_func=titles.__getitem__, key=f"{key}-result")
         result = next(result for result in results if result.id == wanted)
         numbers, reference, label = evidence.of_result(result), result.id, result.name

@@ -103,6 +103,7 @@ def main() -> None:
             page="pages/jobs.py",
             action="Send a prototype",
         )
+        earlier(store, None)
         return
     chrome.worker_banner(store)
     with chrome.panel("Prompt", key="prompt"):

@@ -61,7 +61,12 @@ def listing(store: Store) -> None:
         "State", STATES, default=_chosen("state", STATES), key="jobs-state", placeholder="Any state"
     )
     wanted_kinds = middle.multiselect(
-        "Kind", list(client.PLANS), default=_chosen("kind", client.PLANS), key="jobs-kind", placeholder="Any kind"
+        "Kind",
+        list(client.PLANS),
+        default=_chosen("kind", client.PLANS),
+        key="jobs-kind",
+        placeholder="Any kind",
+        format_func=plan_label,
     )
     with_archived = right.toggle("Archived too", value="archived" in st.query_params, key="jobs-archived")
     _keep("state", wanted_states)
@@ -108,7 +113,7 @@ def line(job: Job) -> None:
     if name.button(job.name, key=f"open-{job.id}", type="tertiary"):
         open_job(job.id)
     with kind:
-        chrome.html(f'<span class="pl-soft">{chrome.escape(job.kind)}</span>')
+        chrome.html(f'<span class="pl-soft">{chrome.escape(plan_label(job.kind))}</span>')
     with state:
         if job.state == "running" and job.progress is not None:
             st.progress(job.progress.fraction)
@@ -145,7 +150,9 @@ def dispatch(store: Store) -> None:
 
 def detail(store: Store, job: Job) -> None:
     began = "imported" if job.worker_id == job_view.RECORDED else "started"
-    where = f"{job.kind} · {job.state}" + (f" · {began} {job_view.moment(job.started_at)}" if job.started_at else "")
+    where = f"{plan_label(job.kind)} · {job.state}" + (
+        f" · {began} {job_view.moment(job.started_at)}" if job.started_at else ""
+    )
     if job.attempt > 1:
         where += f" · attempt {job.attempt}"
     with chrome.header(job.name, where):
@@ -162,10 +169,12 @@ def detail(store: Store, job: Job) -> None:
                 manage(store, job)
         if job.kind == "generate" and st.button("Show the texts", type="primary"):
             st.switch_page("pages/generate.py", query_params={"job": job.id})
+        if job.kind == "kernels" and st.button("Show the kernels", type="primary"):
+            st.switch_page("pages/kernels.py")
         trained = job.kind == "prototype" and job.state == "succeeded" and job.worker_id != job_view.RECORDED
         if trained and st.button("Try a prompt"):
             st.switch_page("pages/generate.py", query_params={"prototypes": job.id})
-        if job.kind != "generate" and st.button("Open in compare", type="primary"):
+        if job.kind not in ("generate", "kernels", "calibrate") and st.button("Open in compare", type="primary"):
             st.switch_page("pages/compare.py", query_params={"revisions": str(job.revision_id)})
     if not job.state.ended:
         chrome.worker_banner(store)
@@ -216,12 +225,12 @@ def body(store: Store, job: Job) -> None:
     if results and job.kind in probe_view.DRAWINGS:
         probe_view.draw(job.kind, values, f"drawn-{job.id}")
     # Without curves, what was found has the wider place.
-    drawn = bool(store.jobs.metric_names(job.id))
-    left, right = st.columns([3, 2]) if drawn or not results else st.columns([3, 2])[::-1]
+    series = job_view.series_of(store, job)
+    left, right = st.columns([3, 2]) if series or not results else st.columns([3, 2])[::-1]
     with left:
-        if drawn:
+        if series:
             with chrome.panel("Curves", "every step, as it was said", key="curves"):
-                job_view.curves(store, job, f"curve-{job.id}")
+                job_view.curves(series, job, f"curve-{job.id}")
         for sample in values.get("samples", ())[:3]:
             with chrome.panel("Generated text", sample.get("note", ""), key=f"sample-{sample.get('seed', 0)}"):
                 st.code(f"{sample.get('prompt', '')}{sample.get('text', '')}", language=None, wrap_lines=True)

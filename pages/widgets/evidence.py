@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pages.widgets import job_view
@@ -38,29 +39,58 @@ def of_revision(revision: Revision) -> list[Number]:
     ]
 
 
+NAMED_BY = ("name", "placement", "stage", "layer", "kernel", "label", "depth", "context")
+"""What tells the entries of a list apart, in the order in which it is looked for."""
+LEFT_OUT = frozenset({"spec", "rules", "calibration", "cells", "sizes", "blocks", "data"})
+"""Parts of a result that were not measured: what it was given, and what a picture is made of."""
+
+
 def of_result(result: Result) -> list[Number]:
-    """The measured numbers of a result, nested ones by their path."""
-    return list(_numbers(result.values))
+    """The measured numbers of a result, nested ones by their path; each has a name of its own."""
+    found, seen = [], Counter[str]()
+    for number in _numbers(result.values):
+        seen[number.quantity] += 1
+        times = seen[number.quantity]
+        found.append(number if times == 1 else replace(number, quantity=f"{number.quantity} ({times})"))
+    return found
 
 
-def _numbers(values: Mapping[str, Any], path: str = "") -> Any:
+def _numbers(values: Mapping[str, Any], path: str = "") -> Iterator[Number]:
     for name, value in values.items():
         where = f"{path} {name}".strip().replace("_", " ")
-        if isinstance(value, bool):
+        if isinstance(value, bool) or name in LEFT_OUT or name.startswith("predicted"):
             continue
         if isinstance(value, (int, float)):
             yield Number(where, value, _unit_of(name))
         elif isinstance(value, Mapping):
             yield from _numbers(value, where)
-        elif name == "rows" and isinstance(value, (list, tuple)):
-            for row in value:
-                if isinstance(row.get("measured"), (int, float)):
-                    yield Number(f"measured {row['quantity']}", row["measured"], row.get("unit", ""))
+        elif isinstance(value, (list, tuple)):
+            for entry in value:
+                if isinstance(entry, Mapping):
+                    yield from _of_entry(entry, path)
+
+
+def _of_entry(entry: Mapping[str, Any], path: str) -> Iterator[Number]:
+    """The numbers of one entry of a list: a row's measurement, or all that it says, under what it is called."""
+    if "quantity" in entry:
+        if isinstance(entry.get("measured"), (int, float)):
+            about = f", {entry['label']}" if entry.get("label") else ""
+            yield Number(f"measured {entry['quantity']}{about}", entry["measured"], entry.get("unit", ""))
+        return
+    key = next((name for name in NAMED_BY if name in entry), None)
+    if key is None:
+        return
+    called = [f"{key} {entry[key]}" if isinstance(entry[key], int) else str(entry[key])]
+    if key == "kernel":  # one is compiled for several types and sizes
+        called += [str(entry[name]) for name in ("function", "dtype", "architecture") if name in entry]
+        called += [f"{name} {size}" for name, size in entry.get("sizes", {}).items()]
+    rest = {name: value for name, value in entry.items() if name != key}
+    yield from _numbers(rest, " ".join((path, *called)).strip())
 
 
 def _unit_of(name: str) -> str:
     for ending, unit in (("_bytes", "bytes"), ("_seconds", "seconds"), ("per_byte", "bits"), ("_per_second", "per s")):
-        if name.endswith(ending):
+        if name.endswith(ending) or name == ending.removeprefix("_"):
             return unit
     return "FLOP" if "flops" in name else "parameters" if name == "parameters" else ""
 

@@ -81,18 +81,29 @@ def thinned(points: Sequence[MetricPoint]) -> tuple[list[int], list[float], str]
     return [steps[index] for index in chosen], [values[index] for index in chosen], note
 
 
-def curves(store: Store, job: Job, key: str) -> None:
+def series_of(store: Store, job: Job) -> dict[str, list[MetricPoint]]:
+    """What the job has said step by step, the known series first; a single value is no curve."""
+    found: dict[str, list[MetricPoint]] = {}
+    for point in store.jobs.metrics(job.id):
+        found.setdefault(point.name, []).append(point)
+    names = [name for name in SERIES if name in found] + [name for name in found if name not in SERIES]
+    return {name: found[name] for name in names if len(found[name]) > 1}
+
+
+def _title_of(name: str) -> tuple[str, str]:
+    """Title and unit of a series."""
+    unit = "GiB" if name.endswith("_bytes") else "seconds" if name.endswith("_seconds") else ""
+    return SERIES.get(name, (name.replace("_", " ").capitalize(), unit))
+
+
+def curves(series: Mapping[str, Sequence[MetricPoint]], job: Job, key: str) -> None:
     """One chart a series that the job has said."""
-    known = store.jobs.metric_names(job.id)
-    names = [name for name in SERIES if name in known] + [name for name in known if name not in SERIES]
-    if not names:
-        return
-    wide = st.tabs([SERIES.get(name, (name.replace("_", " "), ""))[0] for name in names])
-    for name, tab in zip(names, wide, strict=True):
-        title, unit = SERIES.get(name, (name.replace("_", " "), ""))
-        steps, values, note = thinned(store.jobs.metrics(job.id, [name]))
-        if name == "memory_bytes":
-            values = [value / 2**30 for value in values]
+    wide = st.tabs([_title_of(name)[0] for name in series])
+    for (name, points), tab in zip(series.items(), wide, strict=True):
+        title, unit = _title_of(name)
+        steps, values, note = thinned(points)
+        if name.endswith("_bytes"):
+            values = charts.gibibytes(values)
         with tab:
             curve = charts.Curve(title.lower(), steps, values, colour="accent", width=2.0)
             drawn = charts.lines(
@@ -113,7 +124,8 @@ def log_lines(store: Store, job: Job, most: int = 400) -> None:
     shown = [line for line in lines if line.level != "debug"]
     if shown:
         text = "\n".join(f"{line.created_at:%H:%M:%S}  {line.message}" for line in shown[-most:])
-        st.code(text, language=None, height=min(320, 40 + 22 * len(shown)), wrap_lines=True)
+        # Lines wrap, so that only what is long for certain is given a height to scroll in.
+        st.code(text, language=None, height=320 if len(shown) > 12 else "content", wrap_lines=True)
     technical = [line.message for line in lines if line.level == "debug"]
     if technical:
         with st.expander("Technical details"):
@@ -134,7 +146,7 @@ def quantity_text(value: Any, unit: str) -> str:
         case "seconds":
             return f"{figures.duration(value)}"
         case "parameters" | "elements" | "count" | "":
-            return f"{value:,}"
+            return digits_text(value, 4) if isinstance(value, float) and not value.is_integer() else f"{value:,}"
     return f"{value:,} {unit}" if isinstance(value, int) else f"{digits_text(value, 4)} {unit}"
 
 
@@ -153,10 +165,15 @@ def error_tone(error: float) -> str:
     return "pl-good" if abs(error) <= 0.05 else "pl-warn" if abs(error) <= 0.15 else "pl-bad"
 
 
+def _called(row: Mapping[str, Any]) -> str:
+    """A row's quantity, and of what it is where that is not the job's own design."""
+    return f"{row['quantity']}, {row['label']}" if row.get("label") else str(row["quantity"])
+
+
 def predictions(rows: Sequence[Mapping[str, Any]]) -> None:
     """Predicted, measured and the error, a line a quantity; how it was measured is on hover."""
     body = "".join(
-        f'<tr title="{chrome.escape(row.get("how") or "")}"><td>{chrome.escape(row["quantity"])}</td>'
+        f'<tr title="{chrome.escape(row.get("how") or "")}"><td>{chrome.escape(_called(row))}</td>'
         f'<td class="fig">{quantity_text(row.get("predicted"), row.get("unit", ""))}</td>'
         f'<td class="fig">{quantity_text(row.get("measured"), row.get("unit", ""))}</td>'
         f'<td class="fig">{error_html(row.get("error"))}</td></tr>'
@@ -177,8 +194,11 @@ def environment_line(environment: Mapping[str, Any]) -> str:
         if value not in (None, "", [], {}):
             if name in ("date", "measured_at"):
                 value = _day(str(value))
-            label = {"cores": "cores", "threads": "threads"}.get(name)
-            parts.append(f"{value} {label}" if label else f"{name} {value}" if name in _NAMED else str(value))
+            counted = f"{value} {name if value != 1 else name.removesuffix('s')}" if name in _COUNTED else None
+            parts.append(counted or (f"{name} {value}" if name in _NAMED else str(value)))
+    load = environment.get("load_before")
+    if isinstance(load, (int, float)) and load > 1:
+        parts.append(f"load {digits_text(load, 2)} when it began")
     return " · ".join(parts) or "environment not recorded"
 
 
@@ -191,4 +211,5 @@ def _day(text: str) -> str:
     return f"{when:%d %b %Y %H:%M}{' UTC' if when.utcoffset() == datetime.timedelta(0) else ''}"
 
 
+_COUNTED = {"cores", "threads"}
 _NAMED = {"torch", "triton", "python"}

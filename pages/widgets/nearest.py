@@ -75,15 +75,35 @@ def line(spec: ArchitectureSpec, names: Sequence[str], device: str | None = None
             _wait()
 
 
-def lines(specs: Mapping[str, ArchitectureSpec], names: Sequence[str], *, key: str) -> None:
-    """The same for several designs: a line an estimate, each design by the HTML of its tag."""
+def table(specs: Mapping[str, ArchitectureSpec], names: Sequence[str], *, key: str) -> None:
+    """The same for several designs: a row an estimate, each design by the HTML of its tag."""
     with st.container(key=f"nearest-{key}", gap=None):
         if not _predicting().done():
             _wait()
             return
-        for quantity in _quantities(names):
-            cells = " · ".join(f"{tag} {_words(_error(spec, quantity, None))}" for tag, spec in specs.items())
-            chrome.html(f'<p class="pl-note">{_link(quantity)} on the nearest measured runs: {cells}</p>')
+        head = "".join(f"<th>{tag}</th>" for tag in specs)
+        rows = "".join(
+            f"<tr><td>{_link(quantity)}</td>"
+            + "".join(f'<td class="fig">{_cell(_error(spec, quantity, None))}</td>' for spec in specs.values())
+            + "</tr>"
+            for quantity in _quantities(names)
+        )
+        chrome.html(
+            f'<div class="pl-scroll"><table class="pl-table"><tr><th>Error on the nearest measured runs</th>{head}</tr>'
+            f"{rows}</table></div>"
+        )
+
+
+def _cell(found: NearestError | None) -> str:
+    """The median of one design's nearest runs, and below it whether they are near; the rest on hover."""
+    if found is None:
+        return "never measured"
+    hover = _where(found) if found.is_near else f"{_why(found)}; {_where(found)}"
+    near = "" if found.is_near else '<br><span class="pl-warn">no near run</span>'
+    return (
+        f'<span title="{hover}">{figures.percent(found.summary.median)}<br><span class="pl-soft">worst '
+        f"{figures.percent(found.summary.worst)} of {found.summary.count:,}</span>{near}</span>"
+    )
 
 
 def own_line(spec: ArchitectureSpec, quantities: Sequence[str], device: str, pairs: Sequence[Pair]) -> None:
@@ -131,14 +151,24 @@ def _words(found: NearestError | None) -> str:
         return "never measured"
     errors = f"median error {figures.percent(found.summary.median)}, worst {figures.percent(found.summary.worst)}"
     runs = "1 run" if found.summary.count == 1 else f"{found.summary.count:,} runs"
-    where = f"{', '.join(found.devices[:3])}{' …' if len(found.devices) > 3 else ''}"
-    if found.elsewhere:
-        where += f"; {found.elsewhere} of {runs} on other devices than this"
-    hover = f'<span title="{chrome.escape(where)}">'
+    hover = f'<span title="{_where(found)}">'
     if found.is_near:
         return f"{hover}{runs}, {errors}</span>"
+    return f'<b class="pl-warn">no near run</b> ({_why(found)}); {hover}the {runs} least unlike: {errors}</span>'
+
+
+def _where(found: NearestError) -> str:
+    """The devices of the runs, for the hover."""
+    where = f"on {', '.join(found.devices[:3])}{' …' if len(found.devices) > 3 else ''}"
+    if found.elsewhere:
+        where += f"; {found.elsewhere} of {found.summary.count} not on this device"
+    return chrome.escape(where)
+
+
+def _why(found: NearestError) -> str:
+    """Why none of the runs is near."""
     why = f"none has {_listed(found.missing)}" if found.missing else "none has its components near its size"
-    return f'<b class="pl-warn">no near run</b> ({chrome.escape(why)}); {hover}the {runs} least unlike: {errors}</span>'
+    return chrome.escape(why)
 
 
 def _listed(kinds: Sequence[str]) -> str:

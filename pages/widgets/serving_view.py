@@ -119,7 +119,6 @@ def parts(seconds: Mapping[str, float]) -> dict[str, Any]:
 def roof(points: Sequence[RooflinePoint]) -> dict[str, Any]:
     """FLOPs a second over FLOPs a byte of each operator, under the roof; a point's area is its share of the time."""
     palette = theme.palette()
-    # Names of neighbours stand on opposite sides of them.
     whole = sum(point.seconds for point in points) or 1.0
     ordered = sorted(points, key=lambda point: point.intensity)
     data: list[dict[str, Any]] = []
@@ -131,12 +130,15 @@ def roof(points: Sequence[RooflinePoint]) -> dict[str, Any]:
                 "line": {"color": palette["faint"], "width": 1.6},
             }
         )  # fmt: skip
+    middle = math.sqrt(ordered[0].intensity * ordered[-1].intensity) if ordered else 1.0
     for index, point in enumerate(ordered):
         share = point.seconds / whole
+        # Towards the middle, where there is room, and neighbours one above the other.
+        side = "right" if point.intensity <= middle else "left"
         data.append(
             {
                 "type": "scatter", "mode": "markers+text", "x": [point.intensity], "y": [point.flops_per_second],
-                "text": [point.name if share > 0.06 else ""], "textposition": ("bottom right", "top left")[index % 2],
+                "text": [point.name if share > 0.06 else ""], "textposition": f"{('bottom', 'top')[index % 2]} {side}",
                 "textfont": {"size": 11, "color": palette["soft"]},
                 "marker": {
                     "size": 7 + 40 * math.sqrt(share), "opacity": 0.8,

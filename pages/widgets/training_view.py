@@ -153,7 +153,7 @@ def time_bars(time: StepTime) -> dict[str, Any]:
 
 def changes_html(changes: Sequence[Change]) -> str:
     """HTML of what would make a plan fit, from what costs least."""
-    head = "".join(f"<th>{text}</th>" for text in ("Change", "Costs", "Alone", "With those above"))
+    head = '<th>Change</th><th style="text-align:left">Costs</th><th>Alone</th><th>With those above</th>'
     rows = "".join(
         f"<tr><td>{chrome.escape(', '.join(f'{name} = {value}' for name, value in change.fields.items()))}</td>"
         f'<td style="text-align:left">{chrome.escape(change.cost)}</td>'
