@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from planner.components.patterns import CAUSAL, MaskPattern
-from runners.kernels import attention_passes
 from runners.kernels.attention_blocks import Places, Tiles, Visits, visits
+from runners.kernels.attention_passes import backward_keys, backward_queries, forward, weighted_gradients
 from runners.kernels.base import (
     TRITON_DTYPES,
     BenchmarkCase,
@@ -252,7 +252,7 @@ class _CausalAttention(torch.autograd.Function):
         logarithms = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
         launch = launch_for("forward", head_dim, v.shape[-1], q.element_size(), architecture_of(q.device))
         lists, tiles, strides = case.listed(q, k, launch)
-        attention_passes.forward[(tiles * batch * heads,)](
+        forward[(tiles * batch * heads,)](
             q, k, v, output, logarithms, sinks, *case.where, *lists,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *output.stride()[:3],
             *strides, heads, queries, k.shape[2], case.scale * LOG2_E,
@@ -279,7 +279,7 @@ class _CausalAttention(torch.autograd.Function):
         to_k, to_v = (_laid_out_by_positions(part, part.shape[-1]) for part in (k, v))
         launch = launch_for("backward_keys", *sizes)
         lists, tiles, further = case.listed(q, k, launch, by_keys=True)
-        attention_passes.backward_keys[(tiles * batch * k.shape[1],)](
+        backward_keys[(tiles * batch * k.shape[1],)](
             *passed, to_k, to_v, *case.where, *lists,
             *strides, *to_k.stride()[:3], *to_v.stride()[:3],
             *further, k.shape[1], queries, k.shape[2], *scales,
@@ -289,7 +289,7 @@ class _CausalAttention(torch.autograd.Function):
         to_q = _laid_out_by_positions(q, head_dim)
         launch = launch_for("backward_queries", *sizes)
         lists, tiles, further = case.listed(q, k, launch)
-        attention_passes.backward_queries[(tiles * batch * heads,)](
+        backward_queries[(tiles * batch * heads,)](
             *passed, to_q, *case.where, *lists,
             *strides, *to_q.stride()[:3],
             *further, heads, queries, k.shape[2], *scales,
@@ -308,7 +308,7 @@ def _weighted_gradients(output: Tensor, gradient: Tensor) -> Tensor:
     means = torch.empty(batch, heads, queries, dtype=torch.float32, device=output.device)
     launch = launch_for("weighted_gradients", channels, channels, 4, architecture_of(output.device))
     tiles = ceiling_division(queries, launch.blocks["BLOCK_QUERIES"])
-    attention_passes.weighted_gradients[(tiles * batch * heads,)](
+    weighted_gradients[(tiles * batch * heads,)](
         output, gradient, means, *output.stride()[:3], *gradient.stride()[:3], heads, queries,
         VALUE_HEAD_DIM=channels, BLOCK_VALUE=max(16, next_power_of_two(channels)),
         **launch.blocks, **launch.options(),
@@ -361,6 +361,12 @@ def variants(architecture: int) -> Iterator[CompileVariant]:
     yield variant_for(architecture, "weighted_gradients", torch.bfloat16, 128, 128, False)
 
 
+PASSES = {
+    "forward": forward,
+    "weighted_gradients": weighted_gradients,
+    "backward_keys": backward_keys,
+    "backward_queries": backward_queries,
+}
 RICH = MaskPattern(sliding_window=1024, global_tokens=4, stride=64)
 """A mask of several parts, compiled with sinks, positions and documents beside it."""
 
@@ -370,7 +376,7 @@ def variant_for(
 ) -> CompileVariant:
     """The compilation that a launch with these sizes asks for, four query heads a key head."""
     name = TRITON_DTYPES[dtype]
-    compiled = getattr(attention_passes, function)
+    compiled = PASSES[function]
     launch = launch_for(function, head_dim, value_head_dim, dtype.itemsize, architecture)
     given = _constants(head_dim, value_head_dim, 4, RICH if rich else CAUSAL, dtype) | dict(launch.blocks)
     if not rich:

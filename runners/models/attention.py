@@ -188,10 +188,8 @@ class Attention(nn.Module):
         if documents is not None:
             check_documents(self.rotation)
         widest = query if query.shape[-1] >= value.shape[-1] else value
-        if (
-            self.scores.are_plain
-            and self._is_for_triton(query, key, documents)
-            and (takes_triton(self.kernels, widest, LARGEST_HEAD_DIM))
+        if takes_triton(self.kernels, widest, LARGEST_HEAD_DIM) and (
+            self.scores.are_plain and self._is_for_triton(query, key, documents)
         ):
             places = self._places(query, key_positions, documents)
             mixed = triton_causal_attention(query, key, value, self.scores.scale, pattern, self.sinks, places)
