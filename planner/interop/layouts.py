@@ -233,6 +233,13 @@ def latent_epsilon(reader: Reader) -> float | None:
     return None if reader.number("rms_norm_eps") == LATENT_EPSILON else LATENT_EPSILON
 
 
+def rotated_head(reader: Reader) -> None:
+    """Refuse a ``head_dim``, by which some families count the rotated channels again, other than their number."""
+    channels = reader.integer("qk_rope_head_dim")
+    if reader.value("head_dim") not in (None, channels):
+        raise refusal("head_dim", f"qk_rope_head_dim says {channels}.", "Remove it, or write both alike.")
+
+
 def latent_attention(reader: Reader, **extra: Any) -> dict[str, Any]:
     """Latent attention by DeepSeek's names of its fields, as plain data."""
     if "v_head_dim" not in extra:

@@ -60,6 +60,7 @@ def _sarvam_mla(reader: Reader) -> dict[str, Any]:
 
 
 def _youtu(reader: Reader) -> dict[str, Any]:
+    layouts.rotated_head(reader)
     layer = {"sequence_mixer": _latent(reader), "channel_mixer": decoders.gated_mlp(reader)}
     return decoders.decoder(reader, [layer] * reader.integer("num_hidden_layers"))
 
@@ -269,8 +270,8 @@ YOUTU = decoders.like_llama(
         "tie_word_embeddings": True,
     },
     decoders.OUTER + decoders.PRE_NORMS + _LATENT_LAYOUT + decoders.MLP,
-    absent=_NOT_LATENT,
-    ignored=_DERIVED | {"embedding_initializer_range", "head_dim", "rope_interleave"},
+    absent=("num_key_value_heads",),
+    ignored=_DERIVED | {"embedding_initializer_range", "rope_interleave"},
     neutral={"mlp_bias": (False,)},
     rotary_in_pairs=_interleaved,
 )

@@ -9,6 +9,7 @@ from planner.interop.base import Adapter, Reader, rules
 
 
 def _build(reader: Reader) -> dict[str, Any]:
+    layouts.rotated_head(reader)
     mixer = layouts.latent_attention(reader, latent_norm_epsilon=layouts.latent_epsilon(reader))
     mixers = [mixer] * reader.integer("num_hidden_layers")
     layers = layouts.dense_then_sparse(reader, mixers, layouts.sigmoid_mixture(reader), decoders.gated_mlp(reader))
@@ -17,7 +18,7 @@ def _build(reader: Reader) -> dict[str, Any]:
 
 DEEPSEEK_V3 = Adapter(
     "deepseek_v3",
-    {name: value for name, value in decoders.LLAMA_DEFAULTS.items() if name not in ("head_dim", "num_key_value_heads")}
+    {name: value for name, value in decoders.LLAMA_DEFAULTS.items() if name != "num_key_value_heads"}
     | {
         "vocab_size": 129280,
         "hidden_size": 7168,
@@ -47,10 +48,9 @@ DEEPSEEK_V3 = Adapter(
     + decoders.MLP
     + decoders.mixture_rules("model.layers.{layer}.mlp", "gate"),
     aliases={"num_local_experts": "n_routed_experts"},
-    # head_dim and qk_head_dim are overwritten by transformers from the other two; latent attention has no KV heads.
+    # transformers makes qk_head_dim of the other two; latent attention has no KV heads.
     ignored=decoders.LLAMA_IGNORED
     | {
-        "head_dim",
         "qk_head_dim",
         "num_key_value_heads",
         "rope_interleave",

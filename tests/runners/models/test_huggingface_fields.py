@@ -28,6 +28,7 @@ SAME: list[tuple[str, dict[str, Any]]] = [
 """Families with changes of their small configuration, as a file says them: without what transformers adds."""
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("bloom", {"pretraining_tp": 2, "slow_but_exact": True}, "slow_but_exact"),
+    *((family, {"head_dim": 2}, "head_dim") for family in ("deepseek_v3", "youtu")),
     ("phi3", {"rope_parameters": {**LONGROPE, "rope_type": "yarn", "factor": 4.0}}, "rope_type"),
 ]
 
