@@ -113,10 +113,10 @@ class TrainingPlan(Plan):
     weights being frozen; absent: all weights are trained."""
     offload: Literal["none", "optimizer", "optimizer_and_parameters"] = "none"
     hardware: str | None = None
-    engine: Literal["auto", "torch", "megatron"] = "auto"
-    """Whose way of keeping tensors is counted: that of PyTorch's own operators, or Megatron-LM's with Transformer
-    Engine's fused kernels. ``auto``: Megatron's in fp8, and where master weights meet gradients in fp32; else
-    PyTorch's."""
+    engine: Literal["auto", "torch", "megatron", "deepspeed"] = "auto"
+    """Whose way of keeping tensors is counted: that of PyTorch's own operators, Megatron-LM's with Transformer Engine's
+    fused kernels, or Megatron-DeepSpeed's, whose operators are Megatron's and whose states and pipeline DeepSpeed's.
+    ``auto``: Megatron's in fp8, and where master weights meet gradients in fp32; else PyTorch's."""
     cross_entropy: Literal["auto", "plain", "parallel", "fused"] = "auto"
     """``plain``: PyTorch's, of fp32 logits; ``parallel``: Megatron's own, over a divided vocabulary, of fp32 logits
     that it overwrites; ``fused``: of logits that their gradient overwrites. ``auto``: ``fused`` with Megatron."""

@@ -74,7 +74,8 @@ def memory_section() -> Iterator[str]:
     yield from prose(
         "Peak memory of the device that was read: Megatron-LM's tests read the last pipeline rank, others the one that "
         "needs most. What an allocator reports is held against the prediction without the process's overhead, what was "
-        "printed by a tool that the source does not name against the prediction with it."
+        "printed by a tool that the source does not name, or by `nvidia-smi` (bigscience's), against the least that a "
+        "caching allocator keeps, with the overhead."
     )
     yield from table(readings, "source", lambda row: row.repository)
     yield from table(readings, "device", device)

@@ -38,8 +38,8 @@ def _refusal(error: PlannerError) -> str:
 def memory_of(row: TrainingRow) -> Reading | None:
     """Peak memory in bytes of the device that was read; ``None`` where none was, or it is not used.
 
-    What an allocator reports is held against the peak without the process's own overhead, and what the source read
-    beside the process against the peak with it.
+    What is allocated is held against the peak without the process's own overhead, what an allocator reserved against
+    what it reserves at least, and what the source read beside the process against that with the overhead.
     """
     if row.memory is None:
         return None
@@ -50,8 +50,12 @@ def memory_of(row: TrainingRow) -> Reading | None:
     except PlannerError as error:
         return Reading(row, measured, None, _refusal(error))
     found = ranks[-1] if row.memory.rank == "last_stage" else max(ranks, key=lambda memory: memory.allocated_bytes)
-    beside = found.overhead_bytes if row.memory.kind == "printed" else 0
-    return Reading(row, measured, float(found.allocated_bytes + beside), "")
+    if row.memory.kind == "allocated":
+        return Reading(row, measured, float(found.allocated_bytes), "")
+    beside = 0
+    if row.memory.kind == "printed":
+        beside = found.overhead_bytes if row.memory.beside_bytes is None else row.memory.beside_bytes
+    return Reading(row, measured, float(found.reserved_bytes + beside), "")
 
 
 @functools.cache

@@ -44,6 +44,8 @@ class MeasuredMemory:
     """Which device: Megatron-LM's tests write down that of the last pipeline stage."""
     between_steps_bytes: int | None = None
     """Allocated between two steps, where the source gives it: parameters, gradients and states of the optimizer."""
+    beside_bytes: int | None = None
+    """What a printed reading has beside the allocator, where the source says it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,9 @@ from planner.spec import ArchitectureSpec
 SMALLEST_TIMED = 1_000_000_000
 """Parameters below which a test's step time says more of its launches than of the model."""
 
+A100_KERNELS_BYTES = 1573 * 2**20
+"""What CUDA's kernels took on an A100 beside tensors, by ``nvidia-smi``, which BLOOM's trials were read with too
+(bigscience, ``tr11-176B-ml/chronicles-prequel.md``)."""
 RECIPE_RANK = 16
 """Of the adapters in NVIDIA's recipes."""
 _DEVICES = (
@@ -69,6 +72,7 @@ class _Read:
     fields: dict[str, Any]
     assumed: list[str]
     rank: Any = "worst"
+    beside_bytes: int | None = None
     memory_reason: str | None = None
     time_reason: str | None = None
 
@@ -221,15 +225,14 @@ def _bigscience(raw: Raw) -> _Read:
         "zero_stage": 1,
         "attention": "eager",
         "recompute": "full",
-        "engine": "megatron",
+        "engine": "deepspeed",
         "cross_entropy": "parallel",
-        "gradient_fusion": False,
         **deepspeed_stages(spec.num_layers, stages),
     }
     assumed = ["ALiBi and no dropout, as in BLOOM"]
     if half:
         assumed.append("fp16 as bf16, which is as wide and as fast")
-    return _Read(spec, fields, assumed)
+    return _Read(spec, fields, assumed, beside_bytes=A100_KERNELS_BYTES)
 
 
 def _zero_stage(raw: Raw) -> int:
@@ -437,6 +440,7 @@ def _row(identifier: str, raw: Raw) -> TrainingRow:
             _memory_kind(raw["memory_kind"]),
             found.rank,
             int(between) if between else None,
+            found.beside_bytes,
         )
     seconds = _step_seconds(raw, found.spec, batch, devices)
     if seconds is not None and found.time_reason is None and plan.hardware is None:

@@ -75,6 +75,8 @@ def _workspace_bytes(spec: ArchitectureSpec, plan: TrainingPlan) -> int:
     from run to run; Transformer Engine takes as much once, or 4 MiB on older devices, and four times as much again for
     the streams that multiply experts.
     """
+    if engine_of(plan).is_deepspeed:
+        return 2 * LARGE_WORKSPACE  # without Transformer Engine
     own = _own_workspace(plan)
     has_experts = any(isinstance(layer.channel_mixer, MoE) for group in spec.layer_groups for layer in group.layers)
     return 2 * LARGE_WORKSPACE + own * (1 + (EXPERT_STREAMS if has_experts else 0))

@@ -34,12 +34,15 @@ def _problems_of_plan(plan: TrainingPlan) -> Iterator[Problem]:
         message = "Memory of training in nvfp4 is not modelled."
         yield _problem("precision", message, "Choose fp32, bf16_autocast, bf16_mixed, bf16 or fp8.")
     yield from _problems_of_fp8(plan)
+    if plan.engine == "deepspeed":
+        yield from _problems_of_deepspeed(plan)
     if plan.adapter_rank is not None:
         message = "Memory of training adapters beside frozen weights is not modelled."
         yield _problem("adapter_rank", message, "Leave it out.")
     if plan.gradient_dtype == "fp32" and plan.precision == "bf16":
         yield _problem("gradient_dtype", "Pure bf16 keeps bf16 gradients.", "Choose bf16, or precision bf16_mixed.")
-    if plan.tp_comm_overlap and not (engine_of(plan).is_megatron and plan.sequence_parallel):
+    is_fused = engine_of(plan).is_megatron and plan.engine != "deepspeed"
+    if plan.tp_comm_overlap and not (is_fused and plan.sequence_parallel):
         message = "Products run beside their exchange with Megatron and sequence parallelism alone."
         yield _problem("tp_comm_overlap", message, "Set it to false.")
     if plan.engine == "megatron" and plan.precision == "bf16_autocast":
@@ -93,13 +96,30 @@ def _problems_of_plan(plan: TrainingPlan) -> Iterator[Problem]:
         )
 
 
+def _problems_of_deepspeed(plan: TrainingPlan) -> Iterator[Problem]:
+    """What Megatron-DeepSpeed does not do, or what is not modelled of it."""
+    if plan.precision != "bf16_mixed":
+        message = f"What DeepSpeed keeps under {plan.precision} is not modelled."
+        yield _problem("precision", message, "Choose bf16_mixed, or another engine.")
+    if plan.zero_stage >= 2:
+        message = "DeepSpeed's pipelines have no ZeRO-2 or ZeRO-3, and without one its buckets are not modelled."
+        yield _problem("zero_stage", message, "Set it to 0 or 1, or choose another engine.")
+    if plan.pipeline_parallel > 1 and plan.pipeline_schedule != "1f1b":
+        yield _problem("pipeline_schedule", "DeepSpeed's pipelines are 1F1B.", "Set it to 1f1b.")
+    if plan.offload != "none":
+        yield _problem("offload", "DeepSpeed's offloading is not modelled.", "Set it to none.")
+    for name in ("context_parallel", "expert_parallel"):
+        if getattr(plan, name) > 1:
+            yield _problem(name, "Megatron-DeepSpeed's is not modelled.", "Set it to 1.")
+
+
 def _problems_of_fp8(plan: TrainingPlan) -> Iterator[Problem]:
     """What Transformer Engine, Megatron-Core and devices do not do in fp8, and what is not modelled of it."""
     if plan.precision != "fp8":
         if plan.fp8_param_gather:
             yield _problem("fp8_param_gather", "Weights are in fp8 only where products are.", "Set precision to fp8.")
         return
-    if not engine_of(plan).is_megatron:
+    if plan.engine == "torch":
         message = "What PyTorch's own operators keep in fp8 is not modelled."
         yield _problem("engine", message, "Set it to megatron, or choose another precision.")
     if plan.zero_stage >= 2:
@@ -124,6 +144,8 @@ def _problems_of_fp8(plan: TrainingPlan) -> Iterator[Problem]:
 
 def _problems_of_late_gradients(plan: TrainingPlan) -> Iterator[Problem]:
     """ZeRO-2 and ZeRO-3 in a pipeline: PyTorch's FSDP2 has them."""
+    if plan.engine == "deepspeed":
+        return  # said already
     if engine_of(plan).is_megatron:
         yield _problem(
             "zero_stage",

@@ -2,7 +2,8 @@
 
 Engines differ in what they keep. PyTorch's own operators make temporaries in the backward pass and free gradients
 between steps; Megatron-LM with Transformer Engine has fused kernels, adds weight gradients to buffers in fp32 as they
-are computed, and overwrites logits by their gradient.
+are computed, and overwrites logits by their gradient. DeepSpeed keeps gradients in 16 bits beside those in fp32 (its
+``BF16_Optimizer``), or widens a rank's share of them for the optimizer's step (its ZeRO-1 in fp16).
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ class Engine:
     """Habits of an engine under a plan."""
 
     is_megatron: bool
+    """Whether operators are Megatron's."""
+    is_deepspeed: bool
+    """Whether DeepSpeed keeps the states and runs the pipeline."""
     cross_entropy: str
     """``plain``, ``parallel``, ``fused`` or ``chunked``; see :class:`planner.plans.TrainingPlan`."""
     has_placeholders: bool
@@ -28,7 +32,8 @@ class Engine:
 
 def engine_of(plan: TrainingPlan) -> Engine:
     """The engine that a plan names, or that its precision implies."""
-    is_megatron = plan.engine == "megatron" or (
+    is_deepspeed = plan.engine == "deepspeed"
+    is_megatron = plan.engine in ("megatron", "deepspeed") or (
         plan.engine == "auto"
         and (plan.precision == "fp8" or (plan.precision == "bf16_mixed" and plan.gradient_dtype == "fp32"))
     )
@@ -37,7 +42,7 @@ def engine_of(plan: TrainingPlan) -> Engine:
         loss = "fused" if is_megatron else "plain"
     if plan.chunked_loss:
         loss = "chunked"
-    return Engine(is_megatron, loss, is_megatron and plan.gradient_fusion)
+    return Engine(is_megatron, is_deepspeed, loss, is_megatron and not is_deepspeed and plan.gradient_fusion)
 
 
 def is_many(degree: Quantity) -> bool:

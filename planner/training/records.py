@@ -67,6 +67,8 @@ class TrainingMemory:
     pipeline_rank: int = 0
     num_layers: Quantity = 0
     """Layers of the rank."""
+    apart_bytes: Quantity = 0
+    """Tensors behind the passes that are too large for any block that these leave to a caching allocator."""
     stage_bytes: tuple[Quantity, ...] = ()
 
     @property
@@ -76,6 +78,17 @@ class TrainingMemory:
         for moment in self.moments[1:]:
             peak = largest(peak, moment.total_bytes)
         return peak
+
+    @property
+    def reserved_bytes(self) -> Quantity:
+        """What a caching allocator takes from the device at least: the peak of the passes, and ``apart_bytes`` beside.
+        Nothing is added for blocks that do not fit each other."""
+        if isinstance(self.apart_bytes, int) and self.apart_bytes == 0:
+            return self.allocated_bytes
+        passes: Quantity = 0
+        for moment in self.moments[:-1]:
+            passes = largest(passes, moment.total_bytes)
+        return largest(self.allocated_bytes, passes + self.apart_bytes)
 
     @property
     def total_bytes(self) -> Quantity:

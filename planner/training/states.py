@@ -36,6 +36,8 @@ def state_bytes(plan: TrainingPlan) -> StateBytes:
             return StateBytes(weight=4, gradient=4, master=0, moments=8)
         case "bf16_mixed" | "fp8":
             gradient = 4 if plan.gradient_dtype == "fp32" else 2
+            if plan.engine == "deepspeed" and gradient == 4:
+                gradient += 2  # those of the last micro batch stay in 16 bits beside
             return StateBytes(weight=2, gradient=gradient, master=4, moments=8)
         case "bf16":
             return StateBytes(weight=2, gradient=2, master=0, moments=4)
@@ -109,6 +111,8 @@ class States:
     optimizer: Quantity
     whole_gradients: Quantity
     """Before they are divided over replicas."""
+    elements: Quantity
+    """Parameters that these are of, before they are divided over replicas."""
 
 
 def held_states(parts: Iterator[Placed], buffer_bytes: Quantity, plan: TrainingPlan, division: Division) -> States:
@@ -118,9 +122,11 @@ def held_states(parts: Iterator[Placed], buffer_bytes: Quantity, plan: TrainingP
     """
     width = state_bytes(plan)
     sums: dict[bool, list[Quantity]] = {is_expert: [0, 0, 0] for is_expert in (False, True)}
+    elements: Quantity = 0
     for part in parts:
         is_float32 = part.tensor.dtype_class == "float32"
         whole = part.count * part.times
+        elements = elements + whole
         own = sums[part.tensor.split == "experts"]
         is_byte = part.in_layers and has_narrow_weights(plan) and is_narrow(part.tensor)
         own[0] = own[0] + (4 if is_float32 else 1 if is_byte else width.weight) * whole
@@ -137,4 +143,4 @@ def held_states(parts: Iterator[Placed], buffer_bytes: Quantity, plan: TrainingP
         totals[2] = 0
     if plan.offload == "optimizer_and_parameters":
         totals[0] = buffer_bytes
-    return States(totals[0], totals[1], totals[2], sums[False][1] + sums[True][1])
+    return States(totals[0], totals[1], totals[2], sums[False][1] + sums[True][1], elements)

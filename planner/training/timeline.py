@@ -14,6 +14,7 @@ from planner.sizing import embedding_width, layer_buffers, layer_tensors, leadin
 from planner.spec import ArchitectureSpec
 from planner.stages import reduces_last
 from planner.training.buffers import engine_buffers, gathers_weights, outer_elements
+from planner.training.deepspeed import deepspeed_step
 from planner.training.engine import Division, division_of, engine_of, is_many
 from planner.training.layers import LayerCost, Shape, layer_cost
 from planner.training.pipeline import Chunk, Stage
@@ -48,8 +49,8 @@ def kept_outside(
                 yield part, saved
         elif is_last and (part == "final_norm" or loss == "plain" or saved.name not in SPARED_BY_LOSS[loss]):
             yield part, saved
-    if not is_last and not engine_of(plan).is_megatron:
-        # torch.distributed.pipelining holds it; Megatron lets its data go once it is sent.
+    if not is_last and (engine_of(plan).is_deepspeed or not engine_of(plan).is_megatron):
+        # torch.distributed.pipelining and DeepSpeed hold it; Megatron lets its data go once it is sent.
         yield "stage", SavedTensor("its output", shape.tokens * spec.hidden_size, "residual")
     if is_first and plan.dropout != 0:
         mask = shape.tokens * spec.hidden_size
@@ -131,6 +132,14 @@ def stage_parameters(spec: ArchitectureSpec, stage: Stage, division: Division) -
                 yield placed(tensor, 1, False, division)
             if spec.tie_word_embeddings and not chunk.is_first:
                 yield placed(next(leading_tensors(spec)), 1, False, division)
+
+
+def largest_parameter(spec: ArchitectureSpec, stage: Stage, division: Division) -> Quantity:
+    """Elements of the largest parameter of a stage, as one device holds it."""
+    most: Quantity = 0
+    for part in stage_parameters(spec, stage, division):
+        most = largest(most, part.count)
+    return most
 
 
 def stage_buffer_bytes(spec: ArchitectureSpec, stage: Stage) -> Quantity:
@@ -281,8 +290,12 @@ def stage_memory(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, shape
                 communication + whole,
             )
         )
+    apart: Quantity = 0
+    step_gradients = states.gradients
+    if engine_of(plan).is_deepspeed:
+        apart, step_gradients = deepspeed_step(states, plan, division, largest_parameter(spec, stage, division))
     line.moments.append(
-        Moment("optimizer step", states.parameters, states.gradients, states.optimizer, throughout, communication)
+        Moment("optimizer step", states.parameters, step_gradients, states.optimizer, throughout, communication)
     )
     return TrainingMemory(
         parameters_bytes=states.parameters,
@@ -295,6 +308,7 @@ def stage_memory(spec: ArchitectureSpec, plan: TrainingPlan, stage: Stage, shape
         buffers=buffers,
         pipeline_rank=stage.rank,
         num_layers=stage.num_layers,
+        apart_bytes=apart,
     )
 
 

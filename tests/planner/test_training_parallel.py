@@ -369,7 +369,7 @@ CHOICES: dict[str, list[Any]] = {
     "chunked_loss": [True, False],
     "offload": ["none", "optimizer", "optimizer_and_parameters"],
     "hardware": [None, "h100", "a100"],
-    "engine": ["auto", "torch", "megatron"],
+    "engine": ["auto", "torch", "megatron", "deepspeed"],
     "cross_entropy": ["auto", "plain", "parallel", "fused"],
     "gradient_fusion": [True, False],
     "context_exchange": ["ring", "all_to_all"],
