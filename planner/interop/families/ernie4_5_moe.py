@@ -75,14 +75,15 @@ ERNIE4_5_MOE = decoders.like_llama(
         ),
     ),
     aliases={"num_experts": "moe_num_experts", "num_experts_per_tok": "moe_k"},
-    # Capacities and losses are of training; the least divisor of the weights is never reached.
+    # Capacities and losses are of training.
     ignored=(
         "moe_capacity",
         "moe_aux_loss_lambda",
-        "moe_norm_min",
         "multi_token_pred_lambda",
         "num_nextn_predict_layers",
     ),
+    # The least that weights are divided by: the published one is never reached.
+    unmodelled={"moe_norm_min": (1e-12,)},
     neutral={"moe_gate": ("topk", "topk_fused"), "moe_use_aux_free": (True,), "use_moe": (True,)},
     notes=layouts.PREDICTION_NOTES,
     rotary_in_pairs=True,

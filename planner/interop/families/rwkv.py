@@ -66,8 +66,9 @@ RWKV = Adapter(
         *("time_decay", "time_first", "time_mix_key", "time_mix_value", "time_mix_receptance"),
     )
     + _mix("feed_forward", "channel_mixer", _CHANNEL_MIX, "time_mix_key", "time_mix_receptance"),
-    # The longest sequence of a kernel, and after how many layers transformers halves the stream of a model that is not
-    # trained, and the weights that write to it: against overflow in fp16, and nothing but epsilons can tell.
-    ignored=frozenset({"context_length", "max_position_embeddings", "rescale_every"}),
-    unmodelled={"layer_norm_epsilon": (FINAL_EPSILON,)},
+    # The longest sequence of a kernel.
+    ignored=frozenset({"context_length", "max_position_embeddings"}),
+    # After how many layers transformers halves the stream of a model that is not trained, and the weights that write to
+    # it: against overflow in fp16. Only epsilons can tell, and at the published 6 by less than rounding.
+    unmodelled={"layer_norm_epsilon": (FINAL_EPSILON,), "rescale_every": (0, 6)},
 )
