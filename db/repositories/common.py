@@ -36,6 +36,16 @@ def require(row: Row | None, what: str, identifier: object) -> Row:
     return row
 
 
+LARGEST_ID = 2**31 - 1
+"""PostgreSQL's integers are the narrower ones."""
+
+
+def get_row(session: Session, table: type[Row], identifier: int | str, what: str) -> Row:
+    """The row with that id, or ``NotFound``, also of what can be no id: an address may say anything."""
+    impossible = "\x00" in identifier if isinstance(identifier, str) else abs(identifier) > LARGEST_ID
+    return require(None if impossible else session.get(table, identifier), what, identifier)
+
+
 def insert(session: Session, table: type[Base]) -> Any:
     """An INSERT that can say ON CONFLICT, in the session's dialect."""
     dialect = session.get_bind().dialect.name

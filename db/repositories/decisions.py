@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from db.errors import Conflict, InvalidRecord
 from db.models import DecisionRow, EvidenceRow, ResultRow, RevisionRow
 from db.records import Decision, DecisionStatus, Evidence, Option
-from db.repositories.common import clean_name, clean_text, require
+from db.repositories.common import clean_name, clean_text, get_row, require
 from db.sessions import Database
 
 _NUMBERING_LOCK = 0x64656369  # serializes the numbering of decisions on PostgreSQL
@@ -86,7 +86,7 @@ class Decisions:
     def get(self, decision_id: int) -> Decision:
         """One decision, or ``NotFound``."""
         with self._database.read() as session:
-            return _decision(session, require(session.get(DecisionRow, decision_id), "decision", decision_id))
+            return _decision(session, get_row(session, DecisionRow, decision_id, "decision"))
 
     def list(
         self, *, status: str | None = None, revision_id: int | None = None, result_id: int | None = None
@@ -107,7 +107,7 @@ class Decisions:
             raise InvalidRecord("a decision cannot supersede itself")
         with self._database.write() as session:
             row = _for_change(session, decision_id)
-            require(session.get(DecisionRow, by), "decision", by)
+            get_row(session, DecisionRow, by, "decision")
             row.status = DecisionStatus.SUPERSEDED
             row.superseded_by = by
             row.version += 1
@@ -156,7 +156,7 @@ def _replace_evidence(session: Session, decision_id: int, evidence: Sequence[Evi
         table = {"revision": RevisionRow, "result": ResultRow}.get(item.kind)
         if table is None:
             raise InvalidRecord(f"evidence points at a 'revision' or a 'result', not at a {item.kind!r}")
-        require(session.get(table, item.reference_id), item.kind, item.reference_id)
+        get_row(session, table, item.reference_id, item.kind)
         session.add(
             EvidenceRow(
                 decision_id=decision_id,

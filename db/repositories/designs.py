@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from db.errors import Conflict, InvalidRecord
 from db.models import DesignRow, RevisionRow
 from db.records import Design, Revision
-from db.repositories.common import clean_name, clean_text, require
+from db.repositories.common import clean_name, clean_text, get_row, require
 from db.sessions import Database
 from planner.errors import PlannerError
 from planner.spec import parse_spec
@@ -72,18 +72,18 @@ class Designs:
     def get(self, design_id: int) -> Design:
         """The design with its latest revision, or ``NotFound``."""
         with self._database.read() as session:
-            design = require(session.get(DesignRow, design_id), "design", design_id)
+            design = get_row(session, DesignRow, design_id, "design")
             return _design(design, self._latest(session, design_id))
 
     def revision(self, revision_id: int) -> Revision:
         """One revision, or ``NotFound``."""
         with self._database.read() as session:
-            return _revision(require(session.get(RevisionRow, revision_id), "revision", revision_id))
+            return _revision(get_row(session, RevisionRow, revision_id, "revision"))
 
     def revisions(self, design_id: int) -> tuple[Revision, ...]:
         """All revisions of a design, the oldest first."""
         with self._database.read() as session:
-            require(session.get(DesignRow, design_id), "design", design_id)
+            get_row(session, DesignRow, design_id, "design")
             chosen = sa.select(RevisionRow).where(RevisionRow.design_id == design_id).order_by(RevisionRow.number)
             return tuple(_revision(row) for row in session.scalars(chosen))
 
@@ -125,7 +125,7 @@ class Designs:
     def duplicate(self, design_id: int, name: str | None = None) -> Design:
         """A new design that begins with the latest revision of another."""
         with self._database.write() as session:
-            source = require(session.get(DesignRow, design_id), "design", design_id)
+            source = get_row(session, DesignRow, design_id, "design")
             latest = self._latest(session, design_id)
             chosen = clean_name(name if name is not None else f"{source.name} copy", "design")
             note = f"Copied from {source.name}, revision {latest.number}"

@@ -34,7 +34,7 @@ from db.records import (
     NewResult,
     Progress,
 )
-from db.repositories.common import clean_name, clean_text, insert, require
+from db.repositories.common import clean_name, clean_text, get_row, insert, require
 from db.sessions import Database
 
 DEFAULT_LEASE_SECONDS = 30.0
@@ -57,7 +57,7 @@ class Jobs:
     def get(self, job_id: str) -> Job:
         """One job, or ``NotFound``."""
         with self._database.read() as session:
-            return _job(require(session.get(JobRow, job_id), "job", job_id))
+            return _job(get_row(session, JobRow, job_id, "job"))
 
     def list(
         self,
@@ -265,7 +265,7 @@ class Jobs:
     # --- inside ---
 
     def _add(self, session: Session, kind: str, revision_id: int, plan: Mapping[str, Any], name: str | None) -> JobRow:
-        revision = require(session.get(RevisionRow, revision_id), "revision", revision_id)
+        revision = get_row(session, RevisionRow, revision_id, "revision")
         row = JobRow(
             # Random, since it also names a directory, which databases may share.
             id=secrets.token_hex(8),

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from db.models import ResultRow, RevisionRow
 from db.records import Result
-from db.repositories.common import clean_name, require
+from db.repositories.common import clean_name, get_row
 from db.sessions import Database
 
 
@@ -19,7 +19,7 @@ class Results:
     def get(self, result_id: int) -> Result:
         """One result, or ``NotFound``."""
         with self._database.read() as session:
-            return to_record(require(session.get(ResultRow, result_id), "result", result_id))
+            return to_record(get_row(session, ResultRow, result_id, "result"))
 
     def list(
         self,
@@ -50,7 +50,7 @@ class Results:
     def rename(self, result_id: int, name: str) -> Result:
         """Give the result another name."""
         with self._database.write() as session:
-            row = require(session.get(ResultRow, result_id), "result", result_id)
+            row = get_row(session, ResultRow, result_id, "result")
             row.name = clean_name(name, "result")
             return to_record(row)
 
@@ -64,7 +64,7 @@ class Results:
 
     def _set_archived(self, result_id: int, archived: bool) -> Result:
         with self._database.write() as session:
-            row = require(session.get(ResultRow, result_id), "result", result_id)
+            row = get_row(session, ResultRow, result_id, "result")
             row.archived = archived
             return to_record(row)
 

@@ -109,7 +109,9 @@ def run_cost(
         wait = interruptions.checkpoint_seconds
         interval = interruptions.checkpoint_interval_seconds or best_interval(wait, between)
         whole = between * math.exp(min(interruptions.restart_seconds / between, EXPONENT))
-        total = whole * math.expm1(min((interval + wait) / between, EXPONENT)) * work / interval
+        # A checkpoint that takes no time is written at every moment: the limit of an interval of nothing.
+        segment = math.expm1(min((interval + wait) / between, EXPONENT)) / interval if interval else 1 / between
+        total = whole * segment * work
         if total > LONGEST_RUN * work:
             raise UnsupportedPlan.of(
                 f"A failure every {between:,.0f} s leaves no time to work.",
@@ -117,7 +119,7 @@ def run_cost(
                 remedy="Use fewer devices, or checkpoint and restart faster.",
                 code="more_failures_than_work",
             )
-        written = wait * work / interval
+        written = wait * work / interval if interval else 0.0
         lost = total - work - written
     hours = step.devices * (work + written + lost) / SECONDS_AN_HOUR
     price = device.price_per_hour_usd if price_per_hour_usd is None else price_per_hour_usd

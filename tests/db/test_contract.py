@@ -94,6 +94,15 @@ def test_what_is_not_there_is_said(store: Store) -> None:
 # --- jobs ---
 
 
+@pytest.mark.parametrize("number", [2**31, 99_999_999_999_999_999_999, -(2**70)])
+def test_a_number_that_no_id_can_be_is_not_there(store: Store, number: int) -> None:
+    for find in (store.designs.get, store.designs.revision, store.results.get, store.decisions.get):
+        with pytest.raises(NotFound, match=str(number)):
+            find(number)
+    with pytest.raises(NotFound):
+        store.jobs.get("a\x00b")
+
+
 def test_jobs_are_taken_in_order_and_once(store: Store, revision: Revision) -> None:
     first, second = (store.jobs.enqueue("verify", revision.id, {"seed": seed}) for seed in (1, 2))
     taken = [store.jobs.claim("w"), store.jobs.claim("w"), store.jobs.claim("w")]

@@ -77,3 +77,13 @@ def test_what_is_not_known_of_a_device_is_said() -> None:
     assert found.energy_kwh is None
     assert found.price_usd is None
     assert len(found.notes) == 2
+
+
+def test_checkpoints_that_take_no_time_lose_no_work_and_are_the_limit_of_short_ones() -> None:
+    # Daly's total for τ and δ towards nothing: T·e^(R/M). Eight devices that fail once in 80 hours each: M = 10 h.
+    free = Interruptions(0.0, 600.0, device_hours_between_failures=80.0)
+    found = run_cost(STEP, H100, 1_800_000_000, free)
+    assert found.total_seconds == pytest.approx(3600 * math.exp(600 / 36_000))
+    assert found.checkpoint_seconds == 0
+    short = run_cost(STEP, H100, 1_800_000_000, Interruptions(1e-9, 600.0, device_hours_between_failures=80.0))
+    assert found.total_seconds == pytest.approx(short.total_seconds, rel=1e-5)
