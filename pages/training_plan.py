@@ -20,9 +20,9 @@ from planner.training.estimate import stage_memories
 SECTIONS = {
     "": ("micro_batch_size", "global_batch_size", "sequence_length", "precision", "optimizer", "recompute"),
     "Division over devices": (
-        "data_parallel", "tensor_parallel", "sequence_parallel", "pipeline_parallel", "pipeline_schedule",
-        "virtual_stages", "pipeline_layers", "context_parallel", "context_exchange", "expert_parallel",
-        "expert_tensor_parallel", "zero_stage", "fsdp_reshard",
+        "data_parallel", "tensor_parallel", "sequence_parallel", "tp_comm_overlap", "pipeline_parallel",
+        "pipeline_schedule", "virtual_stages", "pipeline_layers", "context_parallel", "context_exchange",
+        "expert_parallel", "expert_tensor_parallel", "zero_stage", "fsdp_reshard", "network_gb_per_second",
     ),
 }  # fmt: skip
 DEFAULTS = {"hardware": "h100", "tokens": "1e12", "checkpoint": "60", "restart": "600"}

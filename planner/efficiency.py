@@ -14,8 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from planner.paths import ASSETS
 
-Share = Literal["matmul", "matmul_fp8", "matmul_fp4", "attention", "memory", "links", "network", "overlap"]
-SHARES: tuple[Share, ...] = ("matmul", "matmul_fp8", "matmul_fp4", "attention", "memory", "links", "network", "overlap")
+Share = Literal["matmul", "matmul_fp8", "matmul_fp4", "attention", "scan", "memory", "links", "network", "overlap"]
+SHARES: tuple[Share, ...] = (
+    "matmul",
+    "matmul_fp8",
+    "matmul_fp4",
+    "attention",
+    "scan",
+    "memory",
+    "links",
+    "network",
+    "overlap",
+)
 
 
 class Efficiency(BaseModel):
@@ -34,16 +44,22 @@ class Profile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
+    family: str
+    """Whose profiles are drawn to each other."""
     devices: tuple[str, ...]
-    """The catalogue's ids that it holds for."""
+    """The catalogue's ids that it was measured on."""
+    borrowed_by: tuple[str, ...]
+    """Relatives of which no run was measured."""
     matmul: Efficiency
-    """Of the peak of bf16, large matrix multiplications within a model."""
+    """Of the peak of bf16, matrix multiplications within a model if they were infinitely large."""
     matmul_fp8: Efficiency | None = None
     """Of the peak of fp8; what is cast for it is counted apart, as memory traffic. Absent: the device has none."""
     matmul_fp4: Efficiency | None = None
     """The same of fp4."""
     attention: Efficiency
-    """Of the peak of bf16, a fused attention kernel."""
+    """Of the peak of bf16, a fused attention kernel over long sequences."""
+    scan: Efficiency
+    """Of the peak of bf16, what passes states from token to token."""
     memory: Efficiency
     """Of the memory's bandwidth."""
     links: Efficiency
@@ -58,8 +74,12 @@ class Profile(BaseModel):
     """Of one step of a collective."""
     relative_interval: tuple[float, float]
     """Measured over predicted time, the 10th and 90th percentile over the rows that it was held against."""
+    borrowed_interval: tuple[float, float]
+    """The same of devices that were predicted by their relatives."""
     calibrated_on: str
     """The rows that the numbers were found on."""
+    borrowed: bool = False
+    """Whether it is used for a device that it was not measured on."""
 
 
 @functools.cache
@@ -71,5 +91,10 @@ def profiles() -> dict[str, Profile]:
 
 @functools.cache
 def profile_of(device: str) -> Profile | None:
-    """The profile of a device by its id; ``None`` where none was calibrated."""
-    return next((profile for profile in profiles().values() if device in profile.devices), None)
+    """The profile of a device by its id, or that which it borrows of a relative; ``None`` where it has none."""
+    for profile in profiles().values():
+        if device in profile.devices:
+            return profile
+        if device in profile.borrowed_by:
+            return profile.model_copy(update={"relative_interval": profile.borrowed_interval, "borrowed": True})
+    return None

@@ -84,7 +84,8 @@ class TrainingPlan(Plan):
     tensor_parallel: int = Field(default=1, gt=0)
     sequence_parallel: bool = False
     tp_comm_overlap: bool = False
-    """With Megatron: whether products run beside the exchange of what they read, in workspaces of their own."""
+    """With sequence parallelism: whether products run beside the exchange of what they read or make, with Megatron in
+    workspaces of their own."""
     pipeline_parallel: int = Field(default=1, gt=0)
     pipeline_schedule: Literal["1f1b", "interleaved", "zero_bubble"] = "1f1b"
     virtual_stages: int = Field(default=1, gt=0)
@@ -113,6 +114,8 @@ class TrainingPlan(Plan):
     weights being frozen; absent: all weights are trained."""
     offload: Literal["none", "optimizer", "optimizer_and_parameters"] = "none"
     hardware: str | None = None
+    network_gb_per_second: float | None = Field(default=None, gt=0)
+    """Between nodes, of one device in one direction; absent: what is usual for the device."""
     engine: Literal["auto", "torch", "megatron", "deepspeed"] = "auto"
     """Whose way of keeping tensors is counted: that of PyTorch's own operators, Megatron-LM's with Transformer Engine's
     fused kernels, or Megatron-DeepSpeed's, whose operators are Megatron's and whose states and pipeline DeepSpeed's.

@@ -9,6 +9,7 @@ A section is a function that gives lines of Markdown; :data:`SECTIONS` lists the
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,10 @@ from planner.measured import TrainingRow, skipped_rows, summary, training_rows
 from planner.measured.predicted import Reading, memory_of, time_of
 from planner.measured.split import is_held_out
 from planner.sizing import count_parameters
+from planner.step_time import step_time
 from scripts import accuracy_serving
 from scripts.accuracy_tables import counted, error_row, prose
+from scripts.left_out import read_left_out
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "accuracy.md"
 LARGE = 1e9
@@ -109,6 +112,32 @@ def time_section() -> Iterator[str]:
     yield from counted("not predicted, because", (reading.reason for reading in found if reading.reason))
 
 
+def left_out_section() -> Iterator[str]:
+    """What is calibrated without a source or a device, against its rows."""
+    found = read_left_out()
+    readings = [reading for row in training_rows() if (reading := time_of(row)) is not None]
+    large = [reading for reading in readings if count_parameters(reading.row.spec).total >= LARGE]
+    yield "## Time of a training step of sources and devices that were left out"
+    yield ""
+    yield from prose(
+        "The honest figure for runs that are not here: all rows of a source, predicted by a calibration that saw none "
+        "of them. In the second table a device has the numbers of its family's other devices, as one has of which no "
+        "run was ever measured."
+    )
+
+    def without(reading: Reading, name: str) -> Reading:
+        profiles_without = found[name]
+        (profile,) = [each for each in profiles_without.values() if reading.row.plan.hardware in each.devices]
+        seconds = step_time(reading.row.spec, reading.row.plan, profile).seconds
+        return dataclasses.replace(reading, predicted=None if seconds is None else float(seconds))
+
+    yield from table(
+        [without(each, each.row.repository) for each in large], "source left out", lambda row: row.repository
+    )
+    of_devices = [without(each, device(each.row)) for each in large if device(each.row) in found]
+    yield from table(of_devices, "device left out", device)
+
+
 def _half(row: TrainingRow) -> str:
     return "held out" if is_held_out(row) else "calibrated on"
 
@@ -117,23 +146,33 @@ def efficiency_section() -> Iterator[str]:
     """The efficiencies that times stand on."""
     yield "## Efficiencies"
     yield ""
-    yield "What training reaches of promised rates, with the interval of two standard errors to each side."
-    yield ""
-    yield "| profile | devices | " + " | ".join(SHARES) + " | a kernel's launch | measured over predicted |"
-    yield "|---|---|" + "--:|" * (len(SHARES) + 2)
+    yield from prose(
+        "What training reaches of promised rates, with the interval of two standard errors to each side. A profile "
+        "without devices is its family's, for those that borrow it; their interval is the wider one."
+    )
+    yield (
+        "| profile | devices | "
+        + " | ".join(SHARES)
+        + " | a kernel's launch | measured over predicted | where borrowed |"
+    )
+    yield "|---|---|" + "--:|" * (len(SHARES) + 3)
     for profile in profiles().values():
         cells = []
         for name in SHARES:
             share = getattr(profile, name)
             cells.append("" if share is None else f"{share.value:.2f} ({share.low:.2f} to {share.high:.2f})")
         low, high = profile.relative_interval
+        wide = profile.borrowed_interval
+        borrowed = f"{wide[0]:.2f} to {wide[1]:.2f}" if profile.borrowed_by else ""
         yield (
             f"| {profile.id} | {', '.join(profile.devices)} | {' | '.join(cells)} | "
-            f"{1e6 * profile.launch_seconds:.1f} µs | {low:.2f} to {high:.2f} |"
+            f"{1e6 * profile.launch_seconds:.1f} µs | {low:.2f} to {high:.2f} | {borrowed} |"
         )
     yield ""
     for profile in profiles().values():
         yield f"- {profile.id}: {profile.calibrated_on}."
+        if profile.borrowed_by:
+            yield f"  Borrowed by {', '.join(profile.borrowed_by)}."
     yield ""
 
 
@@ -155,6 +194,7 @@ def skipped_section() -> Iterator[str]:
 SECTIONS: tuple[Section, ...] = (
     memory_section,
     time_section,
+    left_out_section,
     efficiency_section,
     skipped_section,
     *accuracy_serving.SECTIONS,

@@ -39,6 +39,10 @@ SMALLEST_TIMED = 1_000_000_000
 A100_KERNELS_BYTES = 1573 * 2**20
 """What CUDA's kernels took on an A100 beside tensors, by ``nvidia-smi``, which BLOOM's trials were read with too
 (bigscience, ``tr11-176B-ml/chronicles-prequel.md``)."""
+JEAN_ZAY_NETWORK = 6.25
+"""GB/s of a device in the cluster of BigScience's runs: four Omni-Path links of 100 Gb/s for the eight devices of a
+node (the repository's train/tr11-176B-ml/README.md)."""
+
 RECIPE_RANK = 16
 """Of the adapters in NVIDIA's recipes."""
 _DEVICES = (
@@ -141,9 +145,11 @@ def _nvidia(raw: Raw) -> _Read:
     fields: dict[str, Any] = {
         "precision": bits,
         "zero_stage": 3 if "FSDP" in raw.get("zero_or_fsdp", "") else 1,
+        "engine": "megatron",
         "sequence_parallel": whole(raw, "tensor_parallel") > 1,
+        "tp_comm_overlap": whole(raw, "tensor_parallel") > 1,
     }
-    assumed = ["sequence parallel with tensor parallel, as in the recipes"]
+    assumed = ["sequence parallel with tensor parallel, its exchanges beside products, as in the recipes"]
     if "LoRA" in raw["model"] or "task=LoRA" in raw.get("notes", ""):
         fields["adapter_rank"] = RECIPE_RANK
         assumed.append(f"adapters of rank {RECIPE_RANK} beside attention's matrices, as the recipes' default is")
@@ -195,7 +201,9 @@ def _mlperf(raw: Raw) -> _Read:
     fields: dict[str, Any] = {
         "precision": bits,
         "zero_stage": 1,
+        "engine": "megatron",
         "sequence_parallel": whole(raw, "tensor_parallel") > 1,
+        "tp_comm_overlap": whole(raw, "tensor_parallel") > 1,
     }
     rank = re.search(r"LoRA r(\d+)", raw["model"])
     if rank is not None:
@@ -228,8 +236,9 @@ def _bigscience(raw: Raw) -> _Read:
         "engine": "deepspeed",
         "cross_entropy": "parallel",
         **deepspeed_stages(spec.num_layers, stages),
+        "network_gb_per_second": JEAN_ZAY_NETWORK,
     }
-    assumed = ["ALiBi and no dropout, as in BLOOM"]
+    assumed = ["ALiBi and no dropout, as in BLOOM", "the network of the cluster that the repository describes"]
     if half:
         assumed.append("fp16 as bf16, which is as wide and as fast")
     return _Read(spec, fields, assumed, beside_bytes=A100_KERNELS_BYTES)

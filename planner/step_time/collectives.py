@@ -80,14 +80,17 @@ def all_reduce(group: Group, size: Quantity) -> Quantity:
 def all_to_all(group: Group, size: Quantity, chosen: Quantity = 1) -> Quantity:
     """Every rank sends ``size`` bytes in equal parts to all.
 
-    ``chosen``: copies of each row among them. What goes to several ranks of one node crosses the network once and is
-    spread within the node, as DeepEP and HybridEP do: of ``k`` copies over ``N`` nodes ``N (1 − (1 − 1/N)ᵏ)`` remain.
+    ``chosen``: copies of each row among them. What goes to several experts of one rank is sent once, and what goes to
+    several ranks of one node crosses the network once and is spread within the node, as DeepEP and HybridEP do: of
+    ``k`` copies over ``N`` ranks or nodes ``N (1 − (1 − 1/N)ᵏ)`` remain. All send at once, so that the latency is that
+    of a tree.
     """
     if group.ranks == 1:
         return 0.0
     nodes, links = group.nodes, group.links
-    within = (group.per_node - 1) / group.per_node * size / links.intra
-    time = within + _ring_latency(group)
+    met = group.ranks * (1 - (1 - 1 / group.ranks) ** chosen)
+    within = (group.per_node - 1) / group.per_node * size / chosen * met / links.intra
+    time = within + math.ceil(math.log2(group.ranks)) * links.latency
     if nodes > 1:
         if links.inter is None:
             raise ValueError("a group that spans nodes needs a network between them")

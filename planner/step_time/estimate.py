@@ -111,9 +111,10 @@ def machine_of(device: Device, profile: Profile, plan: TrainingPlan, ranks: int)
     if node is None:
         links = Links(1, 1.0, None, 0.0)
     else:
-        if ranks > node.gpus and node.inter_gb_per_second is None:
-            return f"What joins nodes of {device.name} is not known."
-        inter = None if node.inter_gb_per_second is None else node.inter_gb_per_second * 1e9 * profile.network.value
+        network = plan.network_gb_per_second or node.inter_gb_per_second
+        if ranks > node.gpus and network is None:
+            return f"What joins nodes of {device.name} is not known: set network_gb_per_second."
+        inter = None if network is None else network * 1e9 * profile.network.value
         links = Links(node.gpus, node.intra_gb_per_second * 1e9 * profile.links.value, inter, profile.latency_seconds)
     share = {"fp8": profile.matmul_fp8, "fp4": profile.matmul_fp4}.get(narrow, profile.matmul)
     if share is None:
@@ -122,6 +123,7 @@ def machine_of(device: Device, profile: Profile, plan: TrainingPlan, ranks: int)
         matmul=device.peak_flops[narrow] * share.value,
         matmul_wide=device.peak_flops[wide] * profile.matmul.value,
         attention=device.peak_flops[wide] * profile.attention.value,
+        scan=device.peak_flops[wide] * profile.scan.value,
         memory=device.memory_bandwidth_bytes_per_second * profile.memory.value,
         launch=profile.launch_seconds,
         links=links,
@@ -290,7 +292,14 @@ def step_time(spec: ArchitectureSpec, plan: TrainingPlan, profile: Profile | Non
         hardware_flops=needed + repeated,
         peak_flops=wide,
         profile=profile.id,
+        notes=(borrowed_note(device, profile),) if profile.borrowed else (),
     )
+
+
+def borrowed_note(device: Device, profile: Profile) -> str:
+    """Why a time of a device is less sure than others."""
+    known = " and ".join(profile.devices) or f"relatives ({profile.family})"
+    return f"No training on {device.name} was measured: what {known} reach is borrowed, and the interval is wider."
 
 
 def _parts(stages: list[StageWork], hidden_size: Quantity, setting: Setting, profile: Profile) -> dict[str, Quantity]:
@@ -313,7 +322,10 @@ def _parts(stages: list[StageWork], hidden_size: Quantity, setting: Setting, pro
     if plan.pipeline_parallel > 1:
         stride = plan.tensor_parallel * plan.context_parallel * plan.data_parallel
         group = Group(plan.pipeline_parallel, stride, machine.links)
-        parts["pipeline"] = 2 * plan.virtual_stages * number * send(group, boundary)
+        sent = 2 * plan.virtual_stages * number * send(group, boundary)
+        if plan.pipeline_schedule == "interleaved":
+            sent = beside(work.total, sent, overlap)
+        parts["pipeline"] = sent
     held = stages[0].parameters
     for stage in stages[1:]:
         rest, experts, adapters = stage.parameters

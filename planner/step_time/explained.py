@@ -71,6 +71,8 @@ def explain_step(spec: ArchitectureSpec, plan: TrainingPlan) -> Term:
         parts.append(explained.term(part.replace("_", " "), seconds, formula, SOURCES[part], children=children))
     low, high = float(found.low_seconds or 0), float(found.high_seconds or 0)
     ground = f"four of five measured steps that {found.profile} was not calibrated on lay there"
+    if found.notes:
+        ground = " ".join(found.notes)
     return explained.term(
         "step time",
         found.seconds,

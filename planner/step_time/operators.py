@@ -1,12 +1,13 @@
 """Seconds of one micro batch in one layer: a roofline by operator, and what tensor- and expert-parallel ranks exchange.
 
 Each matrix is multiplied three times, once forward and twice backward, and takes as long as the arithmetic or the
-memory traffic needs, whichever is longer (Williams et al. 2009, doi:10.1145/1498765.1498785). A fused attention kernel
-computes two and a half times as much backward as forward, since it computes the scores again (Dao 2023,
-arXiv:2307.08691, section 4.1). What is elementwise is memory traffic: every tensor that a mixer keeps between its
-matrices is written or read by a kernel of its own forward, and backward 5/3 as much (a gated activation reads or writes
-three widths forward and five backward). The norm before a mixer and the addition behind it move five widths of the
-stream forward and six backward.
+memory traffic needs, whichever is longer (Williams et al. 2009, doi:10.1145/1498765.1498785); small ones take longer
+for their arithmetic than large ones. A fused attention kernel computes two and a half times as much backward as
+forward, since it computes the scores again (Dao 2023, arXiv:2307.08691, section 4.1), and reaches the less the fewer
+keys a query sees and the narrower its heads are. What is elementwise is memory traffic: every tensor that a mixer keeps
+between its matrices is written or read by a kernel of its own forward, and backward 5/3 as much (a gated activation
+reads or writes three widths forward and five backward). The norm before a mixer and the addition behind it move five
+widths of the stream forward and six backward.
 
 Formulas read numbers and arrays in the fields of a specification; a plan's numbers are numbers.
 """
@@ -30,9 +31,17 @@ from planner.step_time.collectives import send as send_to_next
 
 BACKWARD_ELEMENTWISE = 5 / 3
 FUSED_BACKWARD = 2.5
-STATE_SHARE = 0.5
-"""Of the rate of attention's kernel that a scan over states reaches: Mamba-2's takes as long as FlashAttention-2 over
-2,048 tokens, which has twice its FLOPs (Dao and Gu 2024, arXiv:2405.21060, figure 10)."""
+ATTENTION_RAMP = 700
+"""Positions at which a fused kernel reaches half of its rate over long sequences; on an H100 of cuDNN's and
+FlashAttention-2's alike (docs/planner/time-of-training.md)."""
+ATTENTION_HEAD = 45
+"""Channels of a head at which a fused kernel would reach half of its rate with the widest; from the same kernels with
+64 and 128 channels. The fewer channels, the more its exponentials weigh."""
+USUAL_HEAD = 128
+"""Channels of a head that rates of attention are told for."""
+MATRIX_RAMP = 137
+"""Rows, columns or inputs of a product that take as long as its arithmetic: prologue, epilogue, and tiles that are not
+full. The mean of a forward pass and two backward, from cuBLAS's products in bf16 and fp8 on an H100."""
 STATE_PASSES = (4, 8)
 """Times that the states at the ends of chunks are written or read: made, passed on from chunk to chunk (read and
 written), and used; backward made again, and their gradients likewise."""
@@ -47,8 +56,12 @@ ROWS_OF_A_TILE = 128
 """Rows that a kernel of grouped matrix multiplications works on at once; the last tile of each expert is half empty."""
 MIXER_KERNELS = 6
 """Kernels of a mixer forward, beside its matrices: norm, addition, mixing or activation, and their like."""
-EXPERT_KERNELS = 14
-"""Kernels more of a mixture of experts: the router, its choice, and the rows there and back."""
+EXPERT_ROWS = 4
+"""Times that a row of an expert is written or read where ranks exchange them, beside what a mixture on one device does:
+sorted by rank and by expert, there and back."""
+EXPERT_KERNELS = 100
+"""Kernels more of a mixture of experts: the router, its choice, the rows there and back, and as many as could start
+while the host waits for the numbers of rows. Found on the calibrated half of all devices' runs with experts."""
 
 Part = str
 """``matmul attention elementwise launches tensor_parallel expert_parallel context_parallel``."""
@@ -87,6 +100,8 @@ class Machine:
     matmul_wide: float
     """Of the head and the router, which fp8 leaves in bf16."""
     attention: float
+    scan: float
+    """Of what passes states from token to token."""
     memory: float
     launch: float
     links: Links
@@ -178,8 +193,9 @@ def _mixer(found: Pass, spec: ArchitectureSpec, mixer: Component, is_sequence: b
     before = dict(found.forward.parts)
     multiplied = found.forward.parts.get("matmul", 0.0), found.backward.parts.get("matmul", 0.0)
     for tensor in matrices(mixer, spec.hidden_size):
-        kernels = kernels + 1
         is_routed = not (isinstance(tensor.active_share[1], int) and tensor.active_share[1] == 1)
+        # Each expert's product is a kernel of its own.
+        kernels = kernels + (tensor.active_share[1] / plan.expert_parallel if is_routed else 1)
         _matrix(found, tensor, is_routed, setting)
         if plan.adapter_rank is not None and is_sequence:
             kernels = kernels + 2
@@ -238,6 +254,10 @@ def _matrix(found: Pass, tensor: Tensor, is_routed: bool, setting: Setting) -> N
     rows = setting.tokens * product(tensor.shape[:-2]) if len(tensor.shape) > 2 else setting.tokens
     held = tensor.count / split
     flops = 2 * setting.tokens * tensor.count / split
+    across = {"columns": (outputs / split, inputs), "rows": (outputs, inputs / split)}.get(
+        tensor.split, (outputs, inputs)
+    )
+    height = rows
     rate = machine.matmul
     if is_routed:
         chosen, available = tensor.active_share
@@ -246,10 +266,12 @@ def _matrix(found: Pass, tensor: Tensor, is_routed: bool, setting: Setting) -> N
         local = available / plan.expert_parallel
         per_expert = rows / split * plan.expert_parallel * plan.expert_tensor_parallel / available
         full = per_expert / (per_expert + ROWS_OF_A_TILE / 2)
+        height = per_expert
         held = local * inputs * outputs / plan.expert_tensor_parallel
         flops = 2 * rows * inputs * outputs / split / full
     elif tensor.name.startswith("router."):
         rate = machine.matmul_wide
+    flops = flops * _ramp(*across, height)
     moved = width * (held + rows * (inputs + outputs) / split)
     once = largest(flops / rate, moved / machine.memory)
     into_gradients = width * rows * (inputs + outputs) / split + 2 * setting.gradient_width * held
@@ -265,6 +287,11 @@ def _matrix(found: Pass, tensor: Tensor, is_routed: bool, setting: Setting) -> N
         cast = 6 * held / machine.memory
         found.forward.add("elementwise", cast)
         found.backward.add("elementwise", cast)
+
+
+def _ramp(outputs: Quantity, inputs: Quantity, rows: Quantity) -> Quantity:
+    """How much longer a product's arithmetic takes than that of an infinitely large one, in the mean of its three."""
+    return 1 + MATRIX_RAMP * (1 / outputs + 1 / inputs + 1 / rows)
 
 
 def _adapter(found: Pass, tensor: Tensor, setting: Setting) -> None:
@@ -308,7 +335,9 @@ def _between(found: Pass, part: Component, hidden_size: Quantity, setting: Setti
         forward = flops / machine.matmul_wide + SQUARE_PASSES[0] * square / machine.memory
         backward = 2 * flops / machine.matmul_wide + SQUARE_PASSES[1] * square / machine.memory
     else:
-        rate = machine.attention if attends else STATE_SHARE * machine.attention
+        rate = machine.scan
+        if isinstance(part, (Attention, LatentAttention)):
+            rate = machine.attention * _fullness(part, needed * shared, setting)
         states = 0.0 if attends else _states(part, hidden_size, setting) / machine.memory
         forward = needed / rate + STATE_PASSES[0] * states
         backward = (FUSED_BACKWARD if attends else 2) * needed / rate + STATE_PASSES[1] * states
@@ -325,6 +354,29 @@ def _between(found: Pass, part: Component, hidden_size: Quantity, setting: Setti
             moved = send_to_next(group, blocks * block)
             exposed = largest(0.0 * moved, moved - work / plan.context_parallel)
             seconds.add("context_parallel", steps * exposed)
+
+
+def _fullness(part: Attention | LatentAttention, flops: Quantity, setting: Setting) -> Quantity:
+    """The share of its rate over long sequences and usual heads that a fused kernel reaches.
+
+    ``flops`` of all heads and positions tell the keys that a query sees: of a causal mask half the positions.
+    """
+    plan = setting.plan
+    channels = _channels(part)
+    positions = 2 * flops / (2 * plan.micro_batch_size * plan.sequence_length * channels)
+    if plan.context_exchange == "ring":
+        positions = positions / plan.context_parallel
+    head = channels / part.num_attention_heads / 2
+    wide = head / (head + ATTENTION_HEAD) * (USUAL_HEAD + ATTENTION_HEAD) / USUAL_HEAD
+    return positions / (positions + ATTENTION_RAMP) * wide
+
+
+def _channels(part: Attention | LatentAttention) -> Quantity:
+    """Channels of queries and values, of all heads."""
+    if isinstance(part, LatentAttention):
+        return part.num_attention_heads * (part.qk_nope_head_dim + part.qk_rope_head_dim + part.v_head_dim)
+    values = part.head_dim if part.value_head_dim is None else part.value_head_dim
+    return part.num_attention_heads * (part.head_dim + values)
 
 
 def _states(part: Component, hidden_size: Quantity, setting: Setting) -> Quantity:
@@ -358,8 +410,8 @@ def _exchange(
 ) -> None:
     """What ranks exchange around a mixer: the stream with tensor parallel, chosen rows with expert parallel.
 
-    The gathers and scatters of sequence parallelism go row by row and run beside the mixer's ``products``, in seconds
-    forward and backward; a sum over all ranks is waited for.
+    With ``tp_comm_overlap`` the gathers and scatters of sequence parallelism go row by row and run beside the mixer's
+    ``products``, in seconds forward and backward; without it, and where all ranks sum, they are waited for.
     """
     plan = setting.plan
     if plan.tensor_parallel > 1 and (experts is None or plan.expert_tensor_parallel > 1):
@@ -367,7 +419,8 @@ def _exchange(
         for seconds, beside in ((found.forward, products[0]), (found.backward, products[1])):
             if plan.sequence_parallel:
                 once = 2 * ring_pass(setting.tensor_group, stream)
-                once = once - setting.machine.overlap * smallest(once, beside)
+                if plan.tp_comm_overlap:
+                    once = once - setting.machine.overlap * smallest(once, beside)
             else:
                 once = all_reduce(setting.tensor_group, stream)
             seconds.add("tensor_parallel", once)
@@ -376,8 +429,10 @@ def _exchange(
         width = hidden_size if experts.latent_size is None else experts.latent_size
         rows = setting.width * setting.tokens * chosen * width / plan.tensor_parallel
         there_and_back = 2 * all_to_all(setting.expert_group, rows, chosen)
-        found.forward.add("expert_parallel", there_and_back)
-        found.backward.add("expert_parallel", there_and_back)
+        sorting = EXPERT_ROWS * rows / setting.machine.memory
+        for seconds in (found.forward, found.backward):
+            seconds.add("expert_parallel", there_and_back)
+            seconds.add("elementwise", sorting)
 
 
 def head_pass(spec: ArchitectureSpec, setting: Setting) -> Pass:
@@ -386,7 +441,8 @@ def head_pass(spec: ArchitectureSpec, setting: Setting) -> Pass:
     found = Pass(path="lm_head")
     width = embedding_width(spec)
     elements = spec.vocab_size * width / plan.tensor_parallel
-    once = 2 * setting.tokens * elements / machine.matmul_wide
+    slower = _ramp(spec.vocab_size / plan.tensor_parallel, width, setting.tokens)
+    once = 2 * setting.tokens * elements * slower / machine.matmul_wide
     logits = setting.width * setting.tokens * spec.vocab_size / plan.tensor_parallel
     stream = setting.stream_width * setting.tokens * spec.hidden_size / setting.stream_share
     found.forward.add("matmul", once)

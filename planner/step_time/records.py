@@ -41,10 +41,11 @@ class StepTime:
             return " ".join(self.notes)
         share = self.model_flops_utilization
         used = "" if share is None else f", {100 * share:.0f}% of the peak"
-        return (
+        said = (
             f"{seconds_text(self.seconds)} a step ({seconds_text(self.low_seconds)} to "
             f"{seconds_text(self.high_seconds)}){used}: modelled, with what runs on {self.profile} reach."
         )
+        return " ".join([said, *self.notes])
 
     @property
     def tokens_per_second(self) -> Quantity | None:

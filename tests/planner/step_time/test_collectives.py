@@ -45,8 +45,18 @@ def test_rows_that_go_to_several_ranks_of_a_node_cross_the_network_once() -> Non
     group = Group(16, 1, LINKS)
     # Eight copies of each row over two nodes reach 2 (1 − 2⁻⁸) of them, half of which are the sender's own node.
     crossing = 8e9 / 8 * 2 * (1 - 2**-8) / 2 / 10e9
-    within = 7 / 8 * 8e9 / 100e9
+    # Within the nodes they go to 16 (1 − (15/16)⁸) ranks, of which one in eight is the one that they came to.
+    within = 7 / 8 * 8e9 / 8 * 16 * (1 - (15 / 16) ** 8) / 100e9
     assert all_to_all(group, 8e9, 8) == pytest.approx(within + crossing)
+
+
+def test_rows_that_go_to_several_experts_of_a_rank_are_sent_once() -> None:
+    # All of four ranks hold one of a hundred chosen experts: each row goes to all four, and three of these are others.
+    assert all_to_all(Group(4, 1, LINKS), 100e9, 100) == pytest.approx(3 * 1e9 / 100e9, rel=1e-6)
+
+
+def test_an_all_to_all_has_the_latency_of_a_tree() -> None:
+    assert all_to_all(Group(8, 1, Links(8, 100e9, 10e9, 1e-3)), 0.0) == pytest.approx(3e-3)
 
 
 def test_a_single_rank_exchanges_nothing() -> None:

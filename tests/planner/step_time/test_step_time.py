@@ -23,6 +23,7 @@ from planner.sizing import count_parameters
 from planner.spec import parse_spec
 from planner.step_time import StepTime, step_time
 from planner.symbolic import candidates
+from scripts.left_out import read_left_out
 from tests.planner.strategies import specs
 
 BILLION = 1_000_000_000
@@ -35,10 +36,13 @@ def _profile(**shares: float) -> Profile:
     whole = dict.fromkeys(SHARES, 1.0) | {name: value for name, value in shares.items() if name in SHARES}
     return Profile(
         id="whole",
+        family="hopper",
         devices=("h100",),
+        borrowed_by=(),
         launch_seconds=shares.get("launch_seconds", 1e-12),
         latency_seconds=shares.get("latency_seconds", 1e-12),
         relative_interval=(1.0, 1.0),
+        borrowed_interval=(1.0, 1.0),
         calibrated_on="nothing",
         **{name: Efficiency(value=value, low=value, high=value) for name, value in whole.items()},
     )
@@ -46,11 +50,36 @@ def _profile(**shares: float) -> Profile:
 
 def test_matrices_take_three_passes_at_the_peak() -> None:
     found = step_time(LLAMA, PLAN, _profile())
-    # Of 8,030 M parameters all but the embedding's 525 M and the norms' 266 K are multiplied by each of 8,192 tokens.
-    matrices = 8_030_261_248 - 128_256 * 4096 - 65 * 4096
-    assert found.parts["matmul"] == pytest.approx(6 * matrices * 8192 / 989.4e12, rel=1e-3)
-    # Attention: 4 · s²/2 · 4,096 forward in each of 32 layers, two and a half times that backward.
-    assert found.parts["attention"] == pytest.approx(3.5 * 32 * 4 * 8192 * 8193 / 2 * 4096 / 989.4e12, rel=1e-3)
+    # Six FLOPs an element and token; rows, columns and inputs of a matrix each cost 137 of their number more.
+    shapes = {(4096, 4096): 2 * 32, (1024, 4096): 2 * 32, (14336, 4096): 3 * 32, (128_256, 4096): 1}
+    elements = sum(
+        number * width * height * (1 + 137 * (1 / width + 1 / height + 1 / 8192))
+        for (width, height), number in shapes.items()
+    )
+    assert found.parts["matmul"] == pytest.approx(6 * elements * 8192 / 989.4e12, rel=1e-3)
+    # Attention: 4 · s²/2 · 4,096 forward in each of 32 layers, two and a half times that backward, of heads with 128
+    # channels, at s / (s + 700) of its rate.
+    scores = 3.5 * 32 * 4 * 8192 * 8193 / 2 * 4096
+    assert found.parts["attention"] == pytest.approx(scores / 989.4e12 * (8193 + 700) / 8193, rel=1e-3)
+
+
+def test_attention_is_slower_over_few_keys_and_with_narrow_heads() -> None:
+    def seconds(length: int, head_dim: int, batch: int) -> float:
+        data = LLAMA.to_dict()
+        mixer = data["layer_groups"][0]["layers"][0]["sequence_mixer"]
+        heads = 4096 // head_dim
+        mixer |= {"head_dim": head_dim, "num_attention_heads": heads, "num_key_value_heads": heads}
+        plan = PLAN.model_copy(update={"sequence_length": length, "micro_batch_size": batch})
+        return float(step_time(parse_spec(data), plan, _profile()).parts["attention"])
+
+    # On an H100, cuDNN's kernel reached (forward, and backward by 2.5 times the FLOPs) 556 and 407 TFLOP/s over 2,048
+    # positions, 639 and 515 over 8,192, with heads of 128 channels; 481 and 414 over 8,192 with heads of 64.
+    def rate(forward: float, backward: float) -> float:
+        return 3.5 / (1 / forward + 2.5 / backward)
+
+    longer = 4 * rate(556, 407) / rate(639, 515)  # four times the FLOPs a token
+    assert seconds(8192, 128, 1) / seconds(2048, 128, 4) == pytest.approx(longer, rel=0.05)
+    assert seconds(8192, 64, 1) / seconds(8192, 128, 1) == pytest.approx(rate(639, 515) / rate(481, 414), rel=0.05)
 
 
 def test_utilization_is_of_needed_flops_over_the_peak() -> None:
@@ -97,11 +126,13 @@ def test_tensor_parallel_ranks_exchange_the_stream_twice_a_mixer() -> None:
     once = 7 / 8 * stream / 450e9
     # 64 mixers, each a gather and a scatter forward and backward; the head gathers twice, the embedding scatters once.
     assert found.parts["tensor_parallel"] == pytest.approx((64 * 4 + 3) * once, rel=0.01)
-    # Of two ranks half of what is exchanged at the mixers runs beside their longer products; without sequence
-    # parallelism none does.
+    # Of two ranks half of what is exchanged at the mixers runs beside their longer products, if the plan has it so;
+    # without sequence parallelism none does.
     two = plan.model_copy(update={"tensor_parallel": 2})
     once = stream / 2 / 450e9
-    half = step_time(LLAMA, two, _profile(overlap=0.5))
+    waiting = step_time(LLAMA, two, _profile(overlap=0.5))
+    assert waiting.parts["tensor_parallel"] == pytest.approx((64 * 4 + 3) * once, rel=0.01)
+    half = step_time(LLAMA, two.model_copy(update={"tp_comm_overlap": True}), _profile(overlap=0.5))
     assert half.parts["tensor_parallel"] == pytest.approx((64 * 2 + 3) * once, rel=0.01)
     summed = step_time(LLAMA, two.model_copy(update={"sequence_parallel": False}), _profile(overlap=0.5))
     assert summed.parts["tensor_parallel"] == pytest.approx((64 * 4 + 3) * once, rel=0.01)
@@ -111,7 +142,8 @@ def test_experts_send_their_tokens_there_and_back() -> None:
     spec = preset("mixtral-8x7b").spec
     plan = PLAN.model_copy(update={"expert_parallel": 8, "data_parallel": 8, "sequence_length": 4096})
     found = step_time(spec, plan, _profile())
-    rows = 2 * 4096 * 2 * 4096
+    # A token's two experts are on 8 (1 − (7/8)²) of eight ranks, and it goes to each of these once.
+    rows = 2 * 4096 * 8 * (1 - (7 / 8) ** 2) * 4096
     assert found.parts["expert_parallel"] == pytest.approx(32 * 4 * 7 / 8 * rows / 450e9, rel=0.01)
 
 
@@ -157,7 +189,33 @@ def test_without_a_device_there_is_a_note_in_place_of_a_time() -> None:
     assert "hardware" in found.text
 
 
-@pytest.mark.parametrize("device", ["m4_max", "tpu_v5p", "mi300x"])
+def test_a_plan_s_own_network_is_used_in_place_of_the_usual_one() -> None:
+    plan = PLAN.model_copy(update={"data_parallel": 16, "gradient_dtype": "fp32"})
+    slow = plan.model_copy(update={"network_gb_per_second": 6.25})
+    # Two passes over 16 ranks in two nodes; each has eight cards.
+    size = 2 * 15 / 16 * 4 * 8_030_261_248
+    for each, rate in ((plan, 8 * 50e9), (slow, 8 * 6.25e9)):
+        found = step_time(LLAMA, each, _profile(overlap=1e-9))
+        assert found.parts["data_parallel"] == pytest.approx(size / rate, rel=0.01)
+
+
+@pytest.mark.parametrize("device", ["mi300x", "l40s", "rtx5090", "h20"])
+def test_a_device_that_was_not_measured_borrows_of_its_relatives_and_says_so(device: str) -> None:
+    known = {"mi300x": "mi355x", "l40s": "a100", "rtx5090": "b200", "h20": "h100"}[device]
+    found = step_time(LLAMA, PLAN.model_copy(update={"hardware": device}))
+    assert found.seconds is not None
+    assert hardware(device).name in found.text
+    assert "borrowed" in found.text
+    relative = step_time(LLAMA, PLAN.model_copy(update={"hardware": known}))
+    assert "borrowed" not in relative.text
+    wide, narrow = (
+        float(each.high_seconds) / float(each.low_seconds)  # type: ignore[arg-type]
+        for each in (found, relative)
+    )
+    assert wide >= narrow
+
+
+@pytest.mark.parametrize("device", ["m4_max", "tpu_v5p"])
 def test_a_device_of_which_no_run_is_known_has_no_time(device: str) -> None:
     found = step_time(LLAMA, PLAN.model_copy(update={"hardware": device}))
     assert found.seconds is None
@@ -288,22 +346,48 @@ def _timed() -> list[TrainingRow]:
     return [row for row in training_rows() if row.step_seconds is not None]
 
 
-def test_steps_on_eight_b200_are_predicted_within_12_percent_in_the_mean() -> None:
+def test_steps_on_eight_b200_are_predicted_within_9_percent_in_the_mean() -> None:
     errors = _errors([row for row in _timed() if "SimuMax" in row.source])
     assert len(errors) == 22
-    assert statistics.mean(map(abs, errors)) <= 0.12
+    assert statistics.mean(map(abs, errors)) <= 0.09
 
 
-def test_half_of_the_published_steps_of_large_models_are_predicted_within_20_percent() -> None:
+def test_half_of_the_published_steps_of_large_models_are_predicted_within_7_percent() -> None:
     rows = [row for row in _timed() if "SimuMax" not in row.source and count_parameters(row.spec).total >= BILLION]
     errors = _errors(rows)
     assert len(errors) >= 420
-    assert statistics.median(map(abs, errors)) <= 0.12
+    assert statistics.median(map(abs, errors)) <= 0.07
+    assert statistics.mean(map(abs, errors)) <= 0.1
     held = _errors([row for row in rows if is_held_out(row)])
     known = _errors([row for row in rows if not is_held_out(row)])
     assert min(len(held), len(known)) >= 150
-    assert statistics.median(map(abs, held)) <= 0.13
-    assert statistics.median(map(abs, held)) <= 2 * statistics.median(map(abs, known))
+    assert statistics.median(map(abs, held)) <= 0.075
+    assert statistics.median(map(abs, held)) <= 1.3 * statistics.median(map(abs, known))
+
+
+def test_a_source_that_the_calibration_never_saw_is_predicted_within_15_percent_in_the_median() -> None:
+    """All rows of each source, by profiles that were calibrated without it."""
+    without = read_left_out()
+    errors = []
+    for row in _timed():
+        if count_parameters(row.spec).total < BILLION:
+            continue
+        (profile,) = [each for each in without[row.repository].values() if row.plan.hardware in each.devices]
+        seconds = step_time(row.spec, row.plan, profile).seconds
+        assert seconds is not None
+        assert row.step_seconds is not None
+        errors.append(seconds / row.step_seconds - 1)
+    assert len(errors) >= 440
+    assert statistics.median(map(abs, errors)) <= 0.15
+    assert abs(statistics.median(errors)) <= 0.03
+
+
+def test_what_was_left_out_is_not_in_the_calibration() -> None:
+    for without, made in read_left_out().items():
+        for identifier, left in made.items():
+            if without in profiles()[identifier].calibrated_on:
+                whole = profiles()[identifier]
+                assert any(getattr(left, name) != getattr(whole, name) for name in (*SHARES, "launch_seconds"))
 
 
 @pytest.mark.parametrize(("data_parallel", "utilization"), [(64, 0.43), (128, 0.41)])
@@ -324,6 +408,40 @@ def test_llama_3_s_own_utilization_comes_out_within_a_tenth(data_parallel: int, 
     )
     found = step_time(preset("llama-3.1-405b").spec, plan)
     assert found.model_flops_utilization == pytest.approx(utilization, rel=0.1)
+
+
+GPT = ((48, 6144, 64, 8, 1, 1, 4, 4), (96, 12288, 96, 8, 8, 3, 64, 1), (105, 20480, 128, 8, 35, 3, 280, 1),
+       (128, 25600, 160, 8, 64, 1, 512, 1))  # fmt: skip
+"""Layers, width, heads, tensor and pipeline parallel, virtual stages, sequences a step and a micro batch of the GPT
+models with 22, 175, 530 and 1,000 billion parameters in arXiv:2205.05198, table 3."""
+SECONDS = ((1.42, 1.10), (18.13, 13.75), (49.05, 37.83), (94.42, 71.49))
+"""Of their steps on A100, table 5: all computed again without sequence parallelism, and attention alone with it."""
+
+
+@pytest.mark.parametrize(("sizes", "measured"), list(zip(GPT, SECONDS, strict=True)))
+def test_tensor_parallelism_without_sequence_parallelism_takes_as_long_as_megatron_s(
+    sizes: tuple[int, ...], measured: tuple[float, float]
+) -> None:
+    """No row of ours is from there, and those of ours without sequence parallelism are from another network."""
+    layers, width, heads, tensor, pipeline, virtual, batch, micro = sizes
+    data = preset("gpt2").spec.to_dict()
+    data |= {"hidden_size": width, "vocab_size": 51_200}
+    data["layer_groups"][0]["repeats"] = layers
+    layer = data["layer_groups"][0]["layers"][0]
+    layer["sequence_mixer"] |= {
+        "num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": width // heads,
+    }  # fmt: skip
+    layer["channel_mixer"]["intermediate_size"] = 4 * width
+    data["positions"]["num_positions"] = 2048
+    plan = TrainingPlan(
+        tensor_parallel=tensor, pipeline_parallel=pipeline, virtual_stages=virtual,
+        pipeline_schedule="interleaved" if virtual > 1 else "1f1b", global_batch_size=batch, micro_batch_size=micro,
+        sequence_length=2048, gradient_dtype="fp32", attention="eager", dropout=0.1, hardware="a100",
+    )  # fmt: skip
+    ways = ({"recompute": "full"}, {"recompute": "selective", "sequence_parallel": True})
+    for fields, seconds in zip(ways, measured, strict=True):
+        found = step_time(parse_spec(data), plan.model_copy(update=fields)).seconds
+        assert found == pytest.approx(seconds, rel=0.25)
 
 
 def test_rows_of_one_setting_are_in_one_half() -> None:
