@@ -189,17 +189,19 @@ class Component(Strict):
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[SavedTensor]:
         """:meth:`saved_activations` of a block that tensor parallelism divides by heads, all but its input."""
-        for saved in self.saved_activations(hidden_size, sequence_length, batch_size):
-            yield saved if saved.name == "input" else replace(saved, split="tensor")
+        return split_by_heads(self.saved_activations(hidden_size, sequence_length, batch_size))
+
+    def summed_inside(self) -> Quantity:
+        """Elements a token that tensor-parallel ranks sum inside the block, once forward and once backward, beside
+        what it gives to the stream."""
+        return 0
 
     def made_by_heads(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[BackwardMoment]:
         """The first moment of the backward pass of such a block."""
         made = self.backward_working_set(hidden_size, sequence_length, batch_size)
-        yield BackwardMoment(
-            tuple(tensor if tensor.name == "input" else replace(tensor, split="tensor") for tensor in made)
-        )
+        yield BackwardMoment(tuple(split_by_heads(made)))
 
     def backward_moments(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
@@ -288,6 +290,14 @@ def linear(
     yield Tensor(f"{name}.weight", (outputs, inputs), component, split=split)
     if bias:
         yield Tensor(f"{name}.bias", (outputs,), component, split="columns" if split == "columns" else "whole")
+
+
+def split_by_heads(tensors: Iterator[SavedTensor], whole: tuple[str, ...] = ()) -> Iterator[SavedTensor]:
+    """Tensors of a block that tensor parallelism divides by heads or channels, all but its input and the ``whole``."""
+    for tensor in tensors:
+        if tensor.name != "input":
+            tensor = replace(tensor, split="whole" if tensor.name in whole else "tensor")
+        yield tensor
 
 
 def projection(name: str, component: str, tokens: Quantity, inputs: Quantity, outputs: Quantity) -> Operation:

@@ -11,7 +11,19 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.components.base import (
+    BackwardMoment,
+    CacheEntry,
+    Component,
+    Computation,
+    Operation,
+    SavedTensor,
+    Tensor,
+    linear,
+    projection,
+    refuse,
+    split_by_heads,
+)
 from planner.components.mlp import READ_FROM_RESULT, Pointwise
 from planner.components.narrowing import nearest_heads, stepped
 from planner.quantities import Quantity, ceiling_divide
@@ -35,6 +47,8 @@ class KimiDeltaAttention(Component):
         "head_dim": "a multiple of 8",
         "gate_rank": "shrinks with the size of a head",
     }
+
+    tensor_parallel: ClassVar[tuple[str, ...] | None] = ("num_heads",)
 
     kind: Literal["kimi_delta_attention"] = "kimi_delta_attention"
     num_heads: int = Field(gt=0)
@@ -72,18 +86,19 @@ class KimiDeltaAttention(Component):
 
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
         for name in ("q_proj", "k_proj", "v_proj"):
-            yield from linear(name, self.component, self.width, hidden_size)
-        yield Tensor("conv1d.weight", (3 * self.width, 1, self.conv_kernel), self.component)
+            yield from linear(name, self.component, self.width, hidden_size, split="columns")
+        yield Tensor("conv1d.weight", (3 * self.width, 1, self.conv_kernel), self.component, split="columns")
         yield from linear("decay_a_proj", self.component, self.gate_rank, hidden_size)
-        yield from linear("decay_b_proj", self.component, self.width, self.gate_rank)
-        yield Tensor("dt_bias", (self.width,), self.component, dtype_class="float32")
+        yield from linear("decay_b_proj", self.component, self.width, self.gate_rank, split="columns")
+        yield Tensor("dt_bias", (self.width,), self.component, dtype_class="float32", split="columns")
         # The dimensions of one channel are those of published weights.
-        yield Tensor("A_log", (1, 1, self.num_heads, 1), self.component, dtype_class="float32", is_matrix=False)
-        yield from linear("beta_proj", self.component, self.num_heads, hidden_size)
+        decays = (1, 1, self.num_heads, 1)
+        yield Tensor("A_log", decays, self.component, dtype_class="float32", is_matrix=False, split="columns")
+        yield from linear("beta_proj", self.component, self.num_heads, hidden_size, split="columns")
         yield from linear("gate_a_proj", self.component, self.gate_rank, hidden_size)
-        yield from linear("gate_b_proj", self.component, self.width, self.gate_rank)
+        yield from linear("gate_b_proj", self.component, self.width, self.gate_rank, split="columns")
         yield Tensor("norm.weight", (self.head_dim,), self.component)
-        yield from linear("o_proj", self.component, hidden_size, self.width)
+        yield from linear("o_proj", self.component, hidden_size, self.width, split="rows")
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
@@ -135,6 +150,21 @@ class KimiDeltaAttention(Component):
         yield SavedTensor("gate", inner)
         yield SavedTensor("normalized output", inner)
         yield SavedTensor("gated output", inner)
+
+    def kept(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity, how: Computation
+    ) -> Iterator[SavedTensor]:
+        saved = self.saved_activations(hidden_size, sequence_length, batch_size)
+        return split_by_heads(saved, whole=("decays and gate at low rank",))
+
+    def summed_inside(self) -> Quantity:
+        # Every rank has the low rank of decays and of the gate whole, and sums the gradients of both backward alone.
+        return self.gate_rank
+
+    def backward_moments(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[BackwardMoment]:
+        return self.made_by_heads(hidden_size, sequence_length, batch_size)
 
     def backward_working_set(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity

@@ -11,7 +11,18 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection
+from planner.components.base import (
+    BackwardMoment,
+    CacheEntry,
+    Component,
+    Computation,
+    Operation,
+    SavedTensor,
+    Tensor,
+    linear,
+    projection,
+    split_by_heads,
+)
 from planner.components.mlp import READ_FROM_RESULT, Pointwise
 from planner.components.narrowing import nearest_heads
 from planner.quantities import Quantity, ceiling_divide
@@ -28,6 +39,8 @@ class LightningAttention(Component):
         "num_attention_heads": "the ratio of all heads' channels to the hidden size is kept",
         "head_dim": "a multiple of 8",
     }
+
+    tensor_parallel: ClassVar[tuple[str, ...] | None] = ("num_attention_heads",)
 
     kind: Literal["lightning_attention"] = "lightning_attention"
     num_attention_heads: int = Field(gt=0)
@@ -52,9 +65,9 @@ class LightningAttention(Component):
 
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
         for name in ("q_proj", "k_proj", "v_proj", "gate_proj"):
-            yield from linear(name, self.component, self.width, hidden_size)
-        yield Tensor("norm.weight", (self.width,), self.component)
-        yield from linear("o_proj", self.component, hidden_size, self.width)
+            yield from linear(name, self.component, self.width, hidden_size, split="columns")
+        yield Tensor("norm.weight", (self.width,), self.component, split="columns")
+        yield from linear("o_proj", self.component, hidden_size, self.width, split="rows")
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
@@ -86,6 +99,21 @@ class LightningAttention(Component):
         yield SavedTensor("gate", inner)
         yield SavedTensor("normalized output", inner)
         yield SavedTensor("gated output", inner)
+
+    def kept(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity, how: Computation
+    ) -> Iterator[SavedTensor]:
+        saved = self.saved_activations(hidden_size, sequence_length, batch_size)
+        return split_by_heads(saved, whole=("inverse deviations",))
+
+    def summed_inside(self) -> Quantity:
+        # The norm goes over all heads: its sum of squares, in fp32, is as much as two elements of 16 bits.
+        return 2
+
+    def backward_moments(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[BackwardMoment]:
+        return self.made_by_heads(hidden_size, sequence_length, batch_size)
 
     def backward_working_set(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity

@@ -11,11 +11,13 @@ from planner.components.base import (
     BackwardMoment,
     CacheEntry,
     Component,
+    Computation,
     Operation,
     SavedTensor,
     Tensor,
     linear,
     projection,
+    split_by_heads,
 )
 from planner.components.mlp import READ_FROM_RESULT, Pointwise
 from planner.components.narrowing import Scale
@@ -41,6 +43,9 @@ class Mamba1(Component):
         "chunk_size": "q",
     }
 
+    tensor_parallel: ClassVar[tuple[str, ...] | None] = ("intermediate_size",)
+    """By channels; what time steps, B and C are made from is summed over all (``x_proj`` of GPT-NeoX and vLLM)."""
+
     kind: Literal["mamba1"] = "mamba1"
     intermediate_size: int = Field(gt=0)
     state_size: int = Field(gt=0)
@@ -65,19 +70,19 @@ class Mamba1(Component):
 
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
         inner, state, rank = self.intermediate_size, self.state_size, self.time_step_rank
-        yield from linear("in_proj", self.component, 2 * inner, hidden_size, self.use_bias)
-        yield Tensor("conv1d.weight", (inner, 1, self.conv_kernel), self.component)
+        yield from linear("in_proj", self.component, 2 * inner, hidden_size, self.use_bias, "columns")
+        yield Tensor("conv1d.weight", (inner, 1, self.conv_kernel), self.component, split="columns")
         if self.use_conv_bias:
-            yield Tensor("conv1d.bias", (inner,), self.component)
-        yield from linear("x_proj", self.component, rank + 2 * state, inner)
-        yield from linear("dt_proj", self.component, inner, rank, True)
-        yield Tensor("A_log", (inner, state), self.component, dtype_class="float32")
-        yield Tensor("D", (inner,), self.component, dtype_class="float32")
+            yield Tensor("conv1d.bias", (inner,), self.component, split="columns")
+        yield from linear("x_proj", self.component, rank + 2 * state, inner, split="rows")
+        yield from linear("dt_proj", self.component, inner, rank, True, "columns")
+        yield Tensor("A_log", (inner, state), self.component, dtype_class="float32", split="columns")
+        yield Tensor("D", (inner,), self.component, dtype_class="float32", split="columns")
         if self.parameter_norms and self.parameter_norm_weights:
             yield Tensor("dt_norm.weight", (rank,), self.component)
             yield Tensor("b_norm.weight", (state,), self.component)
             yield Tensor("c_norm.weight", (state,), self.component)
-        yield from linear("out_proj", self.component, hidden_size, inner, self.use_bias)
+        yield from linear("out_proj", self.component, hidden_size, inner, self.use_bias, "rows")
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
@@ -112,6 +117,17 @@ class Mamba1(Component):
         yield SavedTensor("scan output", tokens * inner)
         yield SavedTensor("gated output", tokens * inner)
 
+    def kept(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity, how: Computation
+    ) -> Iterator[SavedTensor]:
+        saved = self.saved_activations(hidden_size, sequence_length, batch_size)
+        latent = "time step latent, B and C"
+        return split_by_heads(saved, whole=(latent, f"normalized {latent}", "inverse deviations"))
+
+    def summed_inside(self) -> Quantity:
+        # Forward what x_proj gives, backward its gradient.
+        return self.time_step_rank + 2 * self.state_size
+
     def backward_moments(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[BackwardMoment]:
@@ -132,7 +148,8 @@ class Mamba1(Component):
             SavedTensor("input in fp32", 2 * padded * inner, "copy"),
             SavedTensor("gradients of the skip and of the gate", 2 * tokens * inner),
         )
-        yield BackwardMoment(made, ("scan output", "gated output"), ready=("out_proj",))
+        divided = tuple(split_by_heads(iter(made)))
+        yield BackwardMoment(divided, ("scan output", "gated output"), ready=("out_proj",))
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("convolution", (self.intermediate_size, self.conv_kernel), grows=False)

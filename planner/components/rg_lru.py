@@ -11,7 +11,17 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection
+from planner.components.base import (
+    BackwardMoment,
+    CacheEntry,
+    Component,
+    Computation,
+    Operation,
+    SavedTensor,
+    Tensor,
+    linear,
+    projection,
+)
 from planner.components.mlp import Pointwise
 from planner.components.narrowing import nearest_heads
 from planner.quantities import Quantity
@@ -28,6 +38,9 @@ class RGLRU(Component):
         "num_heads": "the ratio of all heads' channels to the hidden size is kept",
         "head_dim": "a multiple of 8",
     }
+
+    tensor_parallel: ClassVar[tuple[str, ...] | None] = ("num_heads",)
+    """Griffin's gates have a block a head, so that no device needs another's channels (arXiv:2402.19427, section 4)."""
 
     kind: Literal["rg_lru"] = "rg_lru"
     num_heads: int = Field(gt=0)
@@ -48,16 +61,16 @@ class RGLRU(Component):
 
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
         heads, size = self.num_heads, self.head_dim
-        yield from linear("gate_proj", self.component, self.width, hidden_size, self.use_bias)
-        yield from linear("in_proj", self.component, self.width, hidden_size, self.use_bias)
-        yield Tensor("conv1d.weight", (self.width, 1, self.conv_kernel), self.component)
+        yield from linear("gate_proj", self.component, self.width, hidden_size, self.use_bias, "columns")
+        yield from linear("in_proj", self.component, self.width, hidden_size, self.use_bias, "columns")
+        yield Tensor("conv1d.weight", (self.width, 1, self.conv_kernel), self.component, split="columns")
         if self.use_conv_bias:
-            yield Tensor("conv1d.bias", (self.width,), self.component)
+            yield Tensor("conv1d.bias", (self.width,), self.component, split="columns")
         for gate in ("input_gate", "recurrence_gate"):
-            yield Tensor(f"{gate}.weight", (heads, size, size), self.component)
-            yield Tensor(f"{gate}.bias", (heads, size), self.component, is_matrix=False)
-        yield Tensor("decay", (self.width,), self.component, dtype_class="float32")
-        yield from linear("out_proj", self.component, hidden_size, self.width, self.use_bias)
+            yield Tensor(f"{gate}.weight", (heads, size, size), self.component, split="columns")
+            yield Tensor(f"{gate}.bias", (heads, size), self.component, is_matrix=False, split="columns")
+        yield Tensor("decay", (self.width,), self.component, dtype_class="float32", split="columns")
+        yield from linear("out_proj", self.component, hidden_size, self.width, self.use_bias, "rows")
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
@@ -81,6 +94,16 @@ class RGLRU(Component):
         yield SavedTensor("input and recurrence gates before their sigmoids", 2 * tokens * self.width)
         yield SavedTensor("recurrence output", tokens * self.width)
         yield SavedTensor("gated output", tokens * self.width)
+
+    def kept(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity, how: Computation
+    ) -> Iterator[SavedTensor]:
+        return self.kept_by_heads(hidden_size, sequence_length, batch_size)
+
+    def backward_moments(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[BackwardMoment]:
+        return self.made_by_heads(hidden_size, sequence_length, batch_size)
 
     def backward_working_set(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity

@@ -310,7 +310,7 @@ def multiplied_shapes(
                 f"{part}.{tensor.name}",
                 ((divided(outputs, degree), inputs) if is_first else (outputs, divided(inputs, degree))),
             )
-        elif tensor.split == "columns":
+        elif tensor.split == "columns" and len(tensor.shape) == 2:
             outputs = division.of_parameter(outputs, "columns")
             name = f"{owner} over {inputs}"
             before = fused.get(name)

@@ -89,6 +89,8 @@ def moments_bytes(part: Placed, plan: TrainingPlan, division: Division) -> Quant
             *outer, rows, columns = part.tensor.shape
             stacked = product(tuple(outer))
             match part.tensor.split:
+                case "columns" if outer and part.tensor.is_matrix:  # filters and blocks: whole ones
+                    stacked = divided(stacked, division.tensor)
                 case "columns":
                     rows = divided(rows, division.tensor)
                 case "rows":

@@ -157,6 +157,76 @@ def test_a_scan_is_divided_by_its_heads() -> None:
     assert kept[1] - stream == (kept[0] - stream) / 4
 
 
+H, S, TP = 256, 64, 4  # width of the stream, positions, devices
+DIVIDED: dict[str, tuple[dict[str, Any], int, int, int]] = {
+    # A mixer, its parameters that are divided, those that are whole, and bytes of a token's saved tensors that are.
+    "lightning_attention": ({"num_attention_heads": 8, "head_dim": 32}, 5 * 256 * H + 256, 0, 4),
+    "kimi_delta_attention": (
+        {"num_heads": 8, "head_dim": 32, "gate_rank": 16},
+        # Queries, keys, values and output; filters; decays and gate from their rank; rates; strengths.
+        4 * 256 * H + 3 * 256 * 4 + 2 * 256 * 16 + 256 + 8 + 8 * H,
+        2 * 16 * H + 32,
+        4 * 2 * 16,
+    ),
+    "rg_lru": (
+        {"num_heads": 8, "head_dim": 32},
+        # Both branches and the way out; filters; two gates of eight blocks; decays.
+        2 * (256 * H + 256) + 256 * H + 256 * (4 + 1) + 2 * (8 * 32 * 32 + 8 * 32) + 256,
+        H,
+        0,
+    ),
+    "mamba1": (
+        {"intermediate_size": 512, "state_size": 16, "time_step_rank": 16},
+        3 * 512 * H + 512 * (4 + 1) + (16 + 2 * 16) * 512 + (16 + 1) * 512 + (16 + 1) * 512,
+        0,
+        4 * (16 + 2 * 16),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(DIVIDED))
+def test_linear_attention_and_scans_are_divided_by_heads_or_channels(kind: str) -> None:
+    fields, by_heads, whole, kept_whole = DIVIDED[kind]
+    mixer = {"kind": kind, **fields}
+    spec = parse_spec({"vocab_size": 64, "hidden_size": H, "layer_groups": [{"layers": [{"sequence_mixer": mixer}]}]})
+    plan = TrainingPlan(precision="fp32", tensor_parallel=TP, sequence_length=S)
+    table = 2 * 64 * H
+    assert estimate_training(spec, plan).memory.parameters_bytes == 4 * ((by_heads + table) // TP + whole + 2 * H)
+    layer = spec.layer_groups[0].layers[0]
+    alone = plan.model_copy(update={"tensor_parallel": 1})
+    kept = [layer_cost(spec, layer, p, division_of(p), shape_of(p, S, 1)).kept for p in (alone, plan)]
+    stays = 4 * (2 * S * H + S) + S * kept_whole  # what the norm and the projections read, and the norm's statistic
+    assert kept[1] - stays == (kept[0] - stays) / TP
+    # One more head than the devices have evenly is refused.
+    field = "intermediate_size" if kind == "mamba1" else next(iter(fields))
+    odd = parse_spec(
+        {**spec.model_dump(), "layer_groups": [{"layers": [{"sequence_mixer": mixer | {field: fields[field] + 1}}]}]}
+    )
+    with pytest.raises(PlannerError) as caught:
+        estimate_training(odd, plan)
+    assert caught.value.path == "tensor_parallel"
+
+
+def test_adafactor_divides_filters_and_blocks_whole() -> None:
+    """A row a filter or block's row and a column, over the filters or blocks that a device has."""
+    plan = TrainingPlan(precision="fp32", optimizer="adafactor", tensor_parallel=TP, sequence_length=S)
+
+    def kept(kind: str, fields: dict[str, Any]) -> int:
+        groups = [{"layers": [{"sequence_mixer": {"kind": kind, **fields}}]}]
+        spec = parse_spec({"vocab_size": 64, "hidden_size": H, "layer_groups": groups})
+        return int(estimate_training(spec, plan).memory.optimizer_bytes)
+
+    tables, norms = 2 * (64 // TP + H), 2 * H
+    blocks = 2 * (8 // TP * (32 + 32) + 8 // TP + 32)
+    filters = 256 // TP * (1 + 4) + 256 // TP
+    branches = 2 * (256 // TP + H + 256 // TP) + H + 256 // TP + H
+    griffin = kept("rg_lru", {"num_heads": 8, "head_dim": 32})
+    assert griffin == 4 * (tables + norms + blocks + filters + branches + 256 // TP)
+    for kind in ("mamba2", "kimi_delta_attention"):
+        own = {"num_heads": 8, "head_dim": 32}
+        assert kept(kind, own | ({"state_size": 16, "n_groups": 8} if kind == "mamba2" else {})) > 0
+
+
 @pytest.mark.parametrize(
     "optimizer, bytes_a_parameter",
     [("adamw", 12.0), ("lion", 8.0), ("sgd", 4.0), ("adamw_8bit", 4 + 2 + 8 / 256)],

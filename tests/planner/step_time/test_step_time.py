@@ -138,6 +138,22 @@ def test_tensor_parallel_ranks_exchange_the_stream_twice_a_mixer() -> None:
     assert summed.parts["tensor_parallel"] == pytest.approx((64 * 4 + 3) * once, rel=0.01)
 
 
+def test_mamba_1_sums_what_time_steps_and_states_are_made_from_over_its_channels() -> None:
+    spec = preset("mamba-2.8b").spec
+    plan = PLAN.model_copy(update={"tensor_parallel": 8})
+
+    def exchanged(rank: int) -> float:
+        layer = spec.layer_groups[0].layers[0]
+        assert layer.sequence_mixer is not None
+        mixer = layer.sequence_mixer.model_copy(update={"time_step_rank": rank})
+        other = spec.with_layers([layer.model_copy(update={"sequence_mixer": mixer})] * spec.num_layers)
+        return float(step_time(other, plan, _profile(overlap=1e-9)).parts["tensor_parallel"])
+
+    # A ring sends 2 × 7/8 of two bytes an element and token at 450 GB/s, forward and backward, in each of 64 layers.
+    once = 2 * 7 / 8 * 2 * 8192 / 450e9
+    assert exchanged(1160) - exchanged(160) == pytest.approx(64 * 2 * 1000 * once, rel=1e-3)
+
+
 def test_experts_send_their_tokens_there_and_back() -> None:
     spec = preset("mixtral-8x7b").spec
     plan = PLAN.model_copy(update={"expert_parallel": 8, "data_parallel": 8, "sequence_length": 4096})
