@@ -362,10 +362,10 @@ def _timed() -> list[TrainingRow]:
     return [row for row in training_rows() if row.step_seconds is not None]
 
 
-def test_steps_on_eight_b200_are_predicted_within_9_percent_in_the_mean() -> None:
+def test_steps_on_eight_b200_are_predicted_within_8_percent_in_the_mean() -> None:
     errors = _errors([row for row in _timed() if "SimuMax" in row.source])
     assert len(errors) == 22
-    assert statistics.mean(map(abs, errors)) <= 0.09
+    assert statistics.mean(map(abs, errors)) <= 0.08
 
 
 def test_half_of_the_published_steps_of_large_models_are_predicted_within_7_percent() -> None:
@@ -395,7 +395,7 @@ def test_a_source_that_the_calibration_never_saw_is_predicted_within_15_percent_
         errors.append(seconds / row.step_seconds - 1)
     assert len(errors) >= 440
     assert statistics.median(map(abs, errors)) <= 0.15
-    assert abs(statistics.median(errors)) <= 0.03
+    assert abs(statistics.median(errors)) <= 0.05
 
 
 def test_what_was_left_out_is_not_in_the_calibration() -> None:
