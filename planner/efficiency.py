@@ -75,7 +75,7 @@ class Profile(BaseModel):
     relative_interval: tuple[float, float]
     """Measured over predicted time, the 10th and 90th percentile over the rows that it was held against."""
     borrowed_interval: tuple[float, float]
-    """The same of devices that were predicted by their relatives."""
+    """The same of nineteen in twenty rows whose source or device was left out, for a device that borrows."""
     calibrated_on: str
     """The rows that the numbers were found on."""
     borrowed: bool = False

@@ -36,6 +36,8 @@ from scripts.left_out import LeftOut, write_left_out
 SMALLEST_MODEL = 1e9
 FEWEST_ROWS = 10
 """Held out, from which a profile's interval is its own."""
+UNSEEN = (0.025, 0.975)
+"""Quantiles of rows that were left out, between which a borrowed profile's interval lies."""
 SPREAD = 0.12
 """Of the logarithm of a measured time around its prediction, by which rows weigh against what is usual."""
 FAMILY_SPREAD = 0.2
@@ -74,7 +76,8 @@ HEADER = """\
 # overlap                         of what could run beside other work
 # launch_seconds                  of a kernel beside its work; latency_seconds of one step of a collective
 # relative_interval               measured over predicted, of four in five rows that were held out
-# borrowed_by, borrowed_interval  devices of which no run was measured, and the same of devices predicted by relatives
+# borrowed_by, borrowed_interval  devices of which no run was measured, and the interval of 19 in 20 rows whose source
+#                                 or device was left out; squared where one source alone measured the family
 
 """
 
@@ -232,30 +235,36 @@ def held_out(profile: Profile) -> list[float]:
 def with_intervals(found: dict[str, Profile], without: LeftOut) -> dict[str, Profile]:
     """The profiles with their intervals; one that has few rows held out has the interval of all profiles together.
 
-    A borrowed profile has the interval of devices that were predicted by their relatives, where that is wider.
+    A borrowed profile has that in which nineteen of twenty rows lay whose source or device was left out, where it is
+    wider. Where one source alone measured a family, both another device and another source are unknown: its bounds are
+    squared.
     """
     ratios = {identifier: held_out(profile) for identifier, profile in found.items()}
     together = [ratio for each in ratios.values() for ratio in each]
-    devices = {device for profile in found.values() for device in profile.devices}
-    relatives = [
+    unseen = [
         math.exp(-logarithm(row, profile))
-        for name in sorted(devices & set(without))
-        for profile in without[name].values()
-        for row in usable((name,))
+        for name, made in without.items()
+        for profile in made.values()
+        for row in usable(profile.devices)
+        if name in (row.repository, row.plan.hardware)
     ]
+    wide = interval(unseen, unseen, UNSEEN)
     made = {}
     for identifier, profile in found.items():
         low, high = interval(ratios[identifier], together)
-        wide = interval(relatives, relatives)
-        borrowed = min(low, wide[0]), max(high, wide[1])
+        measured = {row.repository for row in usable(family_of(identifier, found))}
+        power = 2 if len(measured) == 1 else 1
+        borrowed = round(min(low, wide[0] ** power), 2), round(max(high, wide[1] ** power), 2)
         update = {"relative_interval": (low, high), "borrowed_interval": borrowed}
         made[identifier] = profile.model_copy(update=update)
     return made
 
 
-def interval(ratios: Sequence[float], together: Sequence[float]) -> tuple[float, float]:
-    """The 10th and the 90th percentile."""
-    low, high = np.quantile(ratios if len(ratios) >= FEWEST_ROWS else together, (0.1, 0.9))
+def interval(
+    ratios: Sequence[float], together: Sequence[float], ends: tuple[float, float] = (0.1, 0.9)
+) -> tuple[float, float]:
+    """The 10th and the 90th percentile, or others."""
+    low, high = np.quantile(ratios if len(ratios) >= FEWEST_ROWS else together, ends)
     return round(float(low), 2), round(float(high), 2)
 
 
