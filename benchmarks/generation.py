@@ -180,7 +180,9 @@ def speculative_rows(target: Decoder, draft: Decoder, text: Text) -> list[str]:
             ratios: list[float] = []
             made: list[Speculation] = []
             for prompt in prompts:
-                made.append(Speculation(target, draft, prompt, SPECULATIVE_NEW, sampling, draft_tokens=draft_tokens))
+                made.append(
+                    Speculation(target, draft, prompt[None], SPECULATIVE_NEW, sampling, draft_tokens=draft_tokens)
+                )
                 assisted, _ = timed(lambda made=made: list(made[-1]))
                 plain, _ = timed(
                     lambda prompt=prompt, sampling=sampling: target.generate(prompt[None], SPECULATIVE_NEW, sampling)

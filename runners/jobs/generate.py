@@ -178,7 +178,7 @@ def _text(
     speculation = Speculation(
         models[job],
         models[draft],
-        prompt,
+        prompt[None],
         plan.max_new_tokens,
         sampling,
         draft_tokens=plan.draft_tokens,

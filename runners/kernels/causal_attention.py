@@ -163,7 +163,8 @@ def eager(q: Tensor, k: Tensor, v: Tensor, scale: float, pattern: MaskPattern = 
 
 
 def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """PyTorch's scaled dot product attention by a fused kernel; ``None`` is the causal mask over equal positions."""
+    """PyTorch's scaled dot product attention by a fused kernel; ``None`` is the causal mask over equal positions, and a
+    single query sees all."""
     grouped = q.shape[1] != k.shape[1]
     if grouped and q.is_cuda and (mask is not None or q.dtype not in (torch.float16, torch.bfloat16)):
         # On CUDA only kernels for half precision without a mask take groups: with others, PyTorch would keep the whole
@@ -171,7 +172,7 @@ def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: T
         k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (k, v))
         grouped = False
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+        q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, scale=scale, enable_gqa=grouped
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,19 +10,17 @@ from torch import Tensor, nn
 
 import planner.components as components
 from planner.components.patterns import MaskPattern
-from runners.kernels.attention_blocks import Places
+from runners.kernels.attention_blocks import Places as KeyPlaces
 from runners.kernels.causal_attention import LARGEST_HEAD_DIM, triton_causal_attention
 from runners.kernels.choice import takes_triton
 from runners.models.block_sparse import block_sparse_attention, takes_blocks
 from runners.models.context import BuildContext, in_compute_type
 from runners.models.documents import Documents, check_documents
 from runners.models.norms import inner_norm
+from runners.models.places import Places
 from runners.models.query_key_norm import QueryKeyNorm
-from runners.models.rotary import Rotation, rotate_from
+from runners.models.rotary import Rotation, rotated
 from runners.models.scores import Scores, attend, linear_slopes
-
-KeyValues = dict[MaskPattern, tuple[Tensor, Tensor, Tensor]]
-"""Keys and values (batch, num_key_value_heads, positions, channels) and positions of the latest layer of each mask."""
 
 
 class AttentionCache:
@@ -32,7 +31,7 @@ class AttentionCache:
     """
 
     def __init__(self, keys: Tensor, values: Tensor, pattern: MaskPattern, context_length: int) -> None:
-        self.keys, self.values, self.pattern = keys, values, pattern
+        self.keys, self.values, self.pattern, self.context_length = keys, values, pattern, context_length
         self.ring = context_length if pattern.recent is None else min(context_length, pattern.recent)
         self.remembers = pattern.global_tokens is not None or pattern.chunk_summaries is not None
         if self.remembers:
@@ -43,6 +42,12 @@ class AttentionCache:
     def tensors(self) -> tuple[Tensor, ...]:
         """What is held."""
         return self.keys, self.values
+
+    @cached_property
+    def rows(self) -> list[AttentionCache]:
+        """The cache of each sequence, which holds the same memory."""
+        parts = zip(self.keys.split(1), self.values.split(1), strict=True)
+        return [AttentionCache(keys, values, self.pattern, self.context_length) for keys, values in parts]
 
     def before(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values and positions of what is held of the positions before ``start``, in order."""
@@ -55,30 +60,47 @@ class AttentionCache:
             slots = torch.cat((torch.arange(self.ring, self.ring + left, device=slots.device), slots))
         return self.keys[:, :, slots], self.values[:, :, slots], positions
 
-    def extended(self, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What is held before ``start`` with new keys and values behind it, which are held from now on; positions too.
+    def held(self, end: int) -> Tensor:
+        """The position of each slot that is taken when ``end`` positions were read; those slots come first."""
+        slots = torch.arange(min(end, self.ring), device=self.keys.device)
+        if end <= self.ring:
+            return slots
+        positions = end - 1 - (end - 1 - slots) % self.ring
+        if self.remembers:
+            positions = torch.cat((positions, self.remembered[: self.pattern.remembered(end - self.ring)]))
+        return positions
 
-        Where nothing has left the ring yet, that is the beginning of what is held, and nothing is copied.
+    def extended(self, keys: Tensor, values: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
+        """What is held with new keys and values, which are held from now on; the positions of all.
+
+        Nothing is copied where what a query sees is still held when the last of the new is: until one leaves the ring,
+        and for a single query.
         """
-        end = start + keys.shape[2]
-        if end <= self.ring and keys.dtype == self.keys.dtype and not torch.is_grad_enabled():
+        start, end = places.start, places.start + places.length
+        is_enough = end <= self.ring or places.length == 1
+        if is_enough and keys.dtype == self.keys.dtype and not torch.is_grad_enabled():
             self.write(keys, values, start)
-            return self.keys[:, :, :end], self.values[:, :, :end], torch.arange(end, device=keys.device)
+            positions = places.once((self.pattern, "held"), lambda: self.held(end))
+            count = positions.shape[0]
+            return self.keys[:, :, :count], self.values[:, :, :count], positions
         old_keys, old_values, old_positions = self.before(start)
         self.write(keys, values, start)
-        positions = torch.arange(start, end, device=keys.device)
         if start == 0:
-            return keys, values, positions
+            return keys, values, places.positions
         keys = torch.cat((old_keys.to(keys.dtype), keys), 2)
         values = torch.cat((old_values.to(values.dtype), values), 2)
-        return keys, values, torch.cat((old_positions, positions))
+        return keys, values, torch.cat((old_positions, places.positions))
 
     def write(self, keys: Tensor, values: Tensor, start: int) -> None:
         """Hold new keys and values whose first stands at position ``start``."""
         length = keys.shape[2]
-        first = max(0, length - self.ring)
-        slots = torch.arange(start + first, start + length, device=keys.device) % self.ring
-        self._put(keys[:, :, first:], values[:, :, first:], slots)
+        if start + length <= self.ring:
+            self.keys[:, :, start : start + length] = keys
+            self.values[:, :, start : start + length] = values
+        else:
+            first = max(0, length - self.ring)
+            slots = torch.arange(start + first, start + length, device=keys.device) % self.ring
+            self._put(keys[:, :, first:], values[:, :, first:], slots)
         if self.remembers:
             begin, end = (self.pattern.remembered(position) for position in (start, start + length))
             new = self.remembered[begin:end] - start
@@ -167,43 +189,21 @@ class Attention(nn.Module):
         x: Tensor,
         cache: AttentionCache | None = None,
         start: int = 0,
-        shared: KeyValues | None = None,
+        shared: dict[Any, Any] | None = None,
         documents: Documents | None = None,
+        places: Places | None = None,
     ) -> Tensor:
-        """``shared`` holds what earlier layers' keys and values were in this pass, and receives this layer's."""
+        """``shared`` holds earlier layers' keys and values of this pass and their positions, by the mask (and within
+        each row's, where rows have places of their own), and receives this layer's."""
         x = in_compute_type(x)
         component = self.component
         batch, length, _ = x.shape
+        if places is None:
+            places = Places(start, length, x.device)
         norm = self.q_norm if component.query_key_norm is not None else None
-        query = self._placed(self.q_proj(x), component.num_attention_heads, norm, start)
-        positions = torch.arange(start, start + length, device=x.device)
-        pattern = component.pattern
-        if component.shares_key_values:
-            assert shared is not None, "a layer that shares keys and values is run by the decoder, which hands them on"
-            key, value, key_positions = shared[pattern]
-        else:
-            key, value, key_positions = self._key_values(x, cache, start, positions)
-            if shared is not None:
-                shared[pattern] = key, value, key_positions
-        if documents is not None:
-            check_documents(self.rotation)
-        widest = query if query.shape[-1] >= value.shape[-1] else value
-        if takes_triton(self.kernels, widest, LARGEST_HEAD_DIM) and (
-            self.scores.are_plain and self._is_for_triton(query, key, documents)
-        ):
-            places = self._places(query, key_positions, documents)
-            mixed = triton_causal_attention(query, key, value, self.scores.scale, pattern, self.sinks, places)
-        elif documents is not None:
-            mixed = attend(query, key, value, documents.sees(pattern), self.scores, self.kernels, self.sinks)
-        elif self.is_simple and takes_blocks(self.kernels, pattern, query, key):
-            mixed = block_sparse_attention(query, key, value, pattern, self.scores.scale)
-        else:
-            mask = None
-            if component.sees_a_part or key.shape[2] > length:
-                mask = pattern.sees(positions[:, None], key_positions[None, :])
-            gaps = key_positions if key.shape[2] > length and pattern.recent is not None else None
-            mixed = attend(query, key, value, mask, self.scores, self.kernels, self.sinks, gaps)
-        mixed = mixed.transpose(1, 2)
+        query = self._placed(self.q_proj(x), component.num_attention_heads, norm, places)
+        own = () if component.shares_key_values else self._key_values(x, places)
+        mixed = self._attended(query, own, cache, places, shared, documents).transpose(1, 2)
         if component.output_gate is not None:
             scores = self.gate_proj(x)
             gate = torch.sigmoid(scores) if component.output_gate_activation == "sigmoid" else softplus(scores)
@@ -211,13 +211,13 @@ class Attention(nn.Module):
         mixed = mixed.reshape(batch, length, -1).contiguous()
         return self.o_proj(self.sub_norm(mixed) if component.sub_norm else mixed)
 
-    def _placed(self, projected: Tensor, heads: int, norm: QueryKeyNorm | None, start: int) -> Tensor:
+    def _placed(self, projected: Tensor, heads: int, norm: QueryKeyNorm | None, places: Places) -> Tensor:
         """Queries or keys (batch, heads, positions, head_dim) from their projection: normalized, clamped, rotated."""
         is_last = self.component.query_key_norm_after_rope
         x = projected.view(*projected.shape[:2], heads, -1)
         if norm is not None and not is_last:
             x = norm(x)
-        x = rotate_from(self._clamped(x).transpose(1, 2), start, self.rotation, self.kernels)
+        x = rotated(self._clamped(x).transpose(1, 2), places, self.rotation, self.kernels)
         if norm is not None and is_last:
             x = norm(x.transpose(1, 2)).transpose(1, 2)
         return x
@@ -226,22 +226,86 @@ class Attention(nn.Module):
         bound = self.component.query_key_value_clip
         return x if bound is None else x.clamp(-bound, bound)
 
-    def _key_values(
-        self, x: Tensor, cache: AttentionCache | None, start: int, positions: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The layer's own keys and values, those that the cache holds before them, and the positions of all."""
+    def _key_values(self, x: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """The layer's own keys and values of the tokens of this pass."""
         heads = self.component.num_key_value_heads
         norm = self.k_norm if self.component.query_key_norm is not None else None
-        key = self._placed(self.k_proj(x), heads, norm, start)
+        key = self._placed(self.k_proj(x), heads, norm, places)
         value = self.v_proj(x)
         if self.component.value_multiplier is not None:
             value = value * self.component.value_multiplier
-        value = self._clamped(value.view(*value.shape[:2], heads, -1)).transpose(1, 2)
-        if cache is None:
-            return key, value, positions
-        return cache.extended(key, value, start)
+        return key, self._clamped(value.view(*value.shape[:2], heads, -1)).transpose(1, 2)
 
-    def _is_for_triton(self, query: Tensor, key: Tensor, documents: Documents | None) -> bool:
+    def _attended(
+        self,
+        query: Tensor,
+        own: tuple[Tensor, ...],
+        cache: AttentionCache | None,
+        places: Places,
+        shared: dict[Any, Any] | None,
+        documents: Documents | None,
+    ) -> Tensor:
+        """Values mixed over ``own`` keys and values and those before; over another layer's, where it has none."""
+        if places.rows:
+            # Rows that have read differently far see differently many keys.
+            each = [
+                self._attended(
+                    query[row : row + 1],
+                    tuple(part[row : row + 1] for part in own),
+                    None if cache is None else cache.rows[row],
+                    its_places,
+                    None if shared is None else shared.setdefault(row, {}),
+                    None,
+                )
+                for row, its_places in enumerate(places.rows)
+            ]
+            return torch.cat(each)
+        pattern, length = self.component.pattern, places.length
+        if not own:
+            assert shared is not None, "a layer that shares keys and values is run by the decoder, which hands them on"
+            key, value, key_positions = shared[pattern]
+        else:
+            key, value, key_positions = (
+                (*own, places.positions) if cache is None else cache.extended(own[0], own[1], places)
+            )
+            if shared is not None:
+                shared[pattern] = key, value, key_positions
+        if documents is not None:
+            check_documents(self.rotation)
+        widest = query if query.shape[-1] >= value.shape[-1] else value
+        if takes_triton(self.kernels, widest, LARGEST_HEAD_DIM) and (
+            self.scores.are_plain and self._is_for_triton(query, documents)
+        ):
+            if length == 1 and pattern.recent is not None and not pattern.is_window:
+                # The kernel takes the query for the last of the keys, and a ring may have turned.
+                order = key_positions.argsort()
+                key, value, key_positions = key[:, :, order], value[:, :, order], key_positions[order]
+            stand = self._key_places(query, key_positions, documents)
+            return triton_causal_attention(query, key, value, self.scores.scale, pattern, self.sinks, stand)
+        if documents is not None:
+            return attend(query, key, value, documents.sees(pattern), self.scores, self.kernels, self.sinks)
+        if self.is_simple and takes_blocks(self.kernels, pattern, query, key):
+            return block_sparse_attention(query, key, value, pattern, self.scores.scale)
+        gaps = (places.positions, key_positions) if pattern.recent is not None and key.shape[2] > length else None
+        mask = self._mask(key_positions, places)
+        return attend(query, key, value, mask, self.scores, self.kernels, self.sinks, gaps)
+
+    def _mask(self, key_positions: Tensor, places: Places) -> Tensor | None:
+        """Which keys each query sees (queries, keys); ``None`` where it is all before it, and all up to the last."""
+        pattern, keys = self.component.pattern, key_positions.shape[0]
+        if places.length == 1:
+            # Of a window the ring has left nothing but what is seen, where it was written before it is read.
+            sees_all = pattern.is_causal or (pattern.is_window and keys <= (pattern.sliding_window or 0))
+        else:
+            sees_all = pattern.is_causal and keys == places.length
+        if sees_all:
+            return None
+        seen: Tensor = places.once(
+            (pattern, keys), lambda: pattern.sees(places.positions[:, None], key_positions[None, :])
+        )
+        return seen
+
+    def _is_for_triton(self, query: Tensor, documents: Documents | None) -> bool:
         """Whether Triton's kernel is the one to take where the choice is left; where it is demanded, always."""
         if self.kernels == "triton" or self.component.pattern.is_window:
             return True
@@ -249,10 +313,10 @@ class Attention(nn.Module):
         plain = self.component.pattern.is_causal and documents is None and self.sinks is None
         return not plain and query.shape[2] > 1
 
-    def _places(self, query: Tensor, key_positions: Tensor, documents: Documents | None) -> Places | None:
+    def _key_places(self, query: Tensor, key_positions: Tensor, documents: Documents | None) -> KeyPlaces | None:
         """Where keys stand, unless one behind the other from 0 on; a window knows nothing but distances."""
         if documents is not None:
-            return Places(documents.positions, documents.numbers)
+            return KeyPlaces(documents.positions, documents.numbers)
         pattern = self.component.pattern
         left = key_positions.shape[0] > query.shape[2] and pattern.recent is not None and not pattern.is_window
-        return Places(key_positions[None]) if left else None
+        return KeyPlaces(key_positions[None]) if left else None

@@ -21,6 +21,7 @@ from runners.models.context import BuildContext, Kernels, in_compute_type
 from runners.models.documents import Documents, documents_of
 from runners.models.generation import GREEDY, GeneratedStep, Prompts, Sampling, generate, stream
 from runners.models.norms import stream_norm
+from runners.models.places import Places
 
 INITIAL_DEVIATION = 0.02
 IGNORED_LABEL = -100
@@ -69,7 +70,8 @@ def twin(component: Component, context: BuildContext) -> nn.Module:
     matrices of two and more dimensions are drawn before it is called, biases are zero. One that keeps something while
     generating has ``new_cache()``, and its ``forward`` takes the cache and the number of positions read; one whose
     ``forward`` takes ``shared`` as well is given a dictionary that goes from layer to layer, where the model has a
-    layer that reads what another put there. One that keeps the documents of a sequence apart takes ``documents``; of
+    layer that reads what another put there, and one whose ``forward`` takes ``places`` is given those of the pass. One
+    that keeps the documents of a sequence apart takes ``documents``; of
     those that do not, the ones that keep something would carry it from a document into the next.
     """
     kind = type(component)
@@ -98,9 +100,9 @@ class DecoderLayer(nn.Module):
         self.stems = tuple(
             stem for stem, present in (("sequence", self.has_sequence), ("channel", self.has_channel)) if present
         )
-        self.reads_shared, self.reads_documents = (
+        self.reads_shared, self.reads_documents, self.reads_places = (
             frozenset(stem for stem in self.stems if name in inspect.signature(self._mixer(stem).forward).parameters)
-            for name in ("shared", "documents")
+            for name in ("shared", "documents", "places")
         )
 
     def _mixer(self, stem: str) -> Any:
@@ -131,7 +133,14 @@ class DecoderLayer(nn.Module):
         return {stem: entry for stem, entry in made.items() if entry is not None}
 
     def _mixed(
-        self, stem: str, x: Tensor, cache: LayerCache | None, start: int, shared: Any, documents: Documents | None
+        self,
+        stem: str,
+        x: Tensor,
+        cache: LayerCache | None,
+        start: int,
+        shared: Any,
+        documents: Documents | None,
+        places: Places | None,
     ) -> Tensor:
         mixer = self._mixer(stem)
         handed: dict[str, Any] = {"shared": shared} if stem in self.reads_shared else {}
@@ -139,6 +148,8 @@ class DecoderLayer(nn.Module):
             handed["documents"] = documents
         elif documents is not None and hasattr(mixer, "new_cache"):
             raise ValueError(f"{type(mixer).__name__} carries a state across documents: leave document_ids out")
+        if stem in self.reads_places:
+            handed["places"] = places
         mixed: Tensor
         if hasattr(mixer, "new_cache"):
             mixed = mixer(x, None if cache is None else cache.get(stem), start, **handed)
@@ -153,28 +164,30 @@ class DecoderLayer(nn.Module):
         start: int = 0,
         shared: Any = None,
         documents: Documents | None = None,
+        places: Places | None = None,
     ) -> Tensor:
-        """``shared``: keys and values that attention layers hand on to later ones, where the model has such."""
+        """``shared``: keys and values that attention layers hand on to later ones, where the model has such.
+
+        ``places``: what layers that ask about positions share in this pass.
+        """
         if self.residual != "sequential":
-            return self._in_parallel(x, cache, start, shared, documents)
+            # Without norms before them both mixers read the stream itself, which is cast once for both.
+            sequence_input = in_compute_type(self._read("sequence", x))
+            channel_input = self._read("channel", x) if "channel_norm" in self.norm_names else sequence_input
+            mixed = self._mixed("sequence", sequence_input, cache, start, shared, documents, places)
+            x = self._added("sequence", x, mixed)
+            return self._added(
+                "channel", x, self._mixed("channel", channel_input, cache, start, shared, documents, places)
+            )
         if self.has_sequence:
-            mixed = self._mixed("sequence", self._read("sequence", x), cache, start, shared, documents)
+            mixed = self._mixed("sequence", self._read("sequence", x), cache, start, shared, documents, places)
             x = self._added("sequence", x, mixed)
             x = self._normed("sequence_norm", x) if self.after_residual else x
         if self.has_channel:
-            mixed = self._mixed("channel", self._read("channel", x), cache, start, shared, documents)
+            mixed = self._mixed("channel", self._read("channel", x), cache, start, shared, documents, places)
             x = self._added("channel", x, mixed)
             x = self._normed("channel_norm", x) if self.after_residual else x
         return x
-
-    def _in_parallel(
-        self, x: Tensor, cache: LayerCache | None, start: int, shared: Any, documents: Documents | None
-    ) -> Tensor:
-        # Without norms before them both mixers read the stream itself, which is cast once for both.
-        sequence_input = in_compute_type(self._read("sequence", x))
-        channel_input = self._read("channel", x) if "channel_norm" in self.norm_names else sequence_input
-        added = self._added("sequence", x, self._mixed("sequence", sequence_input, cache, start, shared, documents))
-        return self._added("channel", added, self._mixed("channel", channel_input, cache, start, shared, documents))
 
 
 class Decoder(nn.Module):
@@ -232,8 +245,8 @@ class Decoder(nn.Module):
             if reset_special is not None:
                 reset_special()
 
-    def embed(self, input_ids: Tensor, start: int = 0, documents: Documents | None = None) -> Tensor:
-        """The stream before the first layer, (batch, positions, hidden_size), of tokens from position ``start`` on."""
+    def embed(self, input_ids: Tensor, places: Places | None = None, documents: Documents | None = None) -> Tensor:
+        """The stream before the first layer, (batch, positions, hidden_size); without ``places`` from position 0 on."""
         x = self.embed_tokens(input_ids)
         if self.spec.embedding_scale is not None:
             x = x * self.spec.embedding_scale
@@ -243,10 +256,14 @@ class Decoder(nn.Module):
             x = self.embedding_norm(x)
         positions = self.spec.positions
         if isinstance(positions, LearnedPositions):
-            end = start + input_ids.shape[1] if documents is None else int(documents.positions.max()) + 1
-            if end > positions.num_positions:
+            if places is None:
+                places = Places(0, input_ids.shape[1], input_ids.device)
+            rows = places.positions if documents is None else documents.positions
+            if places.rows:
+                rows = rows.clamp(max=positions.num_positions - 1)  # what fills a row up may stand behind the last
+            end = places.start + places.length if documents is None else int(rows.max()) + 1
+            if end > positions.num_positions and not places.rows:
                 raise ValueError(f"the model reads {positions.num_positions} positions, not {end}")
-            rows = torch.arange(start, end, device=input_ids.device) if documents is None else documents.positions
             x = x + self.embed_positions(rows + positions.offset)
         return x
 
@@ -290,21 +307,34 @@ class Decoder(nn.Module):
         loss = F.cross_entropy(wide.flatten(0, 1), next_tokens(labels).flatten(), ignore_index=IGNORED_LABEL)
         return ModelOutput(logits, loss)
 
+    def next_logits(self, input_ids: Tensor, cache: ModelCache | None = None) -> Tensor:
+        """Logits (batch, vocab_size) of the token behind ``input_ids`` (batch, positions)."""
+        return self.head(self.last_states(input_ids, cache)[:, -1:])[:, 0]
+
     def last_states(
-        self, input_ids: Tensor, cache: ModelCache | None = None, documents: Documents | None = None
+        self,
+        input_ids: Tensor,
+        cache: ModelCache | None = None,
+        documents: Documents | None = None,
+        places: Places | None = None,
     ) -> Tensor:
-        """The stream behind the last layer, (batch, positions, hidden_size)."""
+        """The stream behind the last layer, (batch, positions, hidden_size).
+
+        ``places`` are those of the tokens where the cache's length does not tell, as rows have read differently far.
+        """
         if cache is not None and documents is not None:
             raise ValueError("a cache goes on with one document a sequence: leave document_ids out")
-        start = cache.length if cache is not None else 0
         length = input_ids.shape[1]
+        if places is None:
+            places = Places(cache.length if cache is not None else 0, length, input_ids.device)
+        start = places.start
         if cache is not None and start + length > cache.context_length:
             raise ValueError(f"the cache holds {cache.context_length} positions, not {start + length}")
-        x = self.embed(input_ids, start, documents)
+        x = self.embed(input_ids, places, documents)
         shared: dict[Any, Any] | None = {} if self.shares_key_values else None
         for index, layer in enumerate(self.layers):
-            x = layer(x, cache.entries[index] if cache is not None else None, start, shared, documents)
-        if cache is not None:
+            x = layer(x, cache.entries[index] if cache is not None else None, start, shared, documents, places)
+        if cache is not None and not places.rows:
             cache.length = start + length
         return x
 

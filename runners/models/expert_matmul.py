@@ -25,6 +25,26 @@ def _is_grouped(*tensors: Tensor) -> bool:
     return all(t.dtype in (torch.float32, torch.bfloat16) for t in tensors) and all(size % 8 == 0 for size in sizes)
 
 
+Groups = list[tuple[int, int, int]]
+"""Of each group of rows its expert, its first row and the one behind its last."""
+
+
+def multiplied_in_groups(rows: Tensor, weights: Tensor, groups: Groups) -> Tensor:
+    """rows (rows, inputs) in the order of the groups, weights (experts, inputs, outputs): without experts of no row."""
+    return torch.cat([rows[first:last] @ weights[expert] for expert, first, last in groups])
+
+
+def groups_of(experts: Tensor) -> Groups:
+    """The groups of rows whose experts (rows,) are in order; experts of no row have none."""
+    spans = itertools.pairwise(itertools.accumulate(torch.bincount(experts).tolist(), initial=0))
+    return [(expert, first, last) for expert, (first, last) in enumerate(spans) if last > first]
+
+
+def reads_numbers(rows: Tensor) -> bool:
+    """Whether what a tensor holds costs nothing to know, and no backward pass follows: a real one on the CPU."""
+    return type(rows) is Tensor and rows.device.type == "cpu" and not torch.is_grad_enabled()
+
+
 @torch.library.custom_op("plumbline::expert_matmul", mutates_args=())
 def expert_matmul(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """rows (rows, inputs) sorted by expert, weights (experts, inputs, outputs), ends (experts,) int32 of the groups."""

@@ -49,6 +49,7 @@ class Sampling:
 
 
 GREEDY = Sampling()
+NOT_NUMBERS = "the model's logits are not numbers: there is no next token to choose"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +74,24 @@ def model_distribution(logits: Tensor) -> Tensor:
     """Probabilities (..., vocab_size) in float64 under the model itself; ``ArithmeticError`` where there are none."""
     probabilities = torch.softmax(logits.double(), -1)
     if not bool(torch.isfinite(probabilities).all()):
-        raise ArithmeticError("the model's logits are not numbers: there is no next token to choose")
+        raise ArithmeticError(NOT_NUMBERS)
     return probabilities
+
+
+def likeliest_token(logits: Tensor) -> Tensor:
+    """The token (...) of the largest of ``logits`` (..., vocab_size), of equals the lowest; errors as above."""
+    largest = logits.max(-1)
+    if not bool(torch.isfinite(largest.values).all()):
+        raise ArithmeticError(NOT_NUMBERS)
+    return largest.indices
 
 
 def sampling_distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     """Probabilities (..., vocab_size) in float64 that tokens are drawn from; they sum to 1."""
-    probabilities = model_distribution(logits)
     if sampling.temperature == 0:
-        chosen = probabilities.argmax(-1, keepdim=True)
-        return torch.zeros_like(probabilities).scatter_(-1, chosen, 1.0)
+        certain = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
+        return certain.scatter_(-1, likeliest_token(logits)[..., None], 1.0)
+    probabilities = model_distribution(logits)
     if sampling.temperature != 1:
         wide = logits.double()
         # Less the largest before the division: a very small temperature makes no infinity.
@@ -134,7 +143,8 @@ class _Batch:
     """Positions when the longest prompt has its last token."""
 
 
-def _side_by_side(prompts: Prompts, max_new_tokens: int, device: torch.device) -> _Batch:
+def _batch_for(model: Decoder, prompts: Prompts, max_new_tokens: int) -> _Batch:
+    device, positions = model.embed_tokens.weight.device, model.spec.positions
     rows = [row.to(device) for row in prompts]
     lengths = [len(row) for row in rows]
     if not rows or min(lengths) == 0:
@@ -142,6 +152,8 @@ def _side_by_side(prompts: Prompts, max_new_tokens: int, device: torch.device) -
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens: at least 0, not {max_new_tokens}")
     end = max(lengths) + max_new_tokens
+    if isinstance(positions, LearnedPositions) and end > positions.num_positions:
+        raise ValueError(f"max_new_tokens: the model reads {positions.num_positions} positions, not {end}")
     tokens = torch.zeros(len(rows), end, dtype=torch.long, device=device)
     for index, row in enumerate(rows):
         tokens[index, : len(row)] = row
@@ -172,12 +184,10 @@ def stream(
         before anything is computed, where a prompt is empty, the model has fewer positions than are asked for, or
         prompts of different lengths would be turned by each other's.
     """
-    vocabulary, positions = model.spec.vocab_size, model.spec.positions
+    vocabulary = model.spec.vocab_size
     if not 0 <= alternatives <= vocabulary:
         raise ValueError(f"alternatives: from 0 to the vocabulary's {vocabulary}, not {alternatives}")
-    batch = _side_by_side(prompts, max_new_tokens, model.embed_tokens.weight.device)
-    if isinstance(positions, LearnedPositions) and batch.end > positions.num_positions:
-        raise ValueError(f"max_new_tokens: the model reads {positions.num_positions} positions, not {batch.end}")
+    batch = _batch_for(model, prompts, max_new_tokens)
     changes = changing_rotation(model)
     if changes is not None and batch.end > changes and len(set(batch.lengths.tolist())) > 1:
         raise ValueError(
@@ -186,39 +196,61 @@ def stream(
     return _steps(model, batch, max_new_tokens, sampling, alternatives, use_cache)
 
 
-@torch.no_grad()
 def _steps(
     model: Decoder, batch: _Batch, max_new_tokens: int, sampling: Sampling, alternatives: int, use_cache: bool
 ) -> Iterator[GeneratedStep]:
-    tokens, rows = batch.tokens, len(batch.tokens)
-    # On the CPU, so that a seed draws the same numbers on every device.
-    generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(rows)]
-    cache = model.new_cache(rows, batch.end) if use_cache else None
-    read = 0
-    for position in range(batch.shortest, batch.end if max_new_tokens else 0):
-        if cache is not None and model.reread_beyond is not None and read <= model.reread_beyond < position:
-            cache, read = model.new_cache(rows, batch.end), 0
-        logits = model(tokens[:, read:position], cache=cache).logits[:, -1]
-        read = position if use_cache else 0
-        is_new = (batch.lengths <= position) & (position < batch.lengths + max_new_tokens)
-        own, drawn_from = model_distribution(logits), sampling_distribution(logits, sampling)
-        # A number for each new token of a row, none for its prompt: the row draws what it would draw alone.
-        numbers = [
-            float(torch.rand((), generator=generator, dtype=torch.float64)) if new else 0.0
-            for generator, new in zip(generators, is_new.tolist(), strict=True)
-        ]
-        chosen = draw(drawn_from, torch.tensor(numbers, dtype=torch.float64))
-        chosen = torch.where(position < batch.lengths, tokens[:, position], chosen)
-        tokens[:, position] = chosen
+    positions = range(batch.shortest, batch.end)
+    choices = _choices(model, batch, max_new_tokens, sampling, use_cache)
+    for position, (logits, drawn_from, chosen) in zip(positions, choices, strict=False):
+        own = model_distribution(logits)
+        if drawn_from is None:
+            drawn_from = sampling_distribution(logits, sampling)
         likeliest = own.topk(alternatives, -1)
         yield GeneratedStep(
             chosen,
-            is_new,
+            (batch.lengths <= position) & (position < batch.lengths + max_new_tokens),
             own.gather(-1, chosen[:, None])[:, 0],
             drawn_from.gather(-1, chosen[:, None])[:, 0],
             likeliest.indices,
             likeliest.values,
         )
+
+
+@torch.no_grad()
+def _choices(
+    model: Decoder, batch: _Batch, max_new_tokens: int, sampling: Sampling, use_cache: bool
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    """Position after position the logits (batch, vocab_size), what is drawn from, and the tokens (batch,).
+
+    ``batch.tokens`` receives the tokens. Without a temperature nothing is drawn: the largest logit says enough.
+    """
+    tokens, lengths = batch.tokens, batch.lengths.tolist()
+    # On the CPU, so that a seed draws the same numbers on every device.
+    generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(len(lengths))]
+    cache = model.new_cache(len(lengths), batch.end) if use_cache else None
+    read = 0
+    for position in range(batch.shortest, batch.end if max_new_tokens else 0):
+        if cache is not None and model.reread_beyond is not None and read <= model.reread_beyond < position:
+            cache, read = model.new_cache(len(lengths), batch.end), 0
+        logits = model.next_logits(tokens[:, read:position], cache)
+        read = position if use_cache else 0
+        drawn_from = None
+        if sampling.temperature == 0:
+            chosen = likeliest_token(logits)
+        else:
+            drawn_from = sampling_distribution(logits, sampling)
+            # A number for each new token of a row, none for its prompt: the row draws what it would draw alone.
+            numbers = [
+                float(torch.rand((), generator=generator, dtype=torch.float64))
+                if length <= position < length + max_new_tokens
+                else 0.0
+                for generator, length in zip(generators, lengths, strict=True)
+            ]
+            chosen = draw(drawn_from, torch.tensor(numbers, dtype=torch.float64))
+        if position < max(lengths):
+            chosen = torch.where(position < batch.lengths, tokens[:, position], chosen)
+        tokens[:, position] = chosen
+        yield logits, drawn_from, chosen
 
 
 def generate(
@@ -232,8 +264,7 @@ def generate(
             )[0]
             for index, row in enumerate(prompts)
         ]
-    rows = [[row.to(model.embed_tokens.weight.device)] for row in prompts]
-    for step in stream(model, prompts, max_new_tokens, sampling, use_cache=use_cache):
-        for index in step.is_new.nonzero()[:, 0].tolist():
-            rows[index].append(step.tokens[index : index + 1])
-    return [torch.cat(row) for row in rows]
+    batch = _batch_for(model, prompts, max_new_tokens)
+    for _ in _choices(model, batch, max_new_tokens, sampling, use_cache):
+        pass
+    return [row[: length + max_new_tokens] for row, length in zip(batch.tokens, batch.lengths.tolist(), strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,8 @@ from runners.models.attention import rotation_of
 from runners.models.context import BuildContext, empty_cache, in_compute_type
 from runners.models.documents import Documents, check_documents
 from runners.models.norms import inner_norm
-from runners.models.rotary import joined, rotate_from
+from runners.models.places import Places
+from runners.models.rotary import joined, rotated
 from runners.models.scores import Scores, attend
 
 
@@ -25,6 +28,21 @@ class LatentCache:
     def tensors(self) -> tuple[Tensor, ...]:
         """What is held."""
         return self.latent, self.rotated
+
+    @cached_property
+    def rows(self) -> list[LatentCache]:
+        """The cache of each sequence, which holds the same memory."""
+        return [LatentCache(*parts) for parts in zip(self.latent.split(1), self.rotated.split(1), strict=True)]
+
+    def write(self, latent: Tensor, rotated: Tensor, places: Places) -> None:
+        """Hold what is new, (batch, positions, channels) each."""
+        if places.rows:
+            for each in zip(self.rows, latent.split(1), rotated.split(1), places.rows, strict=True):
+                LatentCache.write(*each)
+            return
+        end = places.start + places.length
+        self.latent[:, places.start : end] = latent
+        self.rotated[:, places.start : end] = rotated
 
 
 class LatentAttention(nn.Module):
@@ -67,66 +85,80 @@ class LatentAttention(nn.Module):
         return LatentCache(*empty_cache(entries, batch_size, device, dtype))
 
     def forward(
-        self, x: Tensor, cache: LatentCache | None = None, start: int = 0, documents: Documents | None = None
+        self,
+        x: Tensor,
+        cache: LatentCache | None = None,
+        start: int = 0,
+        documents: Documents | None = None,
+        places: Places | None = None,
     ) -> Tensor:
         x = in_compute_type(x)
         component = self.component
         batch, length, _ = x.shape
+        if places is None:
+            places = Places(start, length, x.device)
         heads, nope, rope = component.num_attention_heads, component.qk_nope_head_dim, component.qk_rope_head_dim
         query = self.q_proj(x) if component.q_lora_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
         query = query.view(batch, length, heads, nope + rope).transpose(1, 2)
-        latent, rotated = self.kv_a_proj(x).split((component.kv_lora_rank, rope), dim=-1)
+        latent, key_rope = self.kv_a_proj(x).split((component.kv_lora_rank, rope), dim=-1)
         latent = self.kv_a_norm(latent)
         query_nope, query_rope = query.split((nope, rope), dim=-1)
-        query_rope = rotate_from(query_rope, start, self.rotation, self.kernels)
-        rotated = rotate_from(rotated, start, self.rotation, self.kernels)
+        query_rope = rotated(query_rope, places, self.rotation, self.kernels)
+        key_rope = rotated(key_rope, places, self.rotation, self.kernels)
         if cache is not None:
-            cache.latent[:, start : start + length] = latent.to(cache.latent.dtype)
-            cache.rotated[:, start : start + length] = rotated.to(cache.rotated.dtype)
+            cache.write(latent, key_rope, places)
             if start > 0:
-                return self.o_proj(self._continued(query_nope, query_rope, cache, start))
+                return self.o_proj(self._continued(query_nope, query_rope, cache, places))
         seen = None
         if documents is not None:
             check_documents(self.rotation)
             seen = documents.sees(CAUSAL)
-        mixed = self._expanded(query_nope, query_rope, latent, rotated, seen)
+        mixed = self._expanded(query_nope, query_rope, latent, key_rope, seen)
         return self.o_proj(mixed)
 
-    def _continued(self, query_nope: Tensor, query_rope: Tensor, cache: LatentCache, start: int) -> Tensor:
-        """Mixed values of queries (batch, heads, positions, channels) from ``start`` on against all that is cached."""
-        length = query_nope.shape[2]
-        keys = start + length
-        latent, rotated = cache.latent[:, :keys].to(query_nope.dtype), cache.rotated[:, :keys].to(query_rope.dtype)
-        positions = torch.arange(keys, device=latent.device)
-        seen = CAUSAL.sees(positions[start:, None], positions[None, :])
-        costs = [self.component.mixing_flops(length, keys, absorbed) for absorbed in (False, True)]
+    def _continued(self, query_nope: Tensor, query_rope: Tensor, cache: LatentCache, places: Places) -> Tensor:
+        """Mixed values of queries (batch, heads, positions, channels) against all that is cached."""
+        if places.rows:
+            parts = zip(query_nope.split(1), query_rope.split(1), cache.rows, places.rows, strict=True)
+            return torch.cat([self._continued(*each) for each in parts])
+        keys = places.start + places.length
+        latent, key_rope = cache.latent[:, :keys].to(query_nope.dtype), cache.rotated[:, :keys].to(query_rope.dtype)
+        seen = None
+        if places.length > 1:
+            seen = places.once(
+                "seen",
+                lambda: CAUSAL.sees(places.positions[:, None], torch.arange(keys, device=places.device)[None, :]),
+            )
+        costs = [self.component.mixing_flops(places.length, keys, absorbed) for absorbed in (False, True)]
         if costs[0] <= costs[1]:
-            return self._expanded(query_nope, query_rope, latent, rotated, seen)
-        return self._absorbed(query_nope, query_rope, latent, rotated, seen)
+            return self._expanded(query_nope, query_rope, latent, key_rope, seen)
+        return self._absorbed(query_nope, query_rope, latent, key_rope, seen)
 
     def _expanded(
-        self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, rotated: Tensor, seen: Tensor | None
+        self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, key_rope: Tensor, seen: Tensor | None
     ) -> Tensor:
         """Keys and values of each head from the latents; ``seen`` as :func:`attend` takes it."""
         component = self.component
         heads = component.num_attention_heads
         expanded = self.kv_b_proj(latent).unflatten(-1, (heads, -1)).transpose(1, 2)
         key_nope, value = expanded.split((component.qk_nope_head_dim, component.v_head_dim), dim=-1)
-        key = joined(key_nope, rotated[:, None].expand(-1, heads, -1, -1))
+        key = joined(key_nope, key_rope[:, None].expand(-1, heads, -1, -1))
         query = joined(query_nope, query_rope)
         mixed = attend(query, key, value.contiguous(), seen, Scores(self.scale), self.kernels)
         return mixed.transpose(1, 2).flatten(2).contiguous()
 
     def _absorbed(
-        self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, rotated: Tensor, seen: Tensor
+        self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, key_rope: Tensor, seen: Tensor | None
     ) -> Tensor:
         """Queries in the latent space: one head of latents and rotated keys for all of them."""
         component = self.component
         weight = self.kv_b_proj.weight.view(component.num_attention_heads, -1, component.kv_lora_rank)
         to_key, to_value = weight.to(latent.dtype).split((component.qk_nope_head_dim, component.v_head_dim), dim=1)
         narrow = torch.einsum("bhtd,hdc->bhtc", query_nope, to_key)
-        scores = torch.einsum("bhtc,bsc->bhts", narrow, latent) + torch.einsum("bhtr,bsr->bhts", query_rope, rotated)
+        scores = torch.einsum("bhtc,bsc->bhts", narrow, latent) + torch.einsum("bhtr,bsr->bhts", query_rope, key_rope)
+        if seen is not None:
+            scores = scores.masked_fill(~seen, float("-inf"))
         wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-        weights = torch.softmax((scores * self.scale).masked_fill(~seen, float("-inf")), -1, dtype=wide)
+        weights = torch.softmax(scores * self.scale, -1, dtype=wide)
         mixed = torch.einsum("bhts,bsc->bhtc", weights.to(latent.dtype), latent)
         return torch.einsum("bhtc,hvc->bthv", mixed, to_value).flatten(2)

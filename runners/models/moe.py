@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import planner.components as components
 from runners.models.context import BuildContext, Kernels, in_compute_type
-from runners.models.expert_matmul import expert_matmul
+from runners.models.expert_matmul import Groups, expert_matmul, groups_of, multiplied_in_groups, reads_numbers
 from runners.models.mlp import FeedForward, activated, gated
 
 
@@ -142,14 +142,18 @@ class Experts(nn.Module):
                 self.get_parameter(f"{self.widening}_bias").zero_()
                 self.down_proj_bias.zero_()
 
-    def _project(self, name: str, rows: Tensor, experts: Tensor, ends: Tensor) -> Tensor:
-        projected = expert_matmul(rows, self.get_parameter(name).transpose(1, 2), ends)
+    def _project(self, name: str, rows: Tensor, experts: Tensor, ends: Tensor | Groups) -> Tensor:
+        weights = self.get_parameter(name).transpose(1, 2)
+        if isinstance(ends, Tensor):
+            projected = expert_matmul(rows, weights, ends)
+        else:
+            projected = multiplied_in_groups(rows, weights, ends)
         if not self.component.expert_bias:
             return projected
         return projected + self.get_parameter(f"{name}_bias")[experts].to(projected.dtype)
 
-    def forward(self, rows: Tensor, experts: Tensor, ends: Tensor) -> Tensor:
-        """Rows (rows, inputs) sorted by expert, each through its own of ``experts`` (rows,)."""
+    def forward(self, rows: Tensor, experts: Tensor, ends: Tensor | Groups) -> Tensor:
+        """Rows (rows, inputs) each through its own of ``experts`` (rows,), in the order that ``ends`` tells."""
         widened = self._project(self.widening, rows, experts, ends)
         if self.component.gated:
             gate, up = widened.chunk(2, -1)
@@ -195,6 +199,7 @@ class MoE(nn.Module):
     def __init__(self, component: components.MoE, context: BuildContext) -> None:
         super().__init__()
         self.component = component
+        self.kernels = context.kernels
         hidden, latent = context.hidden_size, component.latent_size
         self.router = Router(component, hidden)
         self.latent_in = nn.Linear(hidden, latent, component.latent_bias) if latent is not None else None
@@ -229,6 +234,8 @@ class MoE(nn.Module):
 
     def _routed(self, rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """What the experts make of rows (rows, inputs); ``chosen`` and ``weights`` (rows, num_experts_per_tok)."""
+        if self.kernels != "reference" and reads_numbers(rows):
+            return self._in_groups(rows, chosen, weights)
         order = chosen.flatten().argsort(stable=True)
         experts = chosen.flatten()[order]
         counts = torch.zeros(self.component.num_experts, dtype=torch.int32, device=rows.device)
@@ -241,3 +248,25 @@ class MoE(nn.Module):
         outputs = self.experts(sorted_rows, experts, ends)
         outputs = _Permuted.apply(outputs, back, order).view(*chosen.shape, -1)
         return (outputs if self.component.weights_on_input else outputs * weights[..., None]).sum(1)
+
+    def _in_groups(self, rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """What :meth:`_routed` gives, where the choice may be read: a single token's experts need no order."""
+        copies, is_single = self.component.num_experts_per_tok, rows.shape[0] == 1
+        if is_single:
+            experts, spread = chosen[0], rows.expand(copies, -1)
+            groups = [(expert, place, place + 1) for place, expert in enumerate(experts.tolist())]
+        else:
+            experts, order = chosen.flatten().sort(stable=True)
+            spread, weights = rows[order // copies], weights.flatten()[order]
+            groups = groups_of(experts)
+        factors = weights.view(-1, 1)
+        if self.component.weights_on_input:
+            spread = spread * factors
+        outputs = self.experts(spread, experts, groups)
+        if not self.component.weights_on_input:
+            outputs = outputs * factors
+        if is_single:
+            return outputs.sum(0, keepdim=True)
+        in_order = torch.empty_like(outputs)
+        in_order[order] = outputs
+        return in_order.view(*chosen.shape, -1).sum(1)

@@ -62,8 +62,14 @@ def rms_norm(
         return scaled if keeps_type else in_compute_type(scaled)
     if plain_will_do(kernels):
         wide = x if x.dtype == torch.float64 else x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
-        normalized = wide * scale if weight is None else wide * scale * (weight.to(wide.dtype) + offset)
+        factors = None if weight is None else weight.to(wide.dtype)
+        if zero_centered and factors is not None:
+            factors = factors + offset
+        if kernels != "reference" and factors is not None and factors.dim() == 1:
+            normalized = F.rms_norm(wide, factors.shape, factors, epsilon)
+        else:
+            normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+            normalized = normalized if factors is None else normalized * factors
         return normalized.to(x.dtype) if keeps_type else in_compute_type(normalized.to(x.dtype))
     dtype = x.dtype if keeps_type else in_compute_type(x[..., :0]).dtype
     result: Tensor = _RMSNormFunction.apply(x, weight, epsilon, offset, dtype)

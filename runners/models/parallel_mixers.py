@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 import planner.components as components
 from planner.components.parallel_mixers import SLOTS
 from runners.models.context import BuildContext, in_compute_type
+from runners.models.places import Places
 
 
 class ParallelCache:
@@ -34,6 +36,9 @@ class ParallelMixers(nn.Module):
         self.component = component
         self.first = twin(component.first, context)
         self.second = twin(component.second, context)
+        self.reads_places = frozenset(
+            slot for slot in SLOTS if "places" in inspect.signature(self.get_submodule(slot).forward).parameters
+        )
 
     def new_cache(
         self, batch_size: int, context_length: int, device: torch.device, dtype: torch.dtype
@@ -48,13 +53,16 @@ class ParallelMixers(nn.Module):
             }
         )
 
-    def forward(self, x: Tensor, cache: ParallelCache | None = None, start: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: ParallelCache | None = None, start: int = 0, places: Places | None = None
+    ) -> Tensor:
         x = in_compute_type(x)  # once for both
         mixed: list[Tensor] = []
         for slot in SLOTS:
             mixer = self.get_submodule(slot)
             own = cache.entries.get(slot) if cache is not None else None
-            output = mixer(x, own, start) if hasattr(mixer, "new_cache") else mixer(x)
+            handed = {"places": places} if slot in self.reads_places else {}
+            output = mixer(x, own, start, **handed) if hasattr(mixer, "new_cache") else mixer(x, **handed)
             factor = getattr(self.component, f"{slot}_multiplier")
             mixed.append(output if factor is None else output * factor)
         return mixed[0] + mixed[1]

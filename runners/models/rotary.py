@@ -21,6 +21,7 @@ from planner.components.rotary import (
     YarnScaling,
 )
 from runners.models.context import Kernels, plain_will_do
+from runners.models.places import Places
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +89,18 @@ class Rotation:
         return ((pairs - first) / width).clamp(0, 1)
 
     def angles(self, start: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, each (count, channels) in the type of ``like``, of ``count`` positions from ``start`` on."""
+        """Cosine and sine, each (count, channels) in the type of ``like``, of ``count`` positions from ``start`` on.
+
+        The sine is negative in the first half, as :func:`rotate` takes it.
+        """
         wide = torch.float64 if like.dtype == torch.float64 else torch.float32
         positions = torch.arange(start, start + count, device=like.device, dtype=wide)
         angles = positions[:, None] * self.frequencies(start + count, like.device, wide)[None, :]
-        angles = torch.cat((angles, angles), dim=-1)
+        cosine, sine = angles.cos(), angles.sin()
         factor = self.attention_factor
-        if factor == 1.0:
-            return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
-        return (angles.cos() * factor).to(like.dtype), (angles.sin() * factor).to(like.dtype)
+        if factor != 1.0:
+            cosine, sine = cosine * factor, sine * factor
+        return torch.cat((cosine, cosine), -1).to(like.dtype), torch.cat((-sine, sine), -1).to(like.dtype)
 
 
 def _blended(plain: Tensor, factor: float, share: Tensor) -> Tensor:
@@ -118,7 +122,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     channels = cosine.shape[-1]
     turned = x[..., :channels] if channels < x.shape[-1] else x
     first, second = turned.chunk(2, dim=-1)
-    turned = turned * cosine + torch.cat((-second, first), dim=-1) * sine
+    turned = torch.addcmul(turned * cosine, torch.cat((second, first), dim=-1), sine)
     return joined(turned, x[..., channels:]) if channels < x.shape[-1] else turned
 
 
@@ -148,11 +152,15 @@ class _Turned(torch.autograd.Function):
         return rotate(gradient, cosine, -sine), None, None
 
 
-def rotate_from(x: Tensor, start: int, rotation: Rotation | None, kernels: Kernels) -> Tensor:
-    """Rotate ``x`` (…, positions, head_dim), whose first position is ``start``; without a rotation, ``x`` itself."""
+def rotated(x: Tensor, places: Places, rotation: Rotation | None, kernels: Kernels) -> Tensor:
+    """``x`` (…, positions, head_dim) rotated by its places; without a rotation, ``x`` itself."""
     if rotation is None or rotation.channels == 0:
         return x
+    if places.rows:
+        each = [rotated(x[row : row + 1], own, rotation, kernels) for row, own in enumerate(places.rows)]
+        return torch.cat(each)
     if plain_will_do(kernels):
-        return rotate(x, *rotation.angles(start, x.shape[-2], x))
-    result: Tensor = _Turned.apply(x, start, rotation)
+        angles = places.once((rotation, x.dtype), lambda: rotation.angles(places.start, places.length, x))
+        return rotate(x, *angles)
+    result: Tensor = _Turned.apply(x, places.start, rotation)
     return result

@@ -14,6 +14,9 @@ from runners.models.blocked_attention import blocked_causal_attention, takes_blo
 from runners.models.context import Kernels
 from runners.models.recompute import recomputed
 
+Gaps = tuple[Tensor, Tensor]
+"""Positions of queries (queries,) and keys (keys,), where the keys do not all follow each other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -56,20 +59,20 @@ def attend(
     scores: Scores,
     kernels: Kernels,
     sinks: Tensor | None = None,
-    key_positions: Tensor | None = None,
+    gaps: Gaps | None = None,
 ) -> Tensor:
     """Weighted values, (batch, num_attention_heads, queries, value_dim).
 
     ``mask`` is (queries, keys) of bool, or (batch, 1, queries, keys); ``None`` stands for the plain causal mask over
-    equal positions. Where there are more keys than queries, the queries are the last positions of the keys. ``sinks``
-    (num_attention_heads,) are logits of a key without a value. ``key_positions`` (keys,) are those of the keys where
-    they do not all follow each other.
+    equal positions, and for all keys where there is one query. Where there are more keys than queries, the queries are
+    the last positions of the keys, or ``gaps`` tell. ``sinks`` (num_attention_heads,) are logits of a key without a
+    value.
     """
     if kernels == "reference":
-        return _plain(query, key, value, mask, scores, sinks, key_positions)
+        return _plain(query, key, value, mask, scores, sinks, gaps)
     if sinks is not None or not scores.are_plain:
         return recomputed(
-            lambda query, key, value, mask, sinks: _plain(query, key, value, mask, scores, sinks, key_positions),
+            lambda query, key, value, mask, sinks: _plain(query, key, value, mask, scores, sinks, gaps),
             query, key, value, mask, sinks,
         )  # fmt: skip
     if mask is None and takes_blocks(query, key):
@@ -90,7 +93,7 @@ def _plain(
     mask: Tensor | None,
     scores: Scores,
     sinks: Tensor | None,
-    key_positions: Tensor | None,
+    gaps: Gaps | None,
 ) -> Tensor:
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
@@ -99,10 +102,11 @@ def _plain(
     if scores.softcap is not None:
         products = scores.softcap * torch.tanh(products / scores.softcap)
     if scores.slopes is not None:
-        products = products.to(wide) + _linear_biases(scores.slopes, products, key_positions)
-    if mask is None:
+        products = products.to(wide) + _linear_biases(scores.slopes, products, gaps)
+    if mask is None and query.shape[2] > 1:
         mask = torch.ones(products.shape[-2:], dtype=torch.bool, device=query.device).tril()
-    products = products.masked_fill(~mask, float("-inf"))
+    if mask is not None:
+        products = products.masked_fill(~mask, float("-inf"))
     if sinks is not None:
         beside = sinks.to(products.dtype)[None, :, None, None].expand(*products.shape[:-1], 1)
         products = torch.cat((products, beside), -1)
@@ -112,12 +116,13 @@ def _plain(
     return weights.to(query.dtype) @ value
 
 
-def _linear_biases(slopes: tuple[float, ...], products: Tensor, key_positions: Tensor | None) -> Tensor:
+def _linear_biases(slopes: tuple[float, ...], products: Tensor, gaps: Gaps | None) -> Tensor:
     """(heads, queries, keys): minus the distance, times the slope of the head."""
     queries, keys = products.shape[-2:]
     wide = products.dtype if products.dtype == torch.float64 else torch.float32
-    if key_positions is None:
-        key_positions = torch.arange(keys, device=products.device)
-    columns = key_positions.to(wide)
-    distance = columns[keys - queries :, None] - columns[None, :]
+    if gaps is None:
+        columns = torch.arange(keys, device=products.device, dtype=wide)
+        distance = columns[keys - queries :, None] - columns[None, :]
+    else:
+        distance = (gaps[0][:, None] - gaps[1][None, :]).to(wide)
     return -torch.tensor(slopes, device=products.device, dtype=wide)[:, None, None] * distance

@@ -7,7 +7,7 @@ rounding: a pass over several tokens rounds otherwise than one over a single tok
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from runners.models.decoder import Decoder
 from runners.models.generation import (
     GREEDY,
     GeneratedStep,
+    Prompts,
     Sampling,
     changing_rotation,
     draw,
@@ -29,6 +30,7 @@ from runners.models.generation import (
 )
 from runners.models.latent_attention import LatentCache
 from runners.models.parallel_mixers import ParallelCache
+from runners.models.places import Places, places_of_rows
 
 DRAFT_TOKENS = 4
 """Tokens proposed at a time, unless told otherwise."""
@@ -49,64 +51,98 @@ def _overwritten(entry: Any, context_length: int) -> Sequence[Tensor]:
 
 
 class _Reader:
-    """A model with its cache, which can go back to a text that is shorter than what it has read."""
+    """A model with its caches of some texts, of which it has read differently far, and can go back in each."""
 
-    def __init__(self, model: Decoder, context_length: int) -> None:
-        self._model = model
-        self._cache = model.new_cache(1, context_length)
+    def __init__(self, model: Decoder, text: Tensor) -> None:
+        """``text`` (rows, positions), as it grows."""
+        self._model, self._text = model, text
+        rows, context_length = text.shape
+        self._cache = model.new_cache(rows, context_length)
         entries = [entry for layer in self._cache.entries for entry in layer.values()]
         self._states = [tensor for entry in entries for tensor in _overwritten(entry, context_length)]
-        self._marked = 0
+        self.read = [0] * rows
+        """Positions of each row that the caches stand for."""
+        self.last = torch.zeros(rows, model.spec.vocab_size, dtype=model.embed_tokens.weight.dtype, device=text.device)
+        """Logits (rows, vocab_size) behind what :meth:`read_to` has read."""
+        self.passes = 0
+        self._marks: list[int] = []
         self._copies: list[Tensor] = []
-
-    @property
-    def read(self) -> int:
-        """Positions that the cache stands for."""
-        return self._cache.length
 
     @property
     def has_states(self) -> bool:
         """Whether going back means reading some of the text anew."""
         return bool(self._states)
 
-    def logits(self, text: Tensor, end: int) -> Tensor:
-        """Logits (positions, vocab_size) of what has not been read yet of the text (1, positions) up to ``end``."""
-        return self._model(text[:, self.read : end], cache=self._cache).logits[0]
+    def step(self, count: int) -> Tensor:
+        """Logits (rows, count, vocab_size) of the next ``count`` tokens of each row, whatever stands there."""
+        device = self._text.device
+        if len(set(self.read)) == 1:
+            places = Places(self.read[0], count, device)
+        else:
+            places = places_of_rows(self.read, count, device)
+        tokens = torch.stack([row[start : start + count] for row, start in zip(self._text, self.read, strict=True)])
+        self.read = [start + count for start in self.read]
+        self.passes += 1
+        return self._model.head(self._model.last_states(tokens, self._cache, places=places))
+
+    def read_to(self, ends: Sequence[int]) -> None:
+        """Read each row's text up to its end for good.
+
+        States take no more than a row has left: a pass is as long as what the row with the least has left, and rows
+        that have nothing left are put back. Else the shorter rows read something more, which is never looked at.
+        """
+        while any(end > read for end, read in zip(ends, self.read, strict=True)):
+            left = [end - read for end, read in zip(ends, self.read, strict=True)]
+            count = min(each for each in left if each > 0) if self._states else max(left)
+            self.mark()
+            starts, logits = self.read, self.step(count)
+            self.go_back(ends)
+            for row, (start, read) in enumerate(zip(starts, self.read, strict=True)):
+                if read > start:
+                    self.last[row] = logits[row, read - start - 1]
 
     def mark(self) -> None:
         """Keep the states as they are now: no later return goes back further."""
-        if self._states and not (self._copies and self._marked == self.read):
+        if self._states and not (self._copies and self._marks == self.read):
             self._copies = [tensor.clone() for tensor in self._states]
-        self._marked = self.read
+        self._marks = self.read
 
-    def go_back(self, length: int) -> None:
-        """Stand for the first ``length`` positions at most; states are those at the mark, from where reading goes on.
+    def go_back(self, lengths: Sequence[int]) -> None:
+        """Stand for so many positions of each row at most; states are those at the mark, from where reading goes on.
 
         The positions from the mark on that are still true are read anew together with what comes next.
         """
-        if length >= self.read:
-            return
+        beyond = [row for row, (read, length) in enumerate(zip(self.read, lengths, strict=True)) if read > length]
         for tensor, copy in zip(self._states, self._copies, strict=True):
-            tensor.copy_(copy)
-        self._cache.length = self._marked if self._states else length
+            tensor[beyond] = copy[beyond]
+        back = self._marks if self._states else lengths
+        self.read = [back[row] if row in beyond else read for row, read in enumerate(self.read)]
 
 
 @dataclass(frozen=True, slots=True)
 class SpeculatedToken:
     """A token of the large model's distribution, and whether the small one had proposed it."""
 
+    row: int
+    """Of the prompt behind which it stands."""
     step: GeneratedStep
     """Of a batch of one."""
     is_proposed: bool
 
 
 class Speculation:
-    """One prompt's generation by ``target`` with the proposals of ``draft``: iterate over it for the tokens.
+    """Generation by ``target`` with the proposals of ``draft``: iterate over it for the tokens of all prompts.
+
+    The prompts go on together, and each takes its own number of proposals: what a row becomes it would become alone.
 
     Parameters
     ----------
-    prompt
-        Token ids (positions,).
+    prompts
+        Token ids (batch, positions), or (positions,) of each.
+    max_new_tokens
+        Tokens that each prompt gets.
+    sampling
+        Row ``r`` is drawn with ``seed + r``.
     draft_tokens
         Tokens that the draft proposes before the target reads them.
     alternatives
@@ -115,16 +151,17 @@ class Speculation:
     Raises
     ------
     UnsupportedPlan
-        where the two do not have the same number of tokens in their vocabularies.
+        where the two do not have the same number of tokens in their vocabularies, or one's positions turn by the length
+        of the text, as it would be.
     ValueError
-        where the prompt is empty, or either model has fewer positions than are asked for.
+        where a prompt is empty, or either model has fewer positions than are asked for.
     """
 
     def __init__(
         self,
         target: Decoder,
         draft: Decoder,
-        prompt: Tensor,
+        prompts: Prompts,
         max_new_tokens: int,
         sampling: Sampling = GREEDY,
         *,
@@ -140,39 +177,40 @@ class Speculation:
                 remedy="Choose a draft with the target's own vocabulary.",
                 code="other_vocabulary",
             )
-        if len(prompt) == 0:
-            raise ValueError("prompt: needs at least one token")
+        self._lengths = [len(prompt) for prompt in prompts]
+        if not self._lengths or min(self._lengths) == 0:
+            raise ValueError("prompts: each needs at least one token")
         if draft_tokens < 1:
             raise ValueError(f"draft_tokens: at least 1, not {draft_tokens}")
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens: at least 0, not {max_new_tokens}")
         if not 0 <= alternatives <= vocabulary:
             raise ValueError(f"alternatives: from 0 to the vocabulary's {vocabulary}, not {alternatives}")
-        self._end = len(prompt) + max_new_tokens
+        end, spread = max(self._lengths) + max_new_tokens, max(self._lengths) - min(self._lengths)
+        # Rows read as many tokens as the one with the most to read, so that some read on behind their end.
+        self._room = max(2 * draft_tokens + 2, spread) if len(self._lengths) > 1 else 0
         for role, model in (("target", target), ("draft", draft)):
             positions = model.spec.positions
-            if isinstance(positions, LearnedPositions) and self._end > positions.num_positions:
-                raise ValueError(
-                    f"max_new_tokens: the {role} reads {positions.num_positions} positions, not {self._end}"
-                )
+            if isinstance(positions, LearnedPositions) and end > positions.num_positions:
+                raise ValueError(f"max_new_tokens: the {role} reads {positions.num_positions} positions, not {end}")
             changes = changing_rotation(model)
-            if changes is not None and self._end > changes:
+            if changes is not None and end + self._room > changes:
                 raise UnsupportedPlan.of(
                     f"Beyond {changes:,} tokens the {role}'s positions turn by the length of the text, so tokens that "
                     "are read together are not what they are one by one.",
                     path=role,
-                    remedy="Ask for fewer tokens, or generate without a draft.",
+                    remedy="Ask for fewer tokens, or of fewer prompts at a time, or generate without a draft.",
                     code="rotation_by_length",
                 )
         self._target, self._draft = target, draft
-        self._prompt, self._sampling = prompt, sampling
+        self._prompts, self._sampling, self._max_new_tokens = prompts, sampling, max_new_tokens
         self._draft_tokens, self._alternatives = draft_tokens, alternatives
         self.proposed = 0
         """Tokens that the draft has proposed so far."""
         self.accepted = 0
         """Those of them that the target took."""
         self.target_passes = 0
-        """Passes of the target over one or more tokens, that over the prompt among them."""
+        """Passes of the target over one or more tokens of the prompts, those that read the prompts among them."""
         self.tokens = 0
         """Tokens made so far."""
 
@@ -183,68 +221,96 @@ class Speculation:
 
     @property
     def tokens_per_pass(self) -> float | None:
-        """Tokens made a pass of the target; 1 is what it would make alone."""
+        """Tokens made a pass of the target, behind all prompts together; alone it would make one behind each."""
         return self.tokens / self.target_passes if self.target_passes else None
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[SpeculatedToken]:
+        lengths = list(self._lengths)
+        ends = [length + self._max_new_tokens for length in lengths]
         device = self._target.embed_tokens.weight.device
-        text = torch.zeros(1, self._end, dtype=torch.long, device=device)
-        length = len(self._prompt)
-        text[0, :length] = self._prompt.to(device)
+        text = torch.zeros(len(lengths), max(ends) + self._room, dtype=torch.long, device=device)
+        for row, prompt in enumerate(self._prompts):
+            text[row, : len(prompt)] = prompt.to(device)
         # On the CPU, so that a seed draws the same numbers on every device.
-        generator = torch.Generator().manual_seed(self._sampling.seed)
-        target, draft = _Reader(self._target, self._end), _Reader(self._draft, self._end)
-        while length < self._end:
-            count = min(self._draft_tokens, self._end - length - 1)
-            proposals = self._proposals(draft, text, length, count, generator)
-            logits = self._verification(target, text, length, count)
-            for place in range(count + 1):
-                wanted = sampling_distribution(logits[place], self._sampling)
-                is_proposed = place < count
-                if is_proposed:
-                    token = int(text[0, length])
-                    likely = float(proposals[place][token]), float(wanted[token])
-                    # Taken with probability min(1, wanted / proposed).
-                    is_proposed = _number(generator) * likely[0] < likely[1]
-                if not is_proposed:
-                    left = (wanted - proposals[place]).clamp(min=0) if place < count else wanted
-                    token = _drawn(left if float(left.sum()) > 0 else wanted, generator)
-                    text[0, length] = token
-                length += 1
-                self.tokens += 1
-                self.accepted += is_proposed
-                yield SpeculatedToken(self._step(logits[place], wanted, token), is_proposed)
-                if not is_proposed:
-                    break
+        generators = [torch.Generator().manual_seed(self._sampling.seed + row) for row in range(len(lengths))]
+        target, draft = _Reader(self._target, text), _Reader(self._draft, text)
+        if target.has_states and len(lengths) > 1:
+            # A beginning is read by all rows or by none: some states are told where they begin.
+            target.read_to([min(lengths)] * len(lengths))
+        while going := [row for row, length in enumerate(lengths) if length < ends[row]]:
+            counts = {row: min(self._draft_tokens, ends[row] - lengths[row] - 1) for row in going}
+            proposals = self._proposals(draft, text, lengths, counts, generators)
+            verified = self._verified(target, lengths, counts)
+            for row in going:
+                for place in range(counts[row] + 1):
+                    logits, proposed = verified[row][place], None
+                    if place < counts[row]:
+                        proposed = int(text[row, lengths[row]]), proposals[place][row]
+                    wanted = sampling_distribution(logits, self._sampling)
+                    token, is_proposed = _taken(wanted, proposed, generators[row])
+                    text[row, lengths[row]] = token
+                    lengths[row] += 1
+                    self.tokens += 1
+                    self.accepted += is_proposed
+                    self.target_passes = target.passes
+                    yield SpeculatedToken(row, self._step(logits, wanted, token), is_proposed)
+                    if not is_proposed:
+                        break
             # The last token has been read by neither: it was drawn by what they said of those before it.
-            target.go_back(length - 1)
-            draft.go_back(length - 1)
+            known = [length - 1 for length in lengths]
+            target.go_back(known)
+            draft.go_back(known)
+
+    def generate(self) -> list[Tensor]:
+        """Each prompt with its new tokens, (positions,) a row."""
+        rows = [[prompt] for prompt in self._prompts]
+        for token in self:
+            rows[token.row].append(token.step.tokens.to(rows[token.row][0].device))
+        return [torch.cat(row) for row in rows]
 
     def _proposals(
-        self, draft: _Reader, text: Tensor, length: int, count: int, generator: torch.Generator
+        self,
+        draft: _Reader,
+        text: Tensor,
+        lengths: Sequence[int],
+        counts: Mapping[int, int],
+        generators: Sequence[torch.Generator],
     ) -> list[Tensor]:
-        """Write ``count`` tokens of the draft behind the text; the distributions that they were drawn from."""
+        """Write tokens of the draft behind the texts, as many as ``counts`` says of a row.
+
+        Gives the distributions (rows, vocab_size) that they were drawn from, place by place.
+        """
         found: list[Tensor] = []
-        for place in range(length, length + count):
-            logits = draft.logits(text, place)[-1]
-            if place == length:
-                draft.mark()
-            distribution = sampling_distribution(logits, self._sampling)
-            text[0, place] = _drawn(distribution, generator)
-            found.append(distribution)
-        self.proposed += count
+        if not any(counts.values()):
+            return found
+        draft.read_to([lengths[row] if row in counts else read for row, read in enumerate(draft.read)])
+        draft.mark()
+        logits = draft.last
+        for place in range(max(counts.values())):
+            if place:
+                logits = draft.step(1)[:, 0]
+            found.append(torch.zeros(logits.shape, dtype=torch.float64, device=logits.device))
+            for row, count in counts.items():
+                if place < count:
+                    found[place][row] = sampling_distribution(logits[row], self._sampling)
+                    text[row, lengths[row] + place] = _drawn(found[place][row], generators[row])
+        self.proposed += sum(counts.values())
         return found
 
-    def _verification(self, target: _Reader, text: Tensor, length: int, count: int) -> Tensor:
-        """The target's logits (count + 1, vocab_size) of the token after the text and after each proposal."""
-        if target.has_states and length - target.read > self._draft_tokens + 1:
-            # So much would be read anew after every refusal: it is read for good first.
-            target.logits(text, length - 1)
-            self.target_passes += 1
+    def _verified(self, target: _Reader, lengths: Sequence[int], counts: Mapping[int, int]) -> dict[int, Tensor]:
+        """The target's logits (count + 1, vocab_size) of the token after each text and after each proposal."""
+        if target.has_states:
+            # What would be read anew after every refusal is read for good first, where it is much: by whole pieces, so
+            # that rows share the passes.
+            piece = self._draft_tokens + 1
+            left = [lengths[row] - read if row in counts else 0 for row, read in enumerate(target.read)]
+            target.read_to([read + max(0, left[row] - 1) // piece * piece for row, read in enumerate(target.read)])
         target.mark()
-        self.target_passes += 1
-        return target.logits(text, length + count)[-count - 1 :]
+        starts = target.read
+        logits = target.step(max(lengths[row] + count - starts[row] for row, count in counts.items()))
+        logits = torch.cat((target.last[:, None].to(logits.dtype), logits), 1)
+        return {row: logits[row, lengths[row] - starts[row] :][: count + 1] for row, count in counts.items()}
 
     def _step(self, logits: Tensor, wanted: Tensor, token: int) -> GeneratedStep:
         own = model_distribution(logits)
@@ -257,6 +323,21 @@ class Speculation:
             likeliest.indices[None],
             likeliest.values[None],
         )
+
+
+def _taken(wanted: Tensor, proposed: tuple[int, Tensor] | None, generator: torch.Generator) -> tuple[int, bool]:
+    """A token of the distribution ``wanted`` (vocab_size,), and whether it is the proposed one.
+
+    ``proposed`` is a token and the distribution that it was drawn from.
+    """
+    left = wanted
+    if proposed is not None:
+        token, distribution = proposed
+        # Taken with probability min(1, wanted / proposed).
+        if _number(generator) * float(distribution[token]) < float(wanted[token]):
+            return token, True
+        left = (wanted - distribution).clamp(min=0)
+    return _drawn(left if float(left.sum()) > 0 else wanted, generator), False
 
 
 def _number(generator: torch.Generator) -> float:

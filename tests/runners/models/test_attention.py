@@ -17,7 +17,7 @@ from planner.components.patterns import MaskPattern
 from planner.spec import AlibiPositions
 from runners.kernels.base import KernelUnsupported
 from runners.models import build
-from runners.models.attention import Attention, KeyValues
+from runners.models.attention import Attention
 from runners.models.context import BuildContext, Kernels
 from runners.models.latent_attention import LatentAttention
 from runners.models.scores import attend, linear_slopes
@@ -183,7 +183,7 @@ def test_shared_keys_and_values_are_those_of_the_earlier_layer(fields: dict[str,
     made = context(theta=100.0)
     first, second = module(owner, made, seed=1), module(reader, made, seed=3)
     x, y = torch.randn(2, 1, LENGTH, HIDDEN, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    shared: KeyValues = {}
+    shared: dict[Any, Any] = {}
     first(x, shared=shared)
     _, handed = reference(owner, made, arrays(first), x[0].numpy())
     expected, _ = reference(reader, made, arrays(second), y[0].numpy(), handed)

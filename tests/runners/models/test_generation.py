@@ -162,7 +162,7 @@ def test_tokens_come_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model reads the prompt for the first token, and one token for each after it."""
     model = build(parse_spec(SMALL))
     read: list[int] = []
-    model.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))
+    model.embed_tokens.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))
     steps = model.stream(prompts_of([3, 3], 20), 5)
     assert read == []
     next(steps)

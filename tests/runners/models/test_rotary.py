@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 
 from planner import InvalidSpec, parse_spec
 from planner.components.rotary import RotaryScaling
-from runners.models.rotary import Rotation, rotate, rotate_from
+from runners.models.places import Places
+from runners.models.rotary import Rotation, rotate, rotated
 
 ORIGINAL = 64
 
@@ -85,7 +86,7 @@ def test_a_rotation_multiplies_by_a_complex_number_and_the_factor() -> None:
     )
     rotation = Rotation(4, 100.0, scaling)
     x = torch.randn(1, 1, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    turned = rotate_from(x, 5, rotation, "eager")
+    turned = rotated(x, Places(5, x.shape[-2], x.device), rotation, "eager")
     speeds = rotation.frequencies(7, x.device, torch.float64).tolist()
     for row, position in enumerate((5, 6)):
         for pair in range(2):
@@ -104,9 +105,9 @@ def test_the_backward_pass_of_a_scaled_rotation_is_its_transpose() -> None:
     rotation = Rotation(4, 100.0, scaling)
     x = torch.randn(1, 1, 3, 6, dtype=torch.float64, requires_grad=True)
     assert rotation.attention_factor > 1.1
-    assert torch.autograd.gradcheck(lambda y: rotate_from(y, 2, rotation, "eager"), (x,))
+    assert torch.autograd.gradcheck(lambda y: rotated(y, Places(2, 3, y.device), rotation, "eager"), (x,))
     plain = rotate(x, *rotation.angles(2, 3, x))
-    torch.testing.assert_close(rotate_from(x, 2, rotation, "eager"), plain)
+    torch.testing.assert_close(rotated(x, Places(2, 3, x.device), rotation, "eager"), plain)
 
 
 def model(layers: list[dict[str, Any]], positions: dict[str, Any]) -> Any:
