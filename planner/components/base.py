@@ -191,10 +191,9 @@ class Component(Strict):
         """:meth:`saved_activations` of a block that tensor parallelism divides by heads, all but its input."""
         return split_by_heads(self.saved_activations(hidden_size, sequence_length, batch_size))
 
-    def summed_inside(self) -> Quantity:
-        """Elements a token that tensor-parallel ranks sum inside the block, once forward and once backward, beside
-        what it gives to the stream."""
-        return 0
+    def summed_inside(self) -> tuple[Quantity, Quantity]:
+        """Elements a token that tensor-parallel ranks sum inside the block, forward and backward, beside the stream."""
+        return 0, 0
 
     def made_by_heads(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity

@@ -12,7 +12,19 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from planner.components.base import CacheEntry, Component, Operation, SavedTensor, Tensor, linear, projection, refuse
+from planner.components.base import (
+    BackwardMoment,
+    CacheEntry,
+    Component,
+    Computation,
+    Operation,
+    SavedTensor,
+    Tensor,
+    linear,
+    projection,
+    refuse,
+    split_by_heads,
+)
 from planner.components.narrowing import eights, nearest_heads, stepped
 from planner.quantities import Quantity, ceiling_divide, smallest
 
@@ -36,6 +48,8 @@ class GatedLinearAttention(Component):
         "value_head_dim": "the ratio of all heads' channels to the hidden size is kept",
         "gate_rank": "shrinks with the size of a head",
     }
+
+    tensor_parallel: ClassVar[tuple[str, ...] | None] = ("num_heads",)
 
     kind: Literal["gated_linear_attention"] = "gated_linear_attention"
     num_heads: int = Field(gt=0)
@@ -77,14 +91,14 @@ class GatedLinearAttention(Component):
         return f"{self.num_heads:,} heads, keys {self.key_head_dim:,} and values {self.value_head_dim:,} wide"
 
     def tensors(self, hidden_size: Quantity) -> Iterator[Tensor]:
-        yield from linear("q_proj", self.component, self.key_size, hidden_size)
-        yield from linear("k_proj", self.component, self.key_size, hidden_size)
-        yield from linear("v_proj", self.component, self.value_size, hidden_size)
-        yield from linear("gate_proj", self.component, self.value_size, hidden_size)
+        yield from linear("q_proj", self.component, self.key_size, hidden_size, split="columns")
+        yield from linear("k_proj", self.component, self.key_size, hidden_size, split="columns")
+        yield from linear("v_proj", self.component, self.value_size, hidden_size, split="columns")
+        yield from linear("gate_proj", self.component, self.value_size, hidden_size, split="columns")
         yield from linear("decay_a_proj", self.component, self.gate_rank, hidden_size)
-        yield from linear("decay_b_proj", self.component, self.key_size, self.gate_rank, True)
+        yield from linear("decay_b_proj", self.component, self.key_size, self.gate_rank, True, "columns")
         yield Tensor("norm.weight", (self.value_head_dim,), self.component)
-        yield from linear("o_proj", self.component, hidden_size, self.value_size)
+        yield from linear("o_proj", self.component, hidden_size, self.value_size, split="rows")
 
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
@@ -127,6 +141,21 @@ class GatedLinearAttention(Component):
         yield SavedTensor("gate", values)
         yield SavedTensor("normalized output", values)
         yield SavedTensor("gated output", values)
+
+    def kept(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity, how: Computation
+    ) -> Iterator[SavedTensor]:
+        saved = self.saved_activations(hidden_size, sequence_length, batch_size)
+        return split_by_heads(saved, whole=("decays at low rank",))
+
+    def summed_inside(self) -> tuple[Quantity, Quantity]:
+        # Every rank has the low rank of the decays whole; its gradient comes from the heads of all.
+        return 0, self.gate_rank
+
+    def backward_moments(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[BackwardMoment]:
+        return self.made_by_heads(hidden_size, sequence_length, batch_size)
 
     def backward_working_set(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity

@@ -157,9 +157,9 @@ class KimiDeltaAttention(Component):
         saved = self.saved_activations(hidden_size, sequence_length, batch_size)
         return split_by_heads(saved, whole=("decays and gate at low rank",))
 
-    def summed_inside(self) -> Quantity:
-        # Every rank has the low rank of decays and of the gate whole, and sums the gradients of both backward alone.
-        return self.gate_rank
+    def summed_inside(self) -> tuple[Quantity, Quantity]:
+        # Every rank has the low rank of decays and of the gate whole; gradients come from the heads of all.
+        return 0, 2 * self.gate_rank
 
     def backward_moments(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity

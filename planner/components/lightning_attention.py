@@ -106,9 +106,9 @@ class LightningAttention(Component):
         saved = self.saved_activations(hidden_size, sequence_length, batch_size)
         return split_by_heads(saved, whole=("inverse deviations",))
 
-    def summed_inside(self) -> Quantity:
-        # The norm goes over all heads: its sum of squares, in fp32, is as much as two elements of 16 bits.
-        return 2
+    def summed_inside(self) -> tuple[Quantity, Quantity]:
+        # The norm goes over all heads: a sum in fp32 is as much as two elements of 16 bits.
+        return 2, 2
 
     def backward_moments(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity

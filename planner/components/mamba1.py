@@ -124,9 +124,9 @@ class Mamba1(Component):
         latent = "time step latent, B and C"
         return split_by_heads(saved, whole=(latent, f"normalized {latent}", "inverse deviations"))
 
-    def summed_inside(self) -> Quantity:
-        # Forward what x_proj gives, backward its gradient.
-        return self.time_step_rank + 2 * self.state_size
+    def summed_inside(self) -> tuple[Quantity, Quantity]:
+        given = self.time_step_rank + 2 * self.state_size  # by x_proj
+        return given, given
 
     def backward_moments(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity

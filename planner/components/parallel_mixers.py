@@ -21,6 +21,7 @@ from planner.components.base import (
     SavedTensor,
     Tensor,
     refuse,
+    split_by_heads,
 )
 from planner.components.dependence import PositionSet
 from planner.components.narrowing import Scale
@@ -121,14 +122,15 @@ class ParallelMixers(Component):
     def backward_working_set(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[SavedTensor]:
-        """One mixer's backward pass comes after the other's: the more of the two, in each type."""
-        sums: dict[str, list[Quantity]] = {}
+        """One mixer's backward pass comes after the other's: the more of the two, in each type and way of dividing."""
+        sums: dict[tuple[str, str], list[Quantity]] = {}
         for index, (_, part) in enumerate(self.parts()):
-            for made in part.backward_working_set(hidden_size, sequence_length, batch_size):
-                both = sums.setdefault(made.dtype_class, [0, 0])
+            made_by_part = part.backward_working_set(hidden_size, sequence_length, batch_size)
+            for made in made_by_part if part.tensor_parallel is None else split_by_heads(made_by_part):
+                both = sums.setdefault((made.dtype_class, made.split), [0, 0])
                 both[index] = both[index] + made.elements
-        for dtype_class, (first, second) in sums.items():
-            yield SavedTensor("made by the mixer that makes more", largest(first, second), dtype_class)
+        for (dtype_class, split), (first, second) in sums.items():
+            yield SavedTensor("made by the mixer that makes more", largest(first, second), dtype_class, split)
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         for _, part in self.parts():

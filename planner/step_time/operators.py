@@ -227,11 +227,10 @@ def _mixer(found: Pass, spec: ArchitectureSpec, mixer: Component, is_sequence: b
     _exchange(found, spec.hidden_size, experts, setting, products)
     if plan.tensor_parallel > 1:
         for _, part in mixer.parts():
-            inside = part.summed_inside()
-            if not (isinstance(inside, int) and inside == 0):
-                summed = all_reduce(setting.tensor_group, setting.width * setting.tokens * inside)
-                found.forward.add("tensor_parallel", summed)
-                found.backward.add("tensor_parallel", summed)
+            for seconds, inside in zip((found.forward, found.backward), part.summed_inside(), strict=True):
+                if not (isinstance(inside, int) and inside == 0):
+                    summed = all_reduce(setting.tensor_group, setting.width * setting.tokens * inside)
+                    seconds.add("tensor_parallel", summed)
     repeated = (experts is not None and "moe" in again) or (experts is None and not is_sequence and "mlp" in again)
     if repeated:
         for name, seconds in found.forward.parts.items():

@@ -168,6 +168,13 @@ DIVIDED: dict[str, tuple[dict[str, Any], int, int, int]] = {
         2 * 16 * H + 32,
         4 * 2 * 16,
     ),
+    "gated_linear_attention": (
+        {"num_heads": 8, "key_head_dim": 16, "value_head_dim": 32, "gate_rank": 16},
+        # Queries and keys; values, gate and output; decays from their rank.
+        2 * 128 * H + 3 * 256 * H + (16 + 1) * 128,
+        16 * H + 32,
+        4 * 16,
+    ),
     "rg_lru": (
         {"num_heads": 8, "head_dim": 32},
         # Both branches and the way out; filters; two gates of eight blocks; decays.
@@ -205,6 +212,22 @@ def test_linear_attention_and_scans_are_divided_by_heads_or_channels(kind: str) 
     with pytest.raises(PlannerError) as caught:
         estimate_training(odd, plan)
     assert caught.value.path == "tensor_parallel"
+
+
+def test_two_mixers_side_by_side_are_divided_each_in_its_way() -> None:
+    """What the backward pass makes beside the stream's gradient, of attention and a scan of as many channels."""
+    first = {"kind": "attention", "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 32}
+    second = {"kind": "rg_lru", "num_heads": 8, "head_dim": 32}
+    mixer = {"kind": "parallel_mixers", "first": first, "second": second}
+    spec = parse_spec({"vocab_size": 64, "hidden_size": H, "layer_groups": [{"layers": [{"sequence_mixer": mixer}]}]})
+    layer = spec.layer_groups[0].layers[0]
+    plan = TrainingPlan(precision="fp32", tensor_parallel=TP, sequence_length=S)
+    made = []
+    for each in (plan.model_copy(update={"tensor_parallel": 1}), plan):
+        (cost,) = layer_cost(spec, layer, each, division_of(each), shape_of(each, S, 1)).mixers
+        made.append(cost.steps[0].made)
+    whole = 4 * 2 * S * H  # gradients of the stream and of the input
+    assert made[1] - whole == (made[0] - whole) / TP
 
 
 def test_adafactor_divides_filters_and_blocks_whole() -> None:
