@@ -61,7 +61,7 @@ def _forward_blocks(width: int, dtype_bytes: int, architecture: int) -> tuple[in
     # sm_90, sm_100 and sm_103 multiply from shared memory; elsewhere (sm_120 too) the operands take registers.
     multiplies_from_shared_memory = 90 <= architecture < 120
     if dtype_bytes == 4:
-        queries, keys, warps = (32, 32, 8) if width <= 64 else (32, 16, 8) if width <= 128 else (16, 16, 4)
+        queries, keys, warps = (32, 32, 8) if width <= 64 else (16, 16, 8 if width <= 128 else 4)
     elif architecture == 90 and width <= 128:
         queries, keys, warps = 64, 64, 4  # the fastest of ten on an H200, by timings
     elif width <= 64:
@@ -70,13 +70,14 @@ def _forward_blocks(width: int, dtype_bytes: int, architecture: int) -> tuple[in
     elif width <= 128:
         queries, keys, warps = (64, 64, 8) if multiplies_from_shared_memory else (64, 32, 4)
     else:
-        queries, keys, warps = 64, 32, 8
+        # On sm_100, heads of 192 beside values of 128 spill with 32 keys.
+        queries, keys, warps = 64, 16 if 100 <= architecture < 120 else 32, 8
     return queries, keys, warps, 3 if architecture == 90 and dtype_bytes == 2 and width <= 128 else 2
 
 
 def _keys_blocks(width: int, dtype_bytes: int, architecture: int) -> tuple[int, int, int, int]:
     if dtype_bytes == 4:
-        return (32, 32, 8, 2) if width <= 64 else (16, 32, 8, 2) if width <= 128 else (16, 16, 8, 2)
+        return (32, 32, 8, 2) if width <= 64 else (16, 16, 8, 2)
     # Two running sums of (keys, width) take registers, so that few queries are read at a time.
     if width <= 64:
         return 32, 64 if 100 <= architecture < 120 else 128, 8, 2
