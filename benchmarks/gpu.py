@@ -30,9 +30,15 @@ _ATTENTION = {"kind": "attention", "num_attention_heads": 32, "num_key_value_hea
 DESIGNS: dict[str, list[dict[str, Any]]] = {
     "grouped queries": [{"sequence_mixer": _ATTENTION, "channel_mixer": _MLP}],
     "window of 1024": [{"sequence_mixer": {**_ATTENTION, "sliding_window": 1024}, "channel_mixer": _MLP}],
-    "blocks of 128, two back, one global": [
+    "blocks of 128: two back, one global, three random": [
         {
-            "sequence_mixer": {**_ATTENTION, "attention_chunk_size": 128, "previous_chunks": 2, "global_tokens": 128},
+            "sequence_mixer": {
+                **_ATTENTION,
+                "block_size": 128,
+                "block_offsets": [1, 2],
+                "random_blocks": 3,
+                "global_tokens": 128,
+            },
             "channel_mixer": _MLP,
         }
     ],

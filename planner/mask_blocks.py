@@ -11,10 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from planner.components.block_layout import BlockLayout
 from planner.components.patterns import MaskPattern
 
 Blocks = npt.NDArray[np.bool_]
 Positions = npt.NDArray[np.int64]
+CELLS_AT_A_TIME = 2**22
+"""Of a layout's own blocks, those that are looked at together."""
 Judged = tuple[Blocks, Blocks]
 """Blocks of which any pair is seen but for the order of the two, and those of which every pair is."""
 
@@ -58,8 +61,11 @@ def block_map(
     q0, q1 = _edges(first_query, length, block_size)
     k0, k1 = _edges(0, length, block_size if key_block_size is None else key_block_size)
     corners = q0[:, None], q1[:, None], k0[None, :], k1[None, :]
-    by_kind = _of_chunks if pattern.attention_chunk_size is not None else _of_distances
-    some, every = by_kind(pattern, *corners)
+    if pattern.layout is not None:
+        some, every = _of_layout(pattern.layout, *corners)
+    else:
+        by_kind = _of_chunks if pattern.attention_chunk_size is not None else _of_distances
+        some, every = by_kind(pattern, *corners)
     if pattern.global_tokens is not None:
         some = some | (corners[2] < pattern.global_tokens)
     _, last_query, first_key, last_key = corners
@@ -114,3 +120,29 @@ def _of_chunks(pattern: MaskPattern, q0: Positions, q1: Positions, k0: Positions
     ordinary = np.where(ordinary % chunk < begin, ordinary, (ordinary // chunk + 1) * chunk)
     every = (ordinary > k1) | (q1 // chunk - ordinary // chunk <= back) | np.bool_(begin == 0)
     return some, every
+
+
+def _of_layout(layout: BlockLayout, q0: Positions, q1: Positions, k0: Positions, k1: Positions) -> Judged:
+    """From how many of the layout's own blocks are seen of those that the corners stand in."""
+    size = layout.block_size
+    rows, columns = (q0 // size, q1 // size), (k0 // size, k1 // size)
+    # Keys behind the global ones: only they can be hidden.
+    ordinary = np.maximum(k0, layout.global_tokens)
+    ordinary_column = np.minimum(ordinary // size, columns[1])
+    first_row, num_rows = int(rows[0].min()), int(rows[1].max()) + 1
+    keys = np.arange(int(columns[1].max()) + 1, dtype=np.int64)[None, :]
+    # Seen blocks before an edge, summed over the rows before an edge: (edges of rows, edges of columns).
+    edges = [np.ravel(edge) for edge in (columns[0], columns[1] + 1, ordinary_column)]
+    sums = [np.zeros((num_rows - first_row + 1, len(edge)), dtype=np.int64) for edge in edges]
+    step = max(1, CELLS_AT_A_TIME // keys.size)
+    for begin in range(first_row, num_rows, step):
+        row = np.arange(begin, min(begin + step, num_rows), dtype=np.int64)[:, None]
+        seen = layout.sees_block(row, keys) & (keys <= row)
+        counted = np.pad(np.cumsum(seen, axis=1), ((0, 0), (1, 0)))
+        for total, edge in zip(sums, edges, strict=True):
+            total[begin - first_row + 1 : begin - first_row + 1 + len(row)] = counted[:, edge]
+    top, bottom = (np.ravel(edge) - first_row for edge in (rows[0], rows[1] + 1))
+    from_first, to_last, from_ordinary = ((total := np.cumsum(each, axis=0))[bottom] - total[top] for each in sums)
+    area = (rows[1] - rows[0] + 1) * (columns[1] - ordinary_column + 1)
+    every = (to_last - from_ordinary == area) | (ordinary > k1)
+    return to_last > from_first, every

@@ -162,7 +162,8 @@ def widest_part(spec: ArchitectureSpec) -> int:
             if isinstance(part, Attention):
                 window = (part.sliding_window or 0) * (part.dilation or 1)
                 chunks = (part.attention_chunk_size or 0) * (1 + (part.previous_chunks or 0))
-                widest = max(widest, window, chunks, part.stride or 0)
+                blocks = (part.block_size or 0) * (1 + max(part.block_offsets or (0,)))
+                widest = max(widest, window, chunks, part.stride or 0, blocks)
     return widest
 
 

@@ -35,7 +35,7 @@ class FieldView:
     name: str
     label: str
     help: str
-    kind: Literal["integer", "number", "flag", "choice"]
+    kind: Literal["integer", "integers", "number", "flag", "choice"]
     optional: bool
     choices: tuple[str, ...] = ()
     required: bool = False
@@ -44,14 +44,14 @@ class FieldView:
 
 @cache
 def fields_of(model: type[BaseModel]) -> tuple[FieldView, ...]:
-    """The fields of a model that a form can show: numbers, flags and choices, in their order."""
+    """The fields of a model that a form can show: numbers and rows of them, flags and choices, in their order."""
     comments = _attribute_docstrings(model)
     views = []
     for name, info in model.model_fields.items():
         if name == "kind":
             continue
         annotation, optional = _unwrapped(info.annotation)
-        kind: Literal["integer", "number", "flag", "choice"]
+        kind: Literal["integer", "integers", "number", "flag", "choice"]
         choices: tuple[str, ...] = ()
         if get_origin(annotation) is Literal:
             kind, choices = "choice", tuple(str(choice) for choice in get_args(annotation))
@@ -61,6 +61,8 @@ def fields_of(model: type[BaseModel]) -> tuple[FieldView, ...]:
             kind = "integer"
         elif annotation is float:
             kind = "number"
+        elif get_origin(annotation) is tuple and _unwrapped(get_args(annotation)[0])[0] is int:
+            kind = "integers"
         else:
             continue
         required = info.is_required()
@@ -117,16 +119,27 @@ def text_of(value: Any) -> str:
     """A value as a field shows it."""
     if value is None:
         return ""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
     if isinstance(value, float):
         return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def value_of(view: FieldView, text: str) -> Any:
-    """The number that a person wrote, its digits grouped or not; what is none stays text, for the model to judge."""
+    """The number that a person wrote, its digits grouped or not; what is none stays text, for the model to judge.
+
+    Numbers of a row are parted by commas or blanks.
+    """
     plain = text.strip()
     if view.optional and plain.lower() in NOTHING:
         return None
+    if view.kind == "integers":
+        return tuple(_number(each) for each in plain.replace(",", " ").split())
+    return _number(plain)
+
+
+def _number(plain: str) -> Any:
     digits = plain.replace(",", "").replace("_", "").replace(" ", "")
     for read in (int, float):
         try:
@@ -255,13 +268,13 @@ def _taken(view: FieldView, form: Form, key: str, shown: Any) -> None:
     entered = st.session_state[key]
     if entered == shown:
         return
-    if view.kind in ("integer", "number"):
+    if view.kind in ("integer", "integers", "number"):
         value = value_of(view, entered)
     elif view.kind == "choice":
         value = None if view.optional and entered == "none" else entered
     else:
         value = entered
-    if take(form, {view.name: value}) and view.kind in ("integer", "number"):
+    if take(form, {view.name: value}) and view.kind in ("integer", "integers", "number"):
         _normalize(view, value, key)
 
 
@@ -276,7 +289,8 @@ def take(form: Form, changes: Mapping[str, Any]) -> bool:
     except PlannerError as error:
         form.typed.update(waiting)
         for problem in error.problems:
-            name = problem.path.rsplit(".", 1)[-1] if problem.path else next(iter(changes))
+            # An entry of a row is shown at the row.
+            name = problem.path.rsplit(".", 1)[-1].partition("[")[0] if problem.path else next(iter(changes))
             form.problems.setdefault(name, problem)
         return False
     form.typed.clear()
@@ -285,8 +299,8 @@ def take(form: Form, changes: Mapping[str, Any]) -> bool:
 
 def _normalize(view: FieldView, value: Any, key: str) -> None:
     """Show an accepted number the way all numbers are shown."""
-    if value is None:
-        st.session_state[key] = ""
+    if value is None or isinstance(value, tuple):
+        st.session_state[key] = text_of(value)
     else:
         number = float(value)
         st.session_state[key] = text_of(int(value) if view.kind == "integer" else number)

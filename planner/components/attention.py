@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -27,7 +27,7 @@ from planner.components.base import (
     projection,
     refuse,
 )
-from planner.components.dependence import PositionSet, chunk_before, everything_before, window_before
+from planner.components.dependence import PositionSet, blocks_before, chunk_before, everything_before, window_before
 from planner.components.narrowing import Scale, nearest_heads, stepped
 from planner.components.patterns import MaskPattern
 from planner.components.rotary import RotaryScaling, check_rotation
@@ -77,6 +77,8 @@ class Attention(Component):
         "chunk_summaries": "u",
         "global_tokens": "g",
         "stride": "s",
+        "block_size": "b",
+        "random_blocks": "z",
     }
     reasons: ClassVar[dict[str, str]] = {
         "num_attention_heads": "query heads a KV head are kept",
@@ -88,6 +90,7 @@ class Attention(Component):
         "chunk_summaries": "the summaries' share of a chunk is kept",
         "global_tokens": "the global tokens' share of the context is kept, at least 8",
         "stride": "the stride's share of the context is kept, at least 8",
+        "block_size": "the block's share of the context is kept, at least 8",
         "rope_share": "the nearest share that rotates an even number of channels",
         "short_factor": "as many as there are pairs of rotated channels",
         "long_factor": "as many as there are pairs of rotated channels",
@@ -119,6 +122,16 @@ class Attention(Component):
     """The first positions of the sequence, so many, are seen by all later queries (Longformer, StreamingLLM)."""
     stride: int | None = Field(default=None, gt=1)
     """A query sees the keys at multiples of this distance too (strided attention of Sparse Transformers)."""
+    block_size: int | None = Field(default=None, gt=0)
+    """The sequence is cut into blocks of as many positions, and a query sees its own block and others that the next
+    fields name."""
+    block_offsets: tuple[Annotated[int, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
+    """Earlier blocks that a query sees, as distances from its own in blocks: 1 is the one before it."""
+    random_blocks: int | None = Field(default=None, gt=0)
+    """Earlier blocks, so many, that are drawn for each block of queries among those that it does not see anyway
+    (BigBird)."""
+    random_seed: int | None = Field(default=None, ge=0, lt=2**31)
+    """Another number draws other random blocks; absent: 0."""
     shares_key_values: bool = False
     """No keys and values of its own: those of the nearest earlier attention layer that has some and the same
     mask."""
@@ -194,6 +207,7 @@ class Attention(Component):
                 "Remove sliding_window or attention_chunk_size.",
                 "window_and_chunk",
             )
+        self._check_blocks()
         for field in ("previous_chunks", "chunk_summaries"):
             if getattr(self, field) is not None and self.attention_chunk_size is None:
                 refuse(field, "There are no chunks.", f"Set attention_chunk_size, or remove {field}.", "no_chunks")
@@ -216,8 +230,31 @@ class Attention(Component):
             refuse(
                 "global_tokens",
                 "Every query sees all before it, so that no token is more global than others.",
-                "Set sliding_window, attention_chunk_size or stride, or remove global_tokens.",
+                "Set sliding_window, attention_chunk_size, stride or block_size, or remove global_tokens.",
                 "nothing_hidden",
+            )
+
+    def _check_blocks(self) -> None:
+        for field in ("block_offsets", "random_blocks"):
+            if getattr(self, field) is not None and self.block_size is None:
+                refuse(field, "There are no blocks.", f"Set block_size, or remove {field}.", "no_blocks")
+        if self.random_seed is not None and self.random_blocks is None:
+            refuse("random_seed", "Nothing is drawn.", "Set random_blocks, or remove random_seed.", "no_random_blocks")
+        for field in ("sliding_window", "attention_chunk_size", "stride"):
+            if self.block_size is not None and getattr(self, field) is not None:
+                refuse(
+                    "block_size",
+                    f"A layer that sees blocks sees nothing else but global tokens, and this one has {field}.",
+                    f"Remove block_size or {field}; block_offsets names blocks before a query's own.",
+                    "blocks_beside_others",
+                )
+        offsets = self.block_offsets or ()
+        if list(offsets) != sorted(set(offsets)):
+            refuse(
+                "block_offsets",
+                "The distances are not in rising order, each once.",
+                f"Write {', '.join(map(str, sorted(set(offsets))))}.",
+                "offsets_not_rising",
             )
 
     def _check_query_key_norm(self) -> None:
@@ -285,7 +322,7 @@ class Attention(Component):
         }
         if self.value_head_dim is not None:
             changed["value_head_dim"] = stepped(self.value_head_dim, shrunk)
-        for field in ("sliding_window", "attention_chunk_size", "global_tokens", "stride"):
+        for field in ("sliding_window", "attention_chunk_size", "global_tokens", "stride", "block_size"):
             if getattr(self, field) is not None:
                 changed[field] = scale.window_of(getattr(self, field))
         if self.chunk_summaries is not None and self.attention_chunk_size is not None:
@@ -319,12 +356,16 @@ class Attention(Component):
             chunk_summaries=self.chunk_summaries,
             global_tokens=self.global_tokens,
             stride=self.stride,
+            block_size=self.block_size,
+            block_offsets=self.block_offsets,
+            random_blocks=self.random_blocks,
+            random_seed=self.random_seed,
         )
 
     @property
     def sees_a_part(self) -> bool:
-        """Whether a window, chunks or a stride hide earlier keys."""
-        return self.sliding_window is not None or self.attention_chunk_size is not None or self.stride is not None
+        """Whether a window, chunks, a stride or blocks hide earlier keys."""
+        return not self.pattern.is_causal
 
     @property
     def recomputes_scores(self) -> bool:
@@ -491,6 +532,9 @@ class Attention(Component):
             seen = seen | chunk_before(chosen, self.attention_chunk_size, self.previous_chunks or 0)
         if self.stride is not None:
             seen = seen | window_before(chosen, len(chosen), self.stride)
+        layout = self.pattern.layout
+        if layout is not None:
+            seen = seen | chunk_before(chosen, layout.block_size) | blocks_before(chosen, layout)
         return seen | (everything_before(chosen) & self.pattern.remembers(np.arange(len(chosen))))
 
 

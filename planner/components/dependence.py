@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from planner.components.block_layout import BlockLayout
+
 PositionSet = npt.NDArray[np.bool_]
 """(sequence_length,): whether each position is in the set."""
 
@@ -47,3 +49,16 @@ def chunk_before(chosen: PositionSet, chunk: int, previous: int = 0) -> Position
     following = np.append(held[1:], np.False_)
     seen: PositionSet = own | window_before(following, previous).reshape(-1, 1)
     return seen.reshape(-1)[:length]
+
+
+def blocks_before(chosen: PositionSet, layout: BlockLayout) -> PositionSet:
+    """The positions of the earlier blocks that a layout shows to the blocks of the chosen ones."""
+    length, size = len(chosen), layout.block_size
+    blocks = -(-length // size)
+    places = np.unique(np.flatnonzero(chosen) // size)
+    seen = np.zeros(blocks, dtype=np.bool_)
+    # Some rows of the square of blocks at a time, so that a long sequence of small blocks does not need all of it.
+    for rows in np.array_split(places, 1 + len(places) * blocks // 2**22):
+        keys = np.arange(blocks)[None, :]
+        seen |= (layout.sees_block(rows[:, None], keys) & (keys < rows[:, None])).any(axis=0)
+    return np.repeat(seen, size)[:length]

@@ -2,7 +2,8 @@
 
 A pattern is what is near, and what every query sees beside it. Near is everything before (no field set), a sliding or
 dilated window (Beltagy et al. 2020, arXiv:2004.05150), or a chunk with some chunks before it (Llama 4; blocks of the
-sequence in BigBird, Zaheer et al. 2020, arXiv:2007.14062). Beside it stand global tokens, which are the first of the
+sequence in BigBird, Zaheer et al. 2020, arXiv:2007.14062), or a block with others that are named or drawn
+(:mod:`planner.components.block_layout`). Beside it stand global tokens, which are the first of the
 sequence (Longformer and BigBird; attention sinks in Xiao et al. 2023, arXiv:2309.17453), keys at whole strides, and the
 last positions of every chunk: the strided and the fixed pattern of Sparse Transformers (Child et al. 2019,
 arXiv:1904.10509, section 4.3).
@@ -16,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from planner.components.block_layout import BlockLayout
 from planner.quantities import Quantity, ceiling_divide, exact_divide, floor_divide, largest, smallest
 
 
@@ -30,16 +32,31 @@ class MaskPattern:
     chunk_summaries: Quantity | None = None
     global_tokens: Quantity | None = None
     stride: Quantity | None = None
+    block_size: Quantity | None = None
+    block_offsets: tuple[int, ...] | None = None
+    random_blocks: Quantity | None = None
+    random_seed: int | None = None
+
+    @property
+    def layout(self) -> BlockLayout | None:
+        """The blocks that are seen; ``None`` where the sequence is not cut into such blocks."""
+        if self.block_size is None:
+            return None
+        seed = 0 if self.random_seed is None else self.random_seed
+        return BlockLayout(
+            self.block_size, self.block_offsets or (), self.random_blocks, seed, _size(self.global_tokens)
+        )
 
     @property
     def is_causal(self) -> bool:
         """Whether a query sees every key before it."""
-        return self.sliding_window is None and self.attention_chunk_size is None and self.stride is None
+        hiding = self.sliding_window, self.attention_chunk_size, self.stride, self.block_size
+        return all(each is None for each in hiding)
 
     @property
     def is_window(self) -> bool:
         """Whether a query sees its nearest keys and no other."""
-        others = self.dilation, self.attention_chunk_size, self.global_tokens, self.stride
+        others = self.dilation, self.attention_chunk_size, self.global_tokens, self.stride, self.block_size
         return self.sliding_window is not None and all(other is None for other in others)
 
     def sees(self, query: Any, key: Any) -> Any:
@@ -54,6 +71,8 @@ class MaskPattern:
         return seen & (query >= key)
 
     def _is_near(self, query: Any, key: Any) -> Any:
+        if self.layout is not None:
+            return self.layout.sees(query, key)
         if self.attention_chunk_size is not None:
             chunks = query // self.attention_chunk_size - key // self.attention_chunk_size
             return chunks <= _size(self.previous_chunks)
@@ -72,6 +91,8 @@ class MaskPattern:
             return self._pairs_of_chunks(length)
         # Every query sees the global keys before it; among the others the pattern begins anew.
         first = smallest(_size(self.global_tokens), length)
+        if self.layout is not None:
+            return _at_steps(length, 1, first) + self.layout.pairs(length)
         return _at_steps(length, 1, first) + self._pairs_by_distance(length - first)
 
     def _pairs_by_distance(self, length: Quantity) -> Quantity:
@@ -112,8 +133,10 @@ class MaskPattern:
     def recent(self) -> Quantity | None:
         """Latest positions within which all is kept while generating; ``None``: however far back."""
         chunk, window = self.attention_chunk_size, self.sliding_window
-        if self.stride is not None:
+        if self.stride is not None or self.random_blocks is not None:
             return None
+        if self.layout is not None:
+            return (1 + max(self.layout.offsets, default=0)) * self.layout.block_size
         if chunk is not None:
             return (_size(self.previous_chunks) + 1) * chunk
         return window if window is None or self.dilation is None else (window - 1) * self.dilation + 1
@@ -177,6 +200,12 @@ class MaskPattern:
             parts.append(f"{'dilated window' if self.dilation is not None else 'window'} {self.sliding_window:,}")
         if self.stride is not None:
             parts.append(f"stride {self.stride:,}")
+        if self.block_size is not None:
+            parts.append(f"blocks of {self.block_size:,}")
+            if self.block_offsets is not None:
+                parts.append(f"offsets {' '.join(map(str, self.block_offsets))}")
+            if self.random_blocks is not None:
+                parts.append(f"{self.random_blocks:,} random")
         if self.global_tokens is not None:
             parts.append(f"{self.global_tokens:,} global")
         return ", ".join(parts)

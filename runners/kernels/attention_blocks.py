@@ -10,11 +10,15 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from planner.components.patterns import MaskPattern
 from planner.mask_blocks import block_map
+
+LARGEST_TILE = 256
+"""Positions of a tile, at most."""
 
 
 class Places(NamedTuple):
@@ -59,6 +63,30 @@ def _exact(pattern: MaskPattern, tiles: Tiles, by_keys: bool, device: torch.devi
     blocks, counts = _listed(*_turned(some, every, tiles, by_keys))
     most = int(counts[..., 1].max())
     return Visits(blocks[..., :most].contiguous().to(device), counts.to(device))
+
+
+def blocks_seen(pattern: MaskPattern) -> int:
+    """Earlier blocks that a block sees, at most, where the sequence is cut into blocks."""
+    layout = pattern.layout
+    return 0 if layout is None else len(layout.offsets) + (layout.random_blocks or 0)
+
+
+@functools.lru_cache(maxsize=64)
+def block_table(pattern: MaskPattern, length: int, device: torch.device) -> Tensor:
+    """(blocks, ``blocks_seen``) of int32: the distances of the earlier blocks that each block sees, and −1 behind them.
+
+    One row where all blocks see alike; else there are rows behind the sequence, which the last tile may reach into.
+    """
+    layout, width = pattern.layout, blocks_seen(pattern)
+    assert layout is not None
+    if not layout.random_blocks:
+        return torch.tensor([layout.offsets], dtype=torch.int32, device=device)
+    table = np.full((-(-(length + LARGEST_TILE) // layout.block_size), width), -1, dtype=np.int32)
+    for block in range(-(-length // layout.block_size)):
+        keys = np.arange(block)
+        distances = block - keys[layout.sees_block(np.int64(block), keys)]
+        table[block, : len(distances)] = distances
+    return torch.from_numpy(table).to(device)
 
 
 def _turned(some: Tensor, every: Tensor, tiles: Tiles, by_keys: bool) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ the log-sum-exp that the forward pass saved (algorithm 2 there), by two kernels,
 programs: one goes over tiles of queries for a block of keys, the other over blocks of keys for a tile of queries.
 
 Which blocks are visited is listed by :mod:`runners.kernels.attention_blocks`; only those that the mask cuts pay for
-masking. Logarithms are to base 2. ``PATTERN`` holds the fields of :class:`planner.components.patterns.MaskPattern`.
+masking. Logarithms are to base 2. ``PATTERN`` holds the fields of :class:`planner.components.patterns.MaskPattern`, and
+``table`` the distances of earlier blocks that each block sees, where the sequence is cut into blocks.
 """
 
 from __future__ import annotations
@@ -15,10 +16,16 @@ from runners.kernels.base import jit, tl
 
 
 @jit
-def _sees(rows, columns, PATTERN: tl.constexpr):
+def _sees(rows, columns, table, PATTERN: tl.constexpr):
     """Which keys at ``columns`` the queries at ``rows`` see; positions of shapes that go together."""
     distance = rows - columns
-    if PATTERN[2] is not None:
+    if PATTERN[7] is not None:
+        block = rows // PATTERN[7]
+        apart = block - columns // PATTERN[7]
+        seen = apart == 0
+        for index in tl.static_range(PATTERN[8]):
+            seen = seen | (apart == tl.load(table + block * PATTERN[9] + index))
+    elif PATTERN[2] is not None:
         seen = rows // PATTERN[2] - columns // PATTERN[2] <= PATTERN[3]
         if PATTERN[4] is not None:
             seen = seen | (columns % PATTERN[2] >= PATTERN[2] - PATTERN[4])
@@ -76,7 +83,7 @@ def _store(pointer, first, row_stride, offsets, channels, limit, values, SIZE: t
 @jit
 def _attend_blocks(
     accumulator, maximum, total, queries, rows, row_documents, key_base, value_base, key_stride, value_stride,
-    positions, documents, blocks, start, stop, key_length, scale_log2,
+    positions, documents, table, blocks, start, stop, key_length, scale_log2,
     MASKED: tl.constexpr, PATTERN: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_HEAD_DIM: tl.constexpr,
     BLOCK_HEAD: tl.constexpr, BLOCK_VALUE: tl.constexpr, BLOCK_KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -91,7 +98,7 @@ def _attend_blocks(
         if MASKED:
             indices = first + offsets_n
             columns, column_documents = _placed(indices, key_length, positions, documents)
-            seen = _sees(rows[:, None], columns[None, :], PATTERN) & (indices < key_length)[None, :]
+            seen = _sees(rows[:, None], columns[None, :], table, PATTERN) & (indices < key_length)[None, :]
             if documents is not None:
                 seen = seen & (row_documents[:, None] == column_documents[None, :])
             scores = tl.where(seen, scores, -float("inf"))
@@ -114,7 +121,7 @@ def _attend_blocks(
 
 @jit
 def forward(
-    q, k, v, output, logarithms, sinks, positions, documents, blocks, counts,
+    q, k, v, output, logarithms, sinks, positions, documents, table, blocks, counts,
     q_batch_stride, q_head_stride, q_row_stride,
     k_batch_stride, k_head_stride, k_row_stride,
     v_batch_stride, v_head_stride, v_row_stride,
@@ -159,12 +166,12 @@ def forward(
     visited = tl.load(counts + 2 * listed + 1)
     accumulator, maximum, total = _attend_blocks(
         accumulator, maximum, total, queries, rows, row_documents, key_base, value_base, k_row_stride, v_row_stride,
-        positions, documents, blocks, 0, whole, key_length, scale_log2,
+        positions, documents, table, blocks, 0, whole, key_length, scale_log2,
         False, PATTERN, HEAD_DIM, VALUE_HEAD_DIM, BLOCK_HEAD, BLOCK_VALUE, BLOCK_KEYS, PRECISION,
     )  # fmt: skip
     accumulator, maximum, total = _attend_blocks(
         accumulator, maximum, total, queries, rows, row_documents, key_base, value_base, k_row_stride, v_row_stride,
-        positions, documents, blocks, whole, visited, key_length, scale_log2,
+        positions, documents, table, blocks, whole, visited, key_length, scale_log2,
         True, PATTERN, HEAD_DIM, VALUE_HEAD_DIM, BLOCK_HEAD, BLOCK_VALUE, BLOCK_KEYS, PRECISION,
     )  # fmt: skip
     _store(
@@ -211,7 +218,8 @@ def weighted_gradients(
 @jit
 def _gather_queries(
     to_keys, to_values, keys, values, columns, column_documents, query_base, gradient_base, query_stride,
-    gradient_stride, logarithms, means, positions, documents, blocks, start, stop, query_length, key_length, scale_log2,
+    gradient_stride, logarithms, means, positions, documents, table, blocks, start, stop,
+    query_length, key_length, scale_log2,
     MASKED: tl.constexpr, PATTERN: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_HEAD_DIM: tl.constexpr,
     BLOCK_HEAD: tl.constexpr, BLOCK_VALUE: tl.constexpr, BLOCK_QUERIES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -239,7 +247,7 @@ def _gather_queries(
         if MASKED:
             indices = key_length - query_length + first + offsets_m
             rows, row_documents = _placed(indices, key_length, positions, documents)
-            seen = _sees(rows[None, :], columns[:, None], PATTERN) & present[None, :]
+            seen = _sees(rows[None, :], columns[:, None], table, PATTERN) & present[None, :]
             if documents is not None:
                 seen = seen & (row_documents[None, :] == column_documents[:, None])
             weights = tl.where(seen, weights, 0.0)
@@ -256,7 +264,7 @@ def _gather_queries(
 
 @jit
 def backward_keys(
-    q, k, v, gradient, logarithms, means, to_k, to_v, positions, documents, blocks, counts,
+    q, k, v, gradient, logarithms, means, to_k, to_v, positions, documents, table, blocks, counts,
     q_batch_stride, q_head_stride, q_row_stride,
     k_batch_stride, k_head_stride, k_row_stride,
     v_batch_stride, v_head_stride, v_row_stride,
@@ -304,14 +312,14 @@ def backward_keys(
         gradient_base = gradient + batch * g_batch_stride + head * g_head_stride
         to_keys, to_values = _gather_queries(
             to_keys, to_values, keys, values, columns, column_documents, query_base, gradient_base, q_row_stride,
-            g_row_stride, logarithms + row, means + row, positions, documents, blocks, 0, whole, query_length,
-            key_length, scale_log2,
+            g_row_stride, logarithms + row, means + row, positions, documents, table, blocks, 0, whole,
+            query_length, key_length, scale_log2,
             False, PATTERN, HEAD_DIM, VALUE_HEAD_DIM, BLOCK_HEAD, BLOCK_VALUE, BLOCK_QUERIES, PRECISION,
         )  # fmt: skip
         to_keys, to_values = _gather_queries(
             to_keys, to_values, keys, values, columns, column_documents, query_base, gradient_base, q_row_stride,
-            g_row_stride, logarithms + row, means + row, positions, documents, blocks, whole, visited, query_length,
-            key_length, scale_log2,
+            g_row_stride, logarithms + row, means + row, positions, documents, table, blocks, whole, visited,
+            query_length, key_length, scale_log2,
             True, PATTERN, HEAD_DIM, VALUE_HEAD_DIM, BLOCK_HEAD, BLOCK_VALUE, BLOCK_QUERIES, PRECISION,
         )  # fmt: skip
     _store(
@@ -327,7 +335,7 @@ def backward_keys(
 @jit
 def _gather_keys(
     to_queries, queries, arriving, logarithm, mean, rows, row_documents, key_base, value_base, key_stride, value_stride,
-    positions, documents, blocks, start, stop, key_length, scale_log2,
+    positions, documents, table, blocks, start, stop, key_length, scale_log2,
     MASKED: tl.constexpr, PATTERN: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_HEAD_DIM: tl.constexpr,
     BLOCK_HEAD: tl.constexpr, BLOCK_VALUE: tl.constexpr, BLOCK_KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -343,7 +351,7 @@ def _gather_keys(
         if MASKED:
             indices = first + offsets_n
             columns, column_documents = _placed(indices, key_length, positions, documents)
-            seen = _sees(rows[:, None], columns[None, :], PATTERN) & (indices < key_length)[None, :]
+            seen = _sees(rows[:, None], columns[None, :], table, PATTERN) & (indices < key_length)[None, :]
             if documents is not None:
                 seen = seen & (row_documents[:, None] == column_documents[None, :])
             weights = tl.where(seen, weights, 0.0)
@@ -358,7 +366,7 @@ def _gather_keys(
 
 @jit
 def backward_queries(
-    q, k, v, gradient, logarithms, means, to_q, positions, documents, blocks, counts,
+    q, k, v, gradient, logarithms, means, to_q, positions, documents, table, blocks, counts,
     q_batch_stride, q_head_stride, q_row_stride,
     k_batch_stride, k_head_stride, k_row_stride,
     v_batch_stride, v_head_stride, v_row_stride,
@@ -404,12 +412,12 @@ def backward_queries(
     visited = tl.load(counts + 2 * listed + 1)
     to_queries = _gather_keys(
         to_queries, queries, arriving, logarithm, mean, rows, row_documents, key_base, value_base, k_row_stride,
-        v_row_stride, positions, documents, blocks, 0, whole, key_length, scale_log2,
+        v_row_stride, positions, documents, table, blocks, 0, whole, key_length, scale_log2,
         False, PATTERN, HEAD_DIM, VALUE_HEAD_DIM, BLOCK_HEAD, BLOCK_VALUE, BLOCK_KEYS, PRECISION,
     )  # fmt: skip
     to_queries = _gather_keys(
         to_queries, queries, arriving, logarithm, mean, rows, row_documents, key_base, value_base, k_row_stride,
-        v_row_stride, positions, documents, blocks, whole, visited, key_length, scale_log2,
+        v_row_stride, positions, documents, table, blocks, whole, visited, key_length, scale_log2,
         True, PATTERN, HEAD_DIM, VALUE_HEAD_DIM, BLOCK_HEAD, BLOCK_VALUE, BLOCK_KEYS, PRECISION,
     )  # fmt: skip
     _store(

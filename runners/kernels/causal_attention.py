@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from planner.components.patterns import CAUSAL, MaskPattern
-from runners.kernels.attention_blocks import Places, Tiles, Visits, visits
+from runners.kernels.attention_blocks import Places, Tiles, Visits, block_table, blocks_seen, visits
 from runners.kernels.attention_passes import backward_keys, backward_queries, forward, weighted_gradients
 from runners.kernels.base import (
     TRITON_DTYPES,
@@ -48,8 +48,11 @@ def launch_for(function: str, head_dim: int, value_head_dim: int, dtype_bytes: i
     width = max(next_power_of_two(head_dim), next_power_of_two(value_head_dim), 16)
     if function == "weighted_gradients":
         return Launch({"BLOCK_QUERIES": 64 if width <= 64 else 4096 // width}, 4)
-    pick = {"forward": _forward_blocks, "backward_keys": _keys_blocks, "backward_queries": _queries_blocks}
-    queries, keys, warps, stages = pick[function](width, dtype_bytes, architecture)
+    if function == "forward":
+        queries, keys, warps, stages = _forward_blocks(width, dtype_bytes, architecture, value_head_dim <= 128)
+    else:
+        pick = _keys_blocks if function == "backward_keys" else _queries_blocks
+        queries, keys, warps, stages = pick(width, dtype_bytes, architecture)
     while stages > 1 and _shared_bytes(queries, keys, width, dtype_bytes, stages) > shared_memory_limit_bytes(
         architecture
     ):
@@ -57,7 +60,7 @@ def launch_for(function: str, head_dim: int, value_head_dim: int, dtype_bytes: i
     return Launch({"BLOCK_QUERIES": queries, "BLOCK_KEYS": keys}, warps, stages)
 
 
-def _forward_blocks(width: int, dtype_bytes: int, architecture: int) -> tuple[int, int, int, int]:
+def _forward_blocks(width: int, dtype_bytes: int, architecture: int, narrow_values: bool) -> tuple[int, int, int, int]:
     # sm_90, sm_100 and sm_103 multiply from shared memory; elsewhere (sm_120 too) the operands take registers.
     multiplies_from_shared_memory = 90 <= architecture < 120
     if dtype_bytes == 4:
@@ -70,8 +73,8 @@ def _forward_blocks(width: int, dtype_bytes: int, architecture: int) -> tuple[in
     elif width <= 128:
         queries, keys, warps = (64, 64, 8) if multiplies_from_shared_memory else (64, 32, 4)
     else:
-        # On sm_100, heads of 192 beside values of 128 spill with 32 keys.
-        queries, keys, warps = 64, 16 if 100 <= architecture < 120 else 32, 8
+        # On sm_100, heads of 192 beside values of 128 spill with eight warps, and those of 256 on both sides with four.
+        queries, keys, warps = 64, 32, 4 if 100 <= architecture < 120 and narrow_values else 8
     return queries, keys, warps, 3 if architecture == 90 and dtype_bytes == 2 and width <= 128 else 2
 
 
@@ -113,7 +116,7 @@ def refused(
         return obstacle
     for field in MaskPattern.__dataclass_fields__:
         size = getattr(pattern, field)
-        if size is not None and size < 1:
+        if field not in ("block_offsets", "random_seed") and size is not None and size < 1:
             return f"{field} is {size}, and no mask has less than 1"
     if max(q.shape[-1], v.shape[-1]) > LARGEST_HEAD_DIM:
         return f"heads of {max(q.shape[-1], v.shape[-1])} channels are wider than {LARGEST_HEAD_DIM}"
@@ -130,6 +133,8 @@ def refused(
     for part in places or ():
         if part is not None and tuple(part.shape) not in ((1, k.shape[2]), (k.shape[0], k.shape[2])):
             return f"places of shape {tuple(part.shape)} are not those of {k.shape[2]} keys"
+    if pattern.random_blocks is not None and places is not None and places.documents is None:
+        return "blocks that are drawn are those of positions without gaps"
     if any(part.device != q.device for part in others):
         return "sinks and places are not on the device of the queries"
     return None
@@ -211,9 +216,10 @@ class _Case(NamedTuple):
         places_stride = 0 if self.places is None or self.places.positions.shape[0] == 1 else k.shape[2]
         return lists, rows, (places_stride, 0 if lists.blocks.shape[0] == 1 else rows, most)
 
-    @property
-    def where(self) -> tuple[Tensor | None, Tensor | None]:
-        return (None, None) if self.places is None else (self.places.positions, self.places.documents)
+    def where(self, k: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Positions, documents, and the table of blocks that see others."""
+        table = block_table(self.pattern, k.shape[2], k.device) if blocks_seen(self.pattern) else None
+        return (None, None, table) if self.places is None else (*self.places, table)
 
 
 def _constants(
@@ -229,6 +235,9 @@ def _constants(
             pattern.chunk_summaries,
             pattern.global_tokens,
             pattern.stride,
+            pattern.block_size,
+            blocks_seen(pattern),
+            blocks_seen(pattern) if pattern.random_blocks else 0,
         ),
         "HEAD_DIM": head_dim,
         "VALUE_HEAD_DIM": value_head_dim,
@@ -255,7 +264,7 @@ class _CausalAttention(torch.autograd.Function):
         launch = launch_for("forward", head_dim, v.shape[-1], q.element_size(), architecture_of(q.device))
         lists, tiles, strides = case.listed(q, k, launch)
         forward[(tiles * batch * heads,)](
-            q, k, v, output, logarithms, sinks, *case.where, *lists,
+            q, k, v, output, logarithms, sinks, *case.where(k), *lists,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *output.stride()[:3],
             *strides, heads, queries, k.shape[2], case.scale * LOG2_E,
             **case.constants(q, k, v), **launch.blocks, **launch.options(),
@@ -282,7 +291,7 @@ class _CausalAttention(torch.autograd.Function):
         launch = launch_for("backward_keys", *sizes)
         lists, tiles, further = case.listed(q, k, launch, by_keys=True)
         backward_keys[(tiles * batch * k.shape[1],)](
-            *passed, to_k, to_v, *case.where, *lists,
+            *passed, to_k, to_v, *case.where(k), *lists,
             *strides, *to_k.stride()[:3], *to_v.stride()[:3],
             *further, k.shape[1], queries, k.shape[2], *scales,
             **constants, **launch.blocks, **launch.options(),
@@ -292,7 +301,7 @@ class _CausalAttention(torch.autograd.Function):
         launch = launch_for("backward_queries", *sizes)
         lists, tiles, further = case.listed(q, k, launch)
         backward_queries[(tiles * batch * heads,)](
-            *passed, to_q, *case.where, *lists,
+            *passed, to_q, *case.where(k), *lists,
             *strides, *to_q.stride()[:3],
             *further, heads, queries, k.shape[2], *scales,
             **constants, **launch.blocks, **launch.options(),
@@ -342,7 +351,7 @@ def triton_causal_attention(
     return result
 
 
-_INTEGERS = ("positions", "documents", "blocks", "counts")
+_INTEGERS = ("positions", "documents", "table", "blocks", "counts")
 _WIDE = ("logarithms", "means", "sinks")
 
 
@@ -381,8 +390,7 @@ def variant_for(
     compiled = PASSES[function]
     launch = launch_for(function, head_dim, value_head_dim, dtype.itemsize, architecture)
     given = _constants(head_dim, value_head_dim, 4, RICH if rich else CAUSAL, dtype) | dict(launch.blocks)
-    if not rich:
-        given |= dict.fromkeys(("sinks", "positions", "documents"))
+    given |= dict.fromkeys(("table",) if rich else ("sinks", "positions", "documents", "table"))
     parameters = compiled.arg_names
     constants = {parameter: given[parameter] for parameter in parameters if parameter in given}
 
@@ -428,8 +436,8 @@ def _case(length: int, pattern: MaskPattern = CAUSAL, backward: bool = False) ->
     return BenchmarkCase(label, make, call, moved, operations)
 
 
-BLOCKS = MaskPattern(attention_chunk_size=128, previous_chunks=2, global_tokens=128)
-"""Blocks of 128, each of which sees two before it and the first one (BigBird without its random blocks)."""
+BLOCKS = MaskPattern(block_size=128, block_offsets=(1, 2), random_blocks=3, global_tokens=128)
+"""Blocks of 128, each of which sees two before it, the first one and three that are drawn (BigBird)."""
 
 
 def benchmark_cases() -> Sequence[BenchmarkCase]:

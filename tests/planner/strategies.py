@@ -10,11 +10,11 @@ from planner import ArchitectureSpec, parse_spec
 
 
 @st.composite
-def mask_fields(draw: st.DrawFn, largest: int) -> dict[str, int]:
+def mask_fields(draw: st.DrawFn, largest: int) -> dict[str, Any]:
     """Fields of an attention layer's mask, whose sizes are at most ``largest``."""
     size = st.integers(1, largest)
-    near = draw(st.sampled_from(["all", "window", "dilated window", "chunks", "stride", "window and stride"]))
-    fields: dict[str, int] = {}
+    near = draw(st.sampled_from(["all", "window", "dilated window", "chunks", "stride", "window and stride", "blocks"]))
+    fields: dict[str, Any] = {}
     if "window" in near:
         fields["sliding_window"] = draw(size)
     if "dilated" in near:
@@ -27,6 +27,13 @@ def mask_fields(draw: st.DrawFn, largest: int) -> dict[str, int]:
             fields["previous_chunks"] = draw(st.integers(1, 3))
         if draw(st.booleans()):
             fields["chunk_summaries"] = draw(st.integers(1, fields["attention_chunk_size"]))
+    if near == "blocks":
+        fields["block_size"] = draw(size)
+        if draw(st.booleans()):
+            fields["block_offsets"] = tuple(sorted(draw(st.sets(st.integers(1, 6), min_size=1, max_size=3))))
+        if draw(st.booleans()):
+            fields["random_blocks"] = draw(st.integers(1, 4))
+            fields["random_seed"] = draw(st.none() | st.integers(0, 2**31 - 1))
     if near != "all" and draw(st.booleans()):
         fields["global_tokens"] = draw(size)
     return fields

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import sympy
@@ -9,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from planner import parse_spec
 from planner.components import Attention
 from planner.components.patterns import CAUSAL, MaskPattern
 from planner.mask_blocks import block_map
@@ -36,9 +39,39 @@ def is_seen(layer: Attention, i: int, j: int) -> bool:
         kinds.append(j in [i - (layer.dilation or 1) * step for step in range(window)])
     if stride is not None:
         kinds.append(j in range(i, -1, -stride))
+    if layer.block_size is not None:
+        block, other = i // layer.block_size, j // layer.block_size
+        kinds.append(block - other in (0, *(layer.block_offsets or ())))
+        kinds.append(other in random_blocks(layer, block))
     if layer.global_tokens is not None:
         kinds.append(j < layer.global_tokens)
     return any(kinds) if kinds else True
+
+
+def random_blocks(layer: Attention, block: int) -> set[int]:
+    """Blocks that are drawn for one, by the sentences and the algorithm of Floyd on lists."""
+    size, offsets, wanted = layer.block_size, layer.block_offsets or (), layer.random_blocks or 0
+    free = [
+        other
+        for other in range(block - 1, -1, -1)
+        if block - other not in offsets and other * size >= (layer.global_tokens or 0)
+    ]
+    if len(free) <= wanted:
+        return set(free) if wanted else set()
+    begin = scrambled(scrambled(layer.random_seed or 0) ^ block)
+    ranks: set[int] = set()
+    for index, top in enumerate(range(len(free) - wanted, len(free))):
+        rank = scrambled(begin ^ scrambled(index + 1)) % (top + 1)
+        ranks.add(top if rank in ranks else rank)
+    return {free[rank] for rank in ranks}
+
+
+def scrambled(number: int) -> int:
+    """Three rounds of a shift and a product of 31 bits, and a shift."""
+    number %= 2**31
+    for _ in range(3):
+        number = (number ^ number // 2**16) * 73_244_475 % 2**31
+    return number ^ number // 2**16
 
 
 def mask(layer: Attention, length: int) -> np.ndarray:
@@ -109,9 +142,17 @@ def test_a_set_of_outputs_reads_what_its_queries_see(layer: Attention, length: i
         ({"sliding_window": 4, "global_tokens": 2}, 31 + 4 * 14 - 6, 6),
         # Blocks of 4, each of which sees the one before it: three squares of 16 beside the chunks.
         ({"attention_chunk_size": 4, "previous_chunks": 1}, 40 + 48, 8),
+        # The same by offsets; then the second block before, of which there are two.
+        ({"block_size": 4, "block_offsets": [1]}, 40 + 48, 8),
+        ({"block_size": 4, "block_offsets": [2]}, 40 + 32, 12),
+        # One block of those before, drawn for three of the four.
+        ({"block_size": 4, "random_blocks": 1}, 40 + 48, 16),
+        # BigBird: the first block is global (10 pairs in it, 48 from behind it), three blocks see themselves, two the
+        # ordinary one before them, and one may be drawn for the last alone, where one is left.
+        ({"block_size": 4, "block_offsets": [1], "random_blocks": 1, "global_tokens": 4}, 10 + 48 + 30 + 32 + 16, 16),
     ],
 )
-def test_known_patterns_by_hand(fields: dict[str, int], pairs: int, kept: int) -> None:
+def test_known_patterns_by_hand(fields: dict[str, object], pairs: int, kept: int) -> None:
     pattern = Attention.model_validate({**HEADS, **fields}).pattern
     assert pattern.attended_pairs(16) == pairs
     assert pattern.kept(16) == kept
@@ -127,6 +168,35 @@ def test_all_before_is_the_pattern_of_no_field() -> None:
     assert not MaskPattern(sliding_window=3, global_tokens=1).is_window
 
 
+def test_a_layout_of_blocks_is_a_specification_that_is_written_and_read_back() -> None:
+    mixer = {"kind": "attention", **HEADS, "block_size": 4, "block_offsets": [1, 3], "random_blocks": 2}
+    data = {"vocab_size": 9, "hidden_size": 8, "layer_groups": [{"layers": [{"sequence_mixer": mixer}]}]}
+    spec = parse_spec(data)
+    again = parse_spec(json.loads(json.dumps(spec.to_dict())))
+    assert again == spec
+    assert again.content_hash() == spec.content_hash()
+    for change in ({"block_offsets": [1, 2]}, {"random_seed": 1}, {"random_blocks": 1}, {"block_size": 5}):
+        other = parse_spec({**data, "layer_groups": [{"layers": [{"sequence_mixer": {**mixer, **change}}]}]})
+        assert other.content_hash() != spec.content_hash()
+
+
+def test_random_blocks_are_drawn_evenly_and_anew_for_each_block_and_seed() -> None:
+    """Of 1,000 blocks with three draws each among those before them: the mean place is one half, give or take 0.005."""
+    rows, keys = np.arange(1000, 2000)[:, None], np.arange(2000)[None, :]
+    drawn = []
+    for seed in (0, 1):
+        seen = MaskPattern(block_size=1, random_blocks=3, random_seed=seed).layout.sees_block(rows, keys) & (
+            keys < rows
+        )
+        assert (seen.sum(axis=1) == 3).all()
+        places = np.nonzero(seen)[1].reshape(-1, 3) / rows
+        assert abs(places.mean() - 0.5) < 0.02
+        assert abs(places.std() - 12**-0.5) < 0.02
+        drawn.append(seen)
+    assert (drawn[0] & drawn[1]).sum() < 30  # by chance 3 · 3 / 1,500 for each of 1,000 blocks: 6
+    assert len({tuple(np.flatnonzero(row)) for row in drawn[0]}) > 990
+
+
 @pytest.mark.parametrize(
     "fields, field, code",
     [
@@ -138,9 +208,17 @@ def test_all_before_is_the_pattern_of_no_field() -> None:
         ({"attention_chunk_size": 4, "stride": 2}, "stride", "stride_beside_others"),
         ({"sliding_window": 4, "dilation": 2, "stride": 2}, "stride", "stride_beside_others"),
         ({"global_tokens": 1}, "global_tokens", "nothing_hidden"),
+        ({"block_offsets": [1]}, "block_offsets", "no_blocks"),
+        ({"random_blocks": 1, "stride": 2}, "random_blocks", "no_blocks"),
+        ({"block_size": 4, "random_seed": 1}, "random_seed", "no_random_blocks"),
+        ({"block_size": 4, "sliding_window": 8}, "block_size", "blocks_beside_others"),
+        ({"block_size": 4, "attention_chunk_size": 8}, "block_size", "blocks_beside_others"),
+        ({"block_size": 4, "stride": 8}, "block_size", "blocks_beside_others"),
+        ({"block_size": 4, "block_offsets": [2, 1]}, "block_offsets", "offsets_not_rising"),
+        ({"block_size": 4, "block_offsets": [1, 1]}, "block_offsets", "offsets_not_rising"),
     ],
 )
-def test_what_no_mask_can_be_is_refused_at_its_field(fields: dict[str, int], field: str, code: str) -> None:
+def test_what_no_mask_can_be_is_refused_at_its_field(fields: dict[str, object], field: str, code: str) -> None:
     with pytest.raises(ValidationError) as refused:
         Attention.model_validate({**HEADS, **fields})
     (error,) = refused.value.errors()

@@ -82,6 +82,8 @@ PATTERNS = [
     MaskPattern(attention_chunk_size=12, previous_chunks=1, chunk_summaries=2, global_tokens=15),
     MaskPattern(stride=8),
     MaskPattern(sliding_window=6, stride=7, global_tokens=2),
+    MaskPattern(block_size=12, block_offsets=(1, 3)),
+    MaskPattern(block_size=8, block_offsets=(2,), random_blocks=2, random_seed=7, global_tokens=10),
 ]
 
 
@@ -151,7 +153,11 @@ def check_places() -> None:
     documents = Places(torch.arange(75) - first, ids)
     for index, pattern in enumerate(PATTERNS):
         compare_attention("documents", torch.float32, (2, 2, 1, 75, 75), (16, 16), pattern, index % 2 == 1, documents)
-    for pattern in (MaskPattern(sliding_window=9, global_tokens=5), MaskPattern(attention_chunk_size=24)):
+    for pattern in (
+        MaskPattern(sliding_window=9, global_tokens=5),
+        MaskPattern(attention_chunk_size=24),
+        MaskPattern(block_size=10, block_offsets=(4,)),
+    ):
         gaps = Places(torch.cat((torch.arange(5), torch.arange(50, 100)))[None])
         compare_attention("gaps", torch.float32, (2, 2, 1, 40, 55), (16, 16), pattern, False, gaps)
 

@@ -96,6 +96,8 @@ GPU_PATTERNS = [
     MaskPattern(attention_chunk_size=60, previous_chunks=1, chunk_summaries=3, global_tokens=70),
     MaskPattern(stride=64),
     MaskPattern(sliding_window=40, stride=33, global_tokens=2),
+    MaskPattern(block_size=32, block_offsets=(1, 4)),
+    MaskPattern(block_size=20, block_offsets=(1,), random_blocks=2, random_seed=7, global_tokens=30),
 ]
 GPU_TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 

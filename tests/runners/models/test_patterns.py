@@ -21,7 +21,7 @@ from tests.planner.test_patterns import is_seen
 LENGTH = 29
 HEADS = {"kind": "attention", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 DRAWN = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-KINDS: list[dict[str, int]] = [
+KINDS: list[dict[str, Any]] = [
     {},
     {"sliding_window": 5},
     {"sliding_window": 4, "dilation": 3},
@@ -33,6 +33,8 @@ KINDS: list[dict[str, int]] = [
     {"attention_chunk_size": 5, "chunk_summaries": 1, "previous_chunks": 1, "global_tokens": 7},
     {"stride": 4},
     {"sliding_window": 4, "stride": 5, "global_tokens": 2},
+    {"block_size": 4, "block_offsets": (1, 3)},
+    {"block_size": 3, "block_offsets": (2,), "random_blocks": 2, "random_seed": 5, "global_tokens": 4},
 ]
 
 
@@ -54,7 +56,7 @@ def dense(query: Tensor, key: Tensor, value: Tensor, layer: Attention, scale: fl
 )
 @DRAWN
 def test_blocks_give_what_the_whole_square_gives_and_its_gradients(
-    fields: dict[str, int], block: int, length: int, value_dim: int
+    fields: dict[str, Any], block: int, length: int, value_dim: int
 ) -> None:
     layer = Attention.model_validate({**HEADS, **fields})
     inputs = [drawn(2, 4, length, 8, seed=1), drawn(2, 2, length, 8, seed=2), drawn(2, 2, length, value_dim, seed=3)]
@@ -115,7 +117,7 @@ def test_a_model_by_blocks_is_the_model_of_the_whole_square(monkeypatch: pytest.
 @pytest.mark.parametrize("kernels", ["reference", "eager", "block_sparse"])
 @pytest.mark.parametrize("positions", ["rotary", "alibi"])
 @pytest.mark.parametrize("fields", KINDS, ids=str)
-def test_what_is_generated_is_what_is_read_at_once(fields: dict[str, int], positions: str, kernels: Any) -> None:
+def test_what_is_generated_is_what_is_read_at_once(fields: dict[str, Any], positions: str, kernels: Any) -> None:
     """With the cache that the planner counts, however the text is cut."""
     spec = model_of(fields, {**fields, "shares_key_values": True}, positions=positions)
     model = build(spec, dtype=torch.float64, kernels=kernels)
