@@ -100,7 +100,10 @@ def load_example(store: Any) -> None:
     """Offer the worked example where it is installed."""
     if not example.available():
         return
-    if st.button("Load the ready example", help="Four designs of one budget with prototypes, benchmarks and checks"):
+    if st.button(
+        "Load the ready example",
+        help="Four designs of one budget with prototypes and benchmarks, and a result of every kind of job",
+    ):
         with chrome.guard():
             revisions = example.import_example(store)
             st.switch_page("pages/compare.py", query_params={"revisions": ",".join(map(str, revisions))})

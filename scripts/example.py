@@ -2,8 +2,9 @@
 
     python -m scripts.example [--steps N] [--seeds N] [--budget PARAMETERS]
 
-Designs, prototypes (a seed each), benchmarks and verifications go into the store as if they had been sent from a page.
-What is there already is not run again, so that an interrupted run goes on where it stopped.
+Designs, prototypes (a seed each), benchmarks and verifications go into the store as if they had been sent from a page,
+then one small job of every other kind. What is there already is not run again, so that an interrupted run goes on where
+it stopped.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from typing import Any
 from db.engine import Store, open_store
 from db.errors import StoreError
 from db.example import record
-from db.records import JobState, Revision
-from planner import ArchitectureSpec, BenchmarkPlan, PrototypePlan, VerifyPlan, parse_spec
-from planner.plans import Plan, parse_plan
+from db.records import JobState
+from planner import ArchitectureSpec, BenchmarkPlan, GeneratePlan, PrototypePlan, VerifyPlan, parse_spec
+from planner.plans import CalibratePlan, KernelsPlan, Plan, parse_plan
+from planner.presets import preset
+from planner.probes import AttentionCostPlan, GradientNormsPlan, ReachPlan, RouterLoadPlan
 from runners.engines.local import revision_for, run_local
 
 HIDDEN, LAYERS, HEADS = 512, 8, 8
+PROMPT = "def read(self, "
 
 
 def variants() -> list[ArchitectureSpec]:
@@ -54,11 +58,70 @@ def variants() -> list[ArchitectureSpec]:
     ]
 
 
-def done(store: Store, revision: Revision, kind: str, plan: Plan) -> str | None:
-    """The job of this plan that has succeeded on this revision, if there is one."""
-    jobs = store.jobs.list([JobState.SUCCEEDED], kind=kind, revision_id=revision.id)
+Work = tuple[ArchitectureSpec, str, Plan]
+"""A design, a kind of job, and its plan."""
+
+
+def compared(spec: ArchitectureSpec, seeds: int, budget: int, steps: int) -> list[Work]:
+    """What each design is compared by."""
+    found: list[Work] = [
+        (
+            spec,
+            "prototype",
+            PrototypePlan(parameter_budget=budget, steps=steps, batch_size=8, sequence_length=128, seed=seed),
+        )
+        for seed in range(seeds)
+    ]
+    benchmark = BenchmarkPlan(parameter_budget=budget, sequence_length=128, max_repetitions=60, precision="fp32")
+    return [*found, (spec, "benchmark", benchmark), (spec, "verify", VerifyPlan())]
+
+
+def others(specs: Sequence[ArchitectureSpec], trained: Sequence[str], budget: int) -> list[Work]:
+    """One small job of every other kind, on the design that shows most; ``trained`` are prototypes that can write."""
+    mha, grouped, experts, hybrid = specs
+    return [
+        (mha, "generate", GeneratePlan(prototypes=tuple(trained), prompt=PROMPT, max_new_tokens=48)),
+        (mha, "gradient_norms", GradientNormsPlan(steps=10)),
+        (grouped, "attention_cost", AttentionCostPlan(hidden_size=128, last_context=2048)),
+        (experts, "router_load", RouterLoadPlan(parameter_budget=budget)),
+        (hybrid, "reach", ReachPlan(sequence_length=128)),
+        # Reads no design, and is worth its numbers only on a machine with nothing else to do.
+        (preset("gpt2").spec, "calibrate", CalibratePlan(precisions=("fp32",))),
+        (mha, "kernels", KernelsPlan(architectures=(90,))),
+    ]
+
+
+def title(spec: ArchitectureSpec, kind: str, plan: Plan) -> str:
+    """What a job is called."""
+    name = f"{spec.name}, {kind.replace('_', ' ')}"
+    return f"{name}, seed {plan.seed}" if isinstance(plan, PrototypePlan) else name
+
+
+def done(store: Store, spec: ArchitectureSpec, kind: str, plan: Plan) -> str | None:
+    """The job of this plan that has succeeded on this design, if there is one."""
+    jobs = store.jobs.list([JobState.SUCCEEDED], kind=kind, revision_id=revision_for(store, spec))
     # Read back, since an older version wrote a plan without the fields that have come since.
     return next((job.id for job in jobs if parse_plan(type(plan), dict(job.plan)) == plan), None)
+
+
+def run_all(store: Store, work: Sequence[Work]) -> list[str]:
+    """The jobs of all that is asked, run where they were not; ``JobFailed`` names the first that fails."""
+    found = []
+    for number, (spec, kind, plan) in enumerate(work, start=1):
+        job_id = done(store, spec, kind, plan)
+        if job_id is None:
+            name = title(spec, kind, plan)
+            print(f"{number} of {len(work)}: {name}", flush=True)
+            job = run_local(store, kind, spec, plan, name, stop=threading.Event())
+            if job.state is not JobState.SUCCEEDED:
+                raise JobFailed(f"{name}: {job.state}: {job.error}")
+            job_id = job.id
+        found.append(job_id)
+    return found
+
+
+class JobFailed(Exception):
+    """A job of the example did not succeed."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -72,44 +135,26 @@ def main(argv: Sequence[str]) -> int:
     specs = variants()
     try:
         with open_store() as store:
-            revisions = [store.designs.revision(revision_for(store, spec)) for spec in specs]
-            work: list[tuple[ArchitectureSpec, Revision, str, Plan]] = []
-            for spec, revision in zip(specs, revisions, strict=True):
-                for seed in range(arguments.seeds):
-                    plan: Plan = PrototypePlan(
-                        parameter_budget=arguments.budget,
-                        steps=arguments.steps,
-                        batch_size=8,
-                        sequence_length=128,
-                        seed=seed,
-                    )
-                    work.append((spec, revision, "prototype", plan))
-                benchmark = BenchmarkPlan(
-                    parameter_budget=arguments.budget, sequence_length=128, max_repetitions=60, precision="fp32"
-                )
-                work.append((spec, revision, "benchmark", benchmark))
-                work.append((spec, revision, "verify", VerifyPlan()))
-            for number, (spec, revision, kind, plan) in enumerate(work, start=1):
-                if done(store, revision, kind, plan) is not None:
-                    continue
-                name = f"{spec.name}, {kind}"
-                if isinstance(plan, PrototypePlan):
-                    name += f", seed {plan.seed}"
-                print(f"{number} of {len(work)}: {name}", flush=True)
-                job = run_local(store, kind, spec, plan, name, stop=threading.Event())
-                if job.state is not JobState.SUCCEEDED:
-                    print(f"{name}: {job.state}: {job.error}", file=sys.stderr)
-                    return 1
+            revisions = [revision_for(store, spec) for spec in specs]
+            work = [
+                each for spec in specs for each in compared(spec, arguments.seeds, arguments.budget, arguments.steps)
+            ]
+            found = run_all(store, work)
+            trained = [
+                job_id
+                for (_, _, plan), job_id in zip(work, found, strict=True)
+                if isinstance(plan, PrototypePlan) and plan.seed == 0
+            ]
+            found += run_all(store, others(specs, trained, arguments.budget))
             if arguments.record:
-                found = [done(store, revision, kind, plan) for _, revision, kind, plan in work]
-                record(store, [job_id for job_id in found if job_id is not None])
-    except StoreError as error:
+                record(store, found)
+    except (StoreError, JobFailed) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped; the next run goes on from here.", file=sys.stderr)
         return 130
-    print(f"Compare them at /compare?revisions={','.join(str(revision.id) for revision in revisions)}")
+    print(f"Compare them at /compare?revisions={','.join(map(str, revisions))}")
     return 0
 
 
