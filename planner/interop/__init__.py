@@ -15,7 +15,7 @@ from planner.interop.beyond import BEYOND
 from planner.interop.nested import Inner, language_model
 from planner.interop.quantization import check_quantization, quantization_sentence
 from planner.plain import check_plain
-from planner.spec import ArchitectureSpec
+from planner.spec import ArchitectureSpec, parse_spec
 
 
 def _every_adapter() -> dict[str, Adapter]:
@@ -85,7 +85,8 @@ def from_huggingface(config: dict[str, Any]) -> ArchitectureSpec:
     adapter = ADAPTERS[inner.config["model_type"]]
     try:
         check_quantization(inner.config)
-        return adapter.specification(inner.config)
+        spec = adapter.specification(inner.config)
+        return spec if _scales_logits(inner) else parse_spec(_without_scaled_logits(spec))
     except UnsupportedArchitecture as refused:
         if not inner.path:
             raise
@@ -95,6 +96,16 @@ def from_huggingface(config: dict[str, Any]) -> ArchitectureSpec:
                 for p in refused.problems
             ]
         ) from refused
+
+
+def _scales_logits(inner: Inner) -> bool:
+    """Whether logits are multiplied and capped as the language model's configuration says."""
+    return inner.within is None or inner.within.scaled_head
+
+
+def _without_scaled_logits(spec: ArchitectureSpec) -> dict[str, Any]:
+    """A specification whose logits are those of a whole, of which transformers has the head alone."""
+    return {name: value for name, value in spec.to_dict().items() if name not in ("logit_scale", "final_logit_softcap")}
 
 
 def left_out(config: dict[str, Any]) -> tuple[str, ...]:
@@ -107,6 +118,10 @@ def left_out(config: dict[str, Any]) -> tuple[str, ...]:
         notes[name] = (
             f"{name} is {shown(value)}: that changes what is computed, but no parameter, no FLOPs and no cache."
         )
+    if not _scales_logits(inner):
+        spec = adapter.specification(inner.config)
+        if spec.logit_scale is not None or spec.final_logit_softcap is not None:
+            notes["logits"] = "transformers neither scales nor caps the logits of the whole, and so it is done here."
     if inner.beside:
         notes["beside"] = f"Only the language model is sized; left out are {', '.join(inner.beside)}."
     if inner.assumed_untied:

@@ -8,7 +8,7 @@ configuration may lack its ``model_type``, and whether the head shares the embed
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from planner.errors import Problem, UnsupportedArchitecture
@@ -37,44 +37,67 @@ class Outer:
     ties: Ties
     flat: bool = False
     """Whether the first published files have the language model's fields beside ``vision_config``."""
+    own_default: bool = False
+    """Whether the language model of a file without one is not the one that its class makes by default."""
+    filled: Mapping[str, Any] = field(default_factory=dict)
+    """What the class writes into a language model's configuration where that leaves it out."""
+    scaled_head: bool = False
+    """Whether the whole multiplies and caps its logits as the language model does alone."""
 
+
+_VOXTRAL: Mapping[str, Any] = {"vocab_size": 131072, "hidden_size": 3072, "intermediate_size": 8192} | {
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 100_000_000.0,
+    "head_dim": 128,
+}
+_GLM_ASR: Mapping[str, Any] = {"vocab_size": 59264, "hidden_size": 2048, "intermediate_size": 6144} | {
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-05,
+    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+}
 
 OUTER: Mapping[str, Outer] = {
     "audioflamingo3": Outer("qwen2", "never"),
     "aya_vision": Outer("cohere2", "text unless outer"),
-    "blip-2": Outer("opt", "text"),
+    "blip-2": Outer("opt", "text", scaled_head=True),
     "cohere2_vision": Outer("cohere2", "text unless outer"),
     "deepseek_vl": Outer("llama", "text unless outer"),
     "deepseek_vl_hybrid": Outer("llama", "text unless outer"),
     "exaone4_5": Outer("exaone4", "outer"),
-    "fast_vlm": Outer("qwen2", "outer"),
+    "fast_vlm": Outer("qwen2", "outer", own_default=True),
     "fuyu": Outer("persimmon", "outer"),
     "gemma3": Outer("gemma3_text", "text unless outer"),
     "glm4v": Outer("glm4v_text", "either"),
     "glm4v_moe": Outer("glm4v_moe_text", "either"),
-    "glmasr": Outer("llama", "text unless outer"),
-    "got_ocr2": Outer("qwen2", "text unless outer"),
+    "glmasr": Outer("llama", "text unless outer", filled=_GLM_ASR),
+    "got_ocr2": Outer("qwen2", "text unless outer", own_default=True),
     "granite_speech": Outer("granite", "text unless outer"),
     "granite_speech_plus": Outer("granite", "text unless outer"),
-    "idefics2": Outer("mistral", "outer"),
-    "idefics3": Outer("llama", "outer"),
-    "instructblip": Outer("opt", "text"),
+    "idefics2": Outer("mistral", "outer", own_default=True),
+    "idefics3": Outer("llama", "outer", own_default=True),
+    "instructblip": Outer("opt", "text", scaled_head=True),
     "internvl": Outer("qwen2", "text unless outer"),
     "janus": Outer("llama", "text unless outer"),
     "kimi_k25": Outer("deepseek_v3", "text unless outer"),
     "lfm2_vl": Outer("lfm2", "text unless outer"),
-    "lighton_ocr": Outer("qwen3", "text unless outer"),
-    "llama4": Outer("llama4_text", "text"),
+    "lighton_ocr": Outer("qwen3", "text unless outer", own_default=True),
+    "llama4": Outer("llama4_text", "text", scaled_head=True),
     "llava": Outer("llama", "either"),
     "llava_next": Outer("llama", "outer"),
     "llava_next_video": Outer("llama", "either"),
     "llava_onevision": Outer("qwen2", "either"),
-    "mistral3": Outer("mistral", "text unless outer"),
-    "moss_transcribe_diarize": Outer("qwen3", "text unless outer"),
+    "mistral3": Outer("mistral", "text unless outer", own_default=True),
+    "moss_transcribe_diarize": Outer("qwen3", "text unless outer", own_default=True),
     "musicflamingo": Outer("qwen2", "never"),
-    "paligemma": Outer("gemma", "text unless outer"),
+    "paligemma": Outer("gemma", "text unless outer", own_default=True, scaled_head=True),
     "perception_lm": Outer("llama", "outer"),
-    "pp_chart2table": Outer("qwen2", "text unless outer"),
+    "pp_chart2table": Outer("qwen2", "text unless outer", own_default=True),
     "qianfan_ocr": Outer("qwen3", "outer"),
     "qwen2_5_omni_thinker": Outer("qwen2_5_omni_text", "outer"),
     "qwen2_5_vl": Outer("qwen2_5_vl_text", "either", flat=True),
@@ -86,11 +109,11 @@ OUTER: Mapping[str, Outer] = {
     "qwen3_vl": Outer("qwen3_vl_text", "outer"),
     "qwen3_vl_moe": Outer("qwen3_vl_moe_text", "outer"),
     "shieldgemma2": Outer("gemma3_text", "either"),
-    "smolvlm": Outer("llama", "outer"),
+    "smolvlm": Outer("llama", "outer", own_default=True),
     "video_llama_3": Outer("qwen2", "either"),
     "video_llava": Outer("llama", "outer"),
     "vipllava": Outer("llama", "outer"),
-    "voxtral": Outer("llama", "never"),
+    "voxtral": Outer("llama", "never", filled=_VOXTRAL),
 }
 """transformers' classes. A class that is not here must name its language model's type, and where it says anything
 about tied embeddings it must say the same inside and outside."""
@@ -134,6 +157,8 @@ class Inner:
     """Other configurations beside it, of encoders and decoders for images and sound."""
     assumed_untied: bool = False
     """Whether only the language model's own field (or default) says that the head is a matrix of its own."""
+    within: Outer | None = None
+    """The class of the whole around it."""
 
 
 def language_model(config: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> Inner:
@@ -155,9 +180,7 @@ def _found(config: Mapping[str, Any], adapters: Mapping[str, Adapter], path: str
             f"{prefix}thinker_config",
             depth - 1,
         )
-        return Inner(
-            inner.path, inner.config, (*inner.beside, *_others(config, "thinker_config")), inner.assumed_untied
-        )
+        return replace(inner, beside=(*inner.beside, *_others(config, "thinker_config")))
     outer = OUTER.get(model_type) if isinstance(model_type, str) else None
     for key in TEXT_KEYS:
         text = config.get(key)
@@ -165,7 +188,14 @@ def _found(config: Mapping[str, Any], adapters: Mapping[str, Adapter], path: str
             return _inside(config, text, key, outer, adapters, prefix)
     if outer is not None and outer.flat:
         text = {name: value for name, value in config.items() if not _is_beside(name)}
-        return Inner(path, text | {"model_type": outer.text}, _others(config, ""))
+        return Inner(path, text | {"model_type": outer.text}, _others(config, ""), within=outer)
+    if outer is not None and outer.own_default:
+        raise refusal(
+            f"{prefix}{TEXT_KEYS[0]}",
+            f"There is no language model in this {shown(model_type)}.",
+            "Use the config.json that is published with the model.",
+            "no_language_model",
+        )
     if outer is not None and outer.text in adapters:
         return _inside(config, {}, TEXT_KEYS[0], outer, adapters, prefix)
     return Inner(path, dict(config))
@@ -180,7 +210,7 @@ def _inside(
     prefix: str,
 ) -> Inner:
     """The language model under ``key``, with what its surroundings decide, and those judged."""
-    made = {str(name): value for name, value in text.items()}
+    made = {**({} if outer is None else outer.filled), **{str(name): value for name, value in text.items()}}
     path = f"{prefix}{key}"
     whole = config.get("model_type")
     if isinstance(whole, str) and whole in NOT_SIZED:
@@ -233,7 +263,7 @@ def _inside(
         made["tie_word_embeddings"] = own
     if "quantization_config" in config and "quantization_config" not in made:
         made["quantization_config"] = config["quantization_config"]
-    return Inner(path, made, _others(config, key), assumed)
+    return Inner(path, made, _others(config, key), assumed, outer)
 
 
 def _judge(config: Mapping[str, Any], key: str, text: Mapping[str, Any], adapter: Adapter) -> None:

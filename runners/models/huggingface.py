@@ -77,6 +77,8 @@ def load_into(model: Decoder, state_dict: Mapping[str, Tensor], config: dict[str
     inner = resolved(config)
     if inner.config["model_type"] != config.get("model_type"):
         state_dict = {alone: state_dict[name] for alone, name in language_names(state_dict).items()}
+    if inner.path and inner.within is None and (model.spec.logit_scale or model.spec.final_logit_softcap):
+        raise ValueError(f"model_type: whether a {config.get('model_type')!r} scales and caps its logits is not known")
     config = inner.config
     adapter, spec = ADAPTERS[config["model_type"]], model.spec
     for field, value in adapter.unmodelled_in(config).items():

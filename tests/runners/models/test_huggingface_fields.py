@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from planner.interop import left_out
 from runners.models import load_huggingface
+from tests.planner.interop.oracle import modelled
 from tests.runners.models.test_huggingface import CONFIGS, transformers_model
 
 LONGROPE: dict[str, Any] = {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [1.0, 4.0]} | {
@@ -92,3 +94,40 @@ def test_a_head_that_differs_from_the_embedding_is_not_tied_to_it() -> None:
     state["lm_head.weight"] = state["lm_head.weight"] + 1
     with pytest.raises(ValueError, match="tie_word_embeddings"):
         load_huggingface(state, theirs.config.to_dict())
+
+
+SEEING: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "patch_size": 14} | {
+    "num_attention_heads": 2,
+    "image_size": 28,
+}
+WHOLES: dict[str, tuple[str, dict[str, Any]]] = {
+    # The language model alone scales or caps its logits, and the whole does not.
+    "aya_vision": ("cohere2", {"vision_config": {"model_type": "siglip_vision_model", **SEEING}}),
+    "gemma3": ("gemma3_text", {"vision_config": {"model_type": "siglip_vision_model", **SEEING}}),
+    # The class fills in what its language model leaves out: here the rotary base.
+    "voxtral": ("llama", {"audio_config": {"model_type": "voxtral_encoder", "num_hidden_layers": 1}}),
+}
+
+
+@pytest.mark.parametrize("outer", WHOLES)
+def test_a_whole_is_read_as_its_class_reads_it(outer: str) -> None:
+    text, beside = WHOLES[outer]
+    config = {"model_type": outer, **beside, "text_config": {**CONFIGS[text], "model_type": text}}
+    torch.manual_seed(0)
+    theirs: Any = modelled(copy.deepcopy(config)).eval()
+    theirs.set_attn_implementation("eager")
+    ours = load_huggingface(theirs.state_dict(), config)
+    tokens = torch.randint(3, 96, (2, 21))
+    with torch.no_grad():
+        expected, found = theirs(input_ids=tokens).logits, ours(tokens).logits
+    assert expected.std() > 0.05
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert any("caps the logits" in note for note in left_out(config)) == (outer != "voxtral")
+
+
+def test_whether_an_unknown_whole_scales_its_logits_is_not_guessed() -> None:
+    theirs = transformers_model("cohere2")
+    config = {"model_type": "of_tomorrow", "text_config": {**CONFIGS["cohere2"], "model_type": "cohere2"}}
+    state = {f"language_model.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    with pytest.raises(ValueError, match="of_tomorrow"):
+        load_huggingface(state, config)
