@@ -20,7 +20,7 @@ from planner.hardware import hardware
 from planner.measured.models import identify, plain_name
 from planner.measured.rows import GIB, NotUsed, Raw, read_asset, skip, whole
 from planner.plans import ServingPlan, parse_plan
-from planner.serving.estimate import fits
+from planner.serving.estimate import check_serving, fits
 from planner.serving.times import peak_of
 from planner.spec import ArchitectureSpec
 
@@ -33,15 +33,16 @@ GPU_SOURCE = "ai-dynamo/aiconfigurator/tools/accuracy_tracking/silicon_refs.csv"
 _DEVICES = (
     (r"A100[- ](SXM4-)?40GB|A100-SXM4-40GB", "a100_40gb"),
     (r"A100.*PCIe", "a100_pcie"),
-    (r"A100", "a100"),
+    (r"A100|a100_sxm", "a100"),
     (r"H100 PCIe", "h100_pcie"),
     (r"H100|h100_sxm", "h100"),
     (r"H200|h200_sxm", "h200"),
     (r"GB200|gb200", "gb200"),
+    (r"gb300", "gb300"),
     (r"B200|b200_sxm", "b200"),
     (r"b300_sxm", "b300"),
     (r"MI300X", "mi300x"),
-    (r"L40S", "l40s"),
+    (r"L40S|l40s", "l40s"),
     (r"(Nvidia )?(RTX )?4090", "rtx4090"),
     (r"(Nvidia )?(RTX )?4080", "rtx4080"),
     (r"RTX 3090 24GB", "rtx3090"),
@@ -92,7 +93,17 @@ _FORMATS = {
     "GGUF Q8_0": "q8_0",
     "GGUF MXFP4 MoE": "mxfp4_moe",
 }
-_SERVING = ("vLLM", "SGLang", "TensorRT-LLM", "LMDeploy", "NVIDIA NIM", "TGI", "gpt-fast", "torchao")
+_SERVING = (
+    "vLLM",
+    "SGLang",
+    "TensorRT-LLM",
+    "LMDeploy",
+    "FasterTransformer",
+    "NVIDIA NIM",
+    "TGI",
+    "gpt-fast",
+    "torchao",
+)
 _WAITING = ("vLLM 0.4", "vLLM 0.6", "vLLM benchmark_latency")
 """Releases that schedule while the device waits; Oracle's runs are of 2024."""
 _UNMODELLED = ("ExLlama", "MLC LLM", "AutoAWQ", "Megatron-Core")
@@ -183,6 +194,12 @@ def _may_wait(raw: Raw) -> bool:
     return whole(raw, "batch") >= 64 or whole(raw, "input_len") >= 32_000
 
 
+def _cached_in_fp8(raw: Raw) -> bool:
+    """Whether keys and values are kept in fp8: NIM's profiles in fp8 do so, as TensorRT-LLM is taken to elsewhere."""
+    written = raw["precision"]
+    return "fp8 KV" in written or "FP8-KV" in written or (written == "FP8" and raw["engine"].startswith("NVIDIA NIM"))
+
+
 def _splits_by_layers(raw: Raw) -> bool:
     """Whether a run of llama.cpp is from after January 2024, when it began to split by layers and not by matrices.
 
@@ -221,7 +238,7 @@ def _plan(raw: Raw, engine: str) -> ServingPlan:
         context, output = 512, None  # the context shifts, so that no more is attended to
     plan: dict[str, Any] = {
         "weight_format": _weight_format(raw),
-        "cache_dtype": "fp8" if "fp8 KV" in raw["precision"] or "FP8-KV" in raw["precision"] else "bf16",
+        "cache_dtype": "fp8" if _cached_in_fp8(raw) else "bf16",
         "cache_block_size": 1 if engine != "serving" else 16,
         "context_length": context,
         "output_length": output or None,
@@ -278,9 +295,18 @@ def _read(raw: Raw) -> tuple[ArchitectureSpec, ServingPlan, dict[Reading, float]
         spec = identify(raw["model"], None, plan.context_length)
     except PlannerError as error:
         raise NotUsed("a model that cannot be read") from error
+    _check(spec, plan)
     if engine == "serving" and plan.hardware is not None and not fits(spec, plan, plan.hardware).fits:
         skip("more than the devices hold, so that requests wait")
     return spec, plan, _readings(raw, plan)
+
+
+def _check(spec: ArchitectureSpec, plan: ServingPlan) -> None:
+    """Leave a row out whose plan is refused, by the fields that stand in the way."""
+    try:
+        check_serving(spec, plan)
+    except PlannerError as error:
+        skip(f"refused for its {', '.join(sorted({problem.path for problem in error.problems}))}")
 
 
 @functools.cache
@@ -321,13 +347,19 @@ def _all() -> tuple[tuple[InferenceRow, ...], tuple[SkippedReading, ...]]:
                 )
             )
     for identifier, raw in read_asset(GPU_FILE):
-        spec, plan = _gpu_plan(raw)
+        model = raw["model_path"].rpartition("/")[2]
+        try:
+            spec, plan = _gpu_plan(raw)
+        except (NotUsed, PlannerError) as error:
+            reason_ = error.reason if isinstance(error, NotUsed) else "a model that cannot be read"
+            skipped.append(SkippedReading(identifier, GPU_SOURCE, model, reason_))
+            continue
         used.append(
             InferenceRow(
                 f"{identifier} token",
                 "token",
                 float(raw["silicon_tpot_ms"]) / 1e3,
-                raw["model_path"].rpartition("/")[2],
+                model,
                 GPU_SOURCE,
                 "",
                 raw["backend"],
@@ -360,7 +392,11 @@ def _gpu_plan(raw: Raw) -> tuple[ArchitectureSpec, ServingPlan]:
         "engine": "serving",
         "hardware": device_of(raw["system"]),
     }
-    return identify(model, None, prompt), parse_plan(ServingPlan, plan)
+    if plan["hardware"] is None:
+        skip("a device that is not in the catalogue")
+    spec, made = identify(model, None, prompt), parse_plan(ServingPlan, plan)
+    _check(spec, made)
+    return spec, made
 
 
 @functools.cache
