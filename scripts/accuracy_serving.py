@@ -12,7 +12,7 @@ from planner.measured.weights import skipped_weights, weights_rows
 from planner.serving.engines import engine_profiles
 from scripts.accuracy_tables import counted, error_row, prose
 
-SHARES = ("memory", "memory_packed", "cache", "arithmetic", "attention", "network")
+SHARES = ("memory", "memory_packed", "cache", "arithmetic", "attention", "network", "overlap")
 SECONDS = ("launch_seconds", "host_seconds", "pass_seconds", "between_seconds", "latency_seconds")
 
 

@@ -64,6 +64,9 @@ class EngineTerms(BaseModel):
     """Share of the dense peak of attention over a prompt."""
     network: Term
     """Share of a link's rate."""
+    overlap: Term
+    """Share of an operator's shorter part, arithmetic or reading, that its longer one hides: 1 is a roofline, 0 one
+    after the other."""
     launch_seconds: Term
     """Of each mixer, beside its work: the chain of its kernels, their starts and tails, and what is elementwise."""
     host_seconds: Term

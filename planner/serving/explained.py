@@ -1,8 +1,8 @@
 """The times of serving opened into terms: each operator with the formula of what bounds it.
 
-Which operator is bound by memory and which by arithmetic is a matter of numbers; the formula of whichever takes longer
-is then read with symbols. ``bw`` is the memory's bandwidth in bytes a second; the peak of the operator's type and what
-the engine reaches stand as numbers, and so do the exchanges and the chains of kernels.
+Which operator is bound by memory and which by arithmetic is a matter of numbers; the formula of whichever takes longer,
+and of what it does not hide of the other, is then read with symbols. ``bw`` is the bandwidth in bytes a second; peaks
+and what the engine reaches stand as numbers, and so do the exchanges and the chains of kernels.
 """
 
 from __future__ import annotations
@@ -131,14 +131,15 @@ class _Explained:
         where = {"path": done.path, "times": int(done.times)}
         if done.on_host:
             return self.term(f"{name}, on the host", timed.seconds, **where)
-        if timed.bound == "arithmetic":
-            rate = done.flops / timed.arithmetic_seconds
-            return self.term(name, timed.seconds, formula.flops / rate, **where)
         weights = 0.0 if not done.weight_bytes else _share(self, timed, done)
         moved: Quantity = (formula.cache_bytes + formula.activation_bytes) / (self.bandwidth * self.profile.cache.value)
         if weights:
             moved = moved + formula.weight_bytes / (self.bandwidth * weights)
-        return self.term(name, timed.seconds, moved, **where)
+        if not timed.arithmetic_seconds:
+            return self.term(name, timed.seconds, moved, **where)
+        multiplied = formula.flops / (done.flops / timed.arithmetic_seconds)
+        longer, shorter = (multiplied, moved) if timed.bound == "arithmetic" else (moved, multiplied)
+        return self.term(name, timed.seconds, longer + (1 - timed.overlap) * shorter, **where)
 
     def symbols_of(self, phase: Phase, length: Quantity, head: Quantity) -> list[Operator]:
         """The operators of a pass in symbols."""

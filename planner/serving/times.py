@@ -2,8 +2,8 @@
 
 An operator takes the longer of its arithmetic at the device's dense peak and of what it moves at the memory's
 bandwidth (the roofline model; Williams et al. 2009, doi:10.1145/1498765.1498785), each at the share of the promise that
-its engine reaches, and the start of its kernels. Weights are read once a pass, however many tokens it has; of routed
-experts those that some token chooses (:mod:`planner.serving.operators`).
+its engine reaches, what the longer does not hide of the shorter, and the start of its kernels. Weights are read once a
+pass, however many tokens it has; of routed experts those that some token chooses (:mod:`planner.serving.operators`).
 
 Beside the operators stand the exchanges: an all-reduce of the stream behind each mixer that is split, of which a ring
 moves 2(n − 1)/n of the bytes through each device's link, and an all-to-all before and behind experts that lie on other
@@ -50,11 +50,14 @@ class OperatorTime:
     operator: Operator
     arithmetic_seconds: float
     memory_seconds: float
+    overlap: float = 1.0
+    """Share of the shorter of both that is hidden behind the longer."""
 
     @property
     def seconds(self) -> float:
-        """The longer of both."""
-        return max(self.arithmetic_seconds, self.memory_seconds)
+        """The longer of both, and what of the shorter it does not hide."""
+        shorter, longer = sorted((self.arithmetic_seconds, self.memory_seconds))
+        return longer + (1 - self.overlap) * shorter
 
     @property
     def bound(self) -> Bound:
@@ -169,7 +172,7 @@ def time_operators(
         reading = terms.memory_packed.value if packed and not outside else terms.memory.value
         moved = each.weight_bytes / (bandwidth * reading)
         moved += (each.cache_bytes + each.activation_bytes) / (bandwidth * terms.cache.value)
-        times.append(OperatorTime(each, each.flops / (peak * share), moved))
+        times.append(OperatorTime(each, each.flops / (peak * share), moved, terms.overlap.value))
     return tuple(times)
 
 
