@@ -80,6 +80,14 @@ def memory_section() -> Iterator[str]:
         "printed by a tool that the source does not name, or by `nvidia-smi` (bigscience's), against the least that a "
         "caching allocator keeps, with the overhead."
     )
+    yield from prose(
+        "What is left of the printed ones has names. bigscience's chronicle tells of `nvidia-smi`, which also shows "
+        "blocks that were split and NCCL's buffers. nanotron's log writes allocated and reserved bytes side by side, "
+        "and its figure one of them without saying which; its own operators keep a gate's activation and logits in 16 "
+        "and 32 bits, its gradients stay whole in 16 bits beside those in fp32, and DistributedDataParallel has "
+        "buckets for them once more, none of which is modelled. ms-swift's tables do not say what was read. Nothing is fitted "
+        "to them."
+    )
     yield from table(readings, "source", lambda row: row.repository)
     yield from table(readings, "device", device)
     yield from table(readings, "reading", lambda row: "" if row.memory is None else row.memory.kind)

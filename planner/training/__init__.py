@@ -15,10 +15,12 @@ in the worst of 26 designs; single components are held to 7%, and Mamba-2 in fp3
 was seen 9.4% high. Under FSDP2 it is equal to what its tracker reports but for one layer's forward pass. Against
 CUDA's allocator (an H200, models of 0.2 to 0.6 billion parameters) it is within 4%, but up to 9% low where grouped
 queries meet a window or fp32: CUDA's fused attention then needs keys repeated for every head. Steps of Megatron on
-eight B200 are within 1%, and its own tests within 2% in the median.
+eight B200 are within 1%, and its own tests within 2% in the median, two of them in fp8
+(:mod:`planner.training.narrow`). What DeepSpeed keeps beside Megatron's operators is of
+:mod:`planner.training.deepspeed`.
 
-A pipeline is taken rank by rank, and the one that needs most is given. Of a forward pass nothing is followed but what
-it keeps; of communication nothing that an allocator does not see.
+A pipeline is taken rank by rank, whatever layers each has (:mod:`planner.stages`), and the one that needs most is
+given. Of a forward pass nothing is followed but what it keeps; of communication nothing that an allocator does not see.
 """
 
 from planner.training.checks import check_training_plan as check_training_plan
