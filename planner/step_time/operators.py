@@ -50,6 +50,10 @@ BACKWARD_STREAM = 6
 SQUARE_PASSES = (6, 8)
 """Times that the scores of attention that keeps them are written or read, forward and backward: the product, the scaled
 and masked softmax, its dropout, and the product with the values."""
+BIAS_PASSES = 3
+"""Times more, forward, where linear biases are added to the scores: copied to where the product adds to them, read and
+written. On an H100 the product of 48 heads over 2,048 positions took 0.68 ms with biases and 0.17 ms without; 3 passes
+over their scores take 0.42 ms."""
 LOSS_PASSES = (4, 4)
 """Times that the logits are written or read beside the head's own product."""
 ROWS_OF_A_TILE = 128
@@ -338,7 +342,9 @@ def _between(found: Pass, part: Component, hidden_size: Quantity, setting: Setti
         flops = needed + counted / shared
         heads: Any = part
         square = setting.width * plan.micro_batch_size * heads.num_attention_heads * plan.sequence_length**2 / shared
-        forward = flops / machine.matmul_wide + SQUARE_PASSES[0] * square / machine.memory
+        is_biased = isinstance(part, Attention) and part.has_linear_biases
+        passes = SQUARE_PASSES[0] + (BIAS_PASSES if is_biased else 0)
+        forward = flops / machine.matmul_wide + passes * square / machine.memory
         backward = 2 * flops / machine.matmul_wide + SQUARE_PASSES[1] * square / machine.memory
     else:
         rate = machine.scan

@@ -196,7 +196,7 @@ HUGE = "1" + 200 * "0"
         ["cache", "llama-2-7b", "--dtype", "int3"],
         ["cache", "llama-2-7b", "--block-size", "0"],
         ["cache", "llama-2-7b", "--windowed-pages", "some"],
-        ["train", "llama-2-7b", "--set", "precision=fp8"],
+        ["train", "llama-2-7b", "--set", "precision=nvfp4"],
         ["train", "llama-2-7b", "--set", "precision=[bf16"],
         ["serve", "llama-2-7b", "--set", "weight_format=q4_k_x"],
         ["serve", "llama-2-7b", "--set", "hardware=h1000"],
