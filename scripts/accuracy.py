@@ -85,8 +85,8 @@ def memory_section() -> Iterator[str]:
         "blocks that were split and NCCL's buffers. nanotron's log writes allocated and reserved bytes side by side, "
         "and its figure one of them without saying which; its own operators keep a gate's activation and logits in 16 "
         "and 32 bits, its gradients stay whole in 16 bits beside those in fp32, and DistributedDataParallel has "
-        "buckets for them once more, none of which is modelled. ms-swift's tables do not say what was read. Nothing is fitted "
-        "to them."
+        "buckets for them once more, none of which is modelled. ms-swift's tables do not say what was read. Nothing is "
+        "fitted to them."
     )
     yield from table(readings, "source", lambda row: row.repository)
     yield from table(readings, "device", device)
