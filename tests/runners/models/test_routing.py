@@ -144,3 +144,23 @@ def test_recording_changes_nothing_and_ends() -> None:
     assert all(routing[name] is held[name] for name in held)
     with recorded_routing(build(parse_spec({**spec.to_dict(), "layer_groups": [{"layers": layers[:1]}]}))) as nothing:
         assert nothing == {}
+
+
+@given(moes())
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_experts_in_groups_are_the_sum_over_the_chosen_ones(fields: dict[str, Any]) -> None:
+    """Where nothing is differentiated rows are put in groups: one token, and several, against plain training code."""
+    layers = [{"sequence_mixer": None, "channel_mixer": fields}]
+    spec = parse_spec({"vocab_size": 20, "hidden_size": HIDDEN, "layer_groups": [{"layers": layers}]})
+    grouped, plain = (
+        build(spec, dtype=torch.float64, kernels="eager"),
+        build(spec, dtype=torch.float64, kernels="reference"),
+    )
+    with torch.no_grad():
+        for parameter in grouped.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, dtype=parameter.dtype))
+    plain.load_state_dict(grouped.state_dict())
+    for tokens in (torch.tensor([[7]]), torch.arange(15).view(3, 5)):
+        with torch.no_grad():
+            found = grouped(tokens).logits
+        torch.testing.assert_close(found, plain(tokens).logits, rtol=1e-10, atol=1e-12)
