@@ -23,7 +23,8 @@ def _sees(rows, columns, table, PATTERN: tl.constexpr):
         block = rows // PATTERN[7]
         apart = block - columns // PATTERN[7]
         seen = apart == 0
-        for index in tl.static_range(PATTERN[8]):
+        most: tl.constexpr = PATTERN[8]
+        for index in tl.static_range(most):
             seen = seen | (apart == tl.load(table + block * PATTERN[9] + index))
     elif PATTERN[2] is not None:
         seen = rows // PATTERN[2] - columns // PATTERN[2] <= PATTERN[3]

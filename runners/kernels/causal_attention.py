@@ -367,9 +367,9 @@ def variants(architecture: int) -> Iterator[CompileVariant]:
         (torch.float32, 64, 64), (torch.float32, 128, 128), (torch.float32, 256, 256),
     ):  # fmt: skip
         for function in ("forward", "backward_keys", "backward_queries"):
-            for rich in (False, True):
-                yield variant_for(architecture, function, dtype, head_dim, value_head_dim, rich)
-    yield variant_for(architecture, "weighted_gradients", torch.bfloat16, 128, 128, False)
+            for pattern in (CAUSAL, RICH):
+                yield variant_for(architecture, function, dtype, head_dim, value_head_dim, pattern)
+    yield variant_for(architecture, "weighted_gradients", torch.bfloat16, 128, 128, CAUSAL)
 
 
 PASSES = {
@@ -379,18 +379,22 @@ PASSES = {
     "backward_queries": backward_queries,
 }
 RICH = MaskPattern(sliding_window=1024, global_tokens=4, stride=64)
-"""A mask of several parts, compiled with sinks, positions and documents beside it."""
+"""A mask of several parts."""
 
 
 def variant_for(
-    architecture: int, function: str, dtype: torch.dtype, head_dim: int, value_head_dim: int, rich: bool
+    architecture: int, function: str, dtype: torch.dtype, head_dim: int, value_head_dim: int, pattern: MaskPattern
 ) -> CompileVariant:
-    """The compilation that a launch with these sizes asks for, four query heads a key head."""
+    """The compilation that a launch with these sizes asks for, four query heads a key head.
+
+    A mask that hides something is compiled with sinks, positions and documents.
+    """
     name = TRITON_DTYPES[dtype]
     compiled = PASSES[function]
     launch = launch_for(function, head_dim, value_head_dim, dtype.itemsize, architecture)
-    given = _constants(head_dim, value_head_dim, 4, RICH if rich else CAUSAL, dtype) | dict(launch.blocks)
-    given |= dict.fromkeys(("table",) if rich else ("sinks", "positions", "documents", "table"))
+    given = _constants(head_dim, value_head_dim, 4, pattern, dtype) | dict(launch.blocks)
+    given |= dict.fromkeys(("sinks", "positions", "documents") if pattern.is_causal else ())
+    given |= dict.fromkeys(() if blocks_seen(pattern) else ("table",))
     parameters = compiled.arg_names
     constants = {parameter: given[parameter] for parameter in parameters if parameter in given}
 
@@ -405,7 +409,7 @@ def variant_for(
 
     signature = {parameter: type_of(parameter) for parameter in parameters}
     aligned = frozenset(parameter for parameter in parameters if parameter.endswith("_stride"))
-    sizes = {"head_dim": head_dim, "value_head_dim": value_head_dim, "rich_mask": int(rich)}
+    sizes = {"head_dim": head_dim, "value_head_dim": value_head_dim, "rich_mask": int(not pattern.is_causal)}
     return CompileVariant(NAME, compiled, name, sizes, signature, constants, launch, aligned)
 
 

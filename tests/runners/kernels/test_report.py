@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from planner.components.patterns import CAUSAL
 from runners.kernels.base import shared_memory_limit_bytes
-from runners.kernels.causal_attention import variant_for
+from runners.kernels.causal_attention import BLOCKS, RICH, variant_for
 from runners.kernels.report import CompileTask, compile_and_read, compile_tasks
 
 pytest.importorskip("triton")
@@ -40,9 +41,9 @@ def test_default_launches_spill_nothing(kernel: str, architecture: int) -> None:
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
 @pytest.mark.parametrize("function", ["forward", "backward_keys", "backward_queries"])
 def test_ordinary_heads_spill_nothing(architecture: int, function: str) -> None:
-    """Heads of 64 in bf16, on consumer devices too; a plain mask and a rich one take different registers."""
-    for rich in (False, True):
-        task = CompileTask(variant_for(architecture, function, torch.bfloat16, 64, 64, rich), architecture)
+    """Heads of 64 in bf16, on consumer devices too; masks of several kinds take different registers."""
+    for pattern in (CAUSAL, RICH, BLOCKS):
+        task = CompileTask(variant_for(architecture, function, torch.bfloat16, 64, 64, pattern), architecture)
         entry = compile_and_read(task)
         assert entry["spills"] == 0
         assert entry["shared_memory_bytes"] <= shared_memory_limit_bytes(architecture)
