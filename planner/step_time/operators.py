@@ -65,8 +65,8 @@ EXPERT_ROWS = 4
 sorted by rank and by expert, there and back."""
 EXPERT_KERNELS = 100
 """Kernels more of a mixture of experts: the router, its choice, the rows there and back, and as many as could start
-while the host waits for the numbers of rows. Chosen with all devices' runs with experts in view, so that none of them is
-quite held out from it."""
+while the host waits for the numbers of rows. Chosen with all devices' runs with experts in view: none of them is quite
+held out from it."""
 
 Part = str
 """``matmul attention elementwise launches tensor_parallel expert_parallel context_parallel``."""
