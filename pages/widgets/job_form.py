@@ -48,7 +48,8 @@ def job_form(
         sent = st.button(label, type="primary", key=button_key)
         with st.container(width="stretch"):
             disk = f" and {figures.disk(estimate.disk_bytes)} of disk" if estimate.disk_bytes else ""
-            chrome.note(f"About {figures.duration(estimate.seconds)}{disk} · {estimate.basis}")
+            said = f"About {figures.duration(estimate.seconds)}{disk} · {estimate.basis}"
+            chrome.note(f"{said} · how long jobs take has not been held against this estimate")
     if sent:
         with chrome.guard():
             return client.submit(store, kind, revision.id, plan, f"{label_of(kind)} · {revision.name}")

@@ -99,7 +99,7 @@ def show(term: Any, measured: Sequence[Check] = ()) -> None:
         with st.container(key=f"formula-{term.name.replace(' ', '-')}"):
             st.latex(latex)
     else:
-        chrome.note("The sum of the terms below: layers of several kinds make it too long for one line.")
+        chrome.note("The sum of the terms below, too long for one line.")
     rows = "".join(_rows(term, term.value, 0))
     chrome.html(
         '<table class="pl-table pl-terms"><tr><th>Term</th><th>Formula</th><th>Value</th><th>Share</th></tr>'

@@ -251,6 +251,7 @@ def test_learned_positions_end_where_the_curves_say_so() -> None:
         ({"draft": "not-a-draft"}, "cannot be read"),
         ({"design": "41"}, "41"),
         ({"design": "x"}, "names no design"),
+        ({"design": "99999999999999999999"}, "there is no design 99999999999999999999"),
     ],
 )
 def test_a_wrong_address_is_said_and_the_starting_design_is_sized(asked: dict[str, str], said: str) -> None:

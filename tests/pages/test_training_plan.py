@@ -105,3 +105,8 @@ def test_the_time_of_a_step_opens_into_its_terms_with_formulas_and_sources() -> 
     seconds = estimate_training(load("llama-3-8b"), plan).step_seconds
     assert f"{seconds:.6g} seconds" in page
     assert all(number["opens"] == (name != "devices") for name, number in key_numbers(app).items())
+
+
+def test_a_checkpoint_may_take_no_time() -> None:
+    app = opened(preset="gpt2", checkpoint="0")
+    assert "steps that count" in shown(app)
