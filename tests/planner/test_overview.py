@@ -58,7 +58,7 @@ def test_what_is_not_exact_has_the_bounds_of_the_opened_number() -> None:
 
 
 def test_a_refusal_becomes_a_number_without_value_that_says_why() -> None:
-    number = overview(SPEC, ServingPlan(), TrainingPlan(precision="fp8"))["training_memory"]
+    number = overview(SPEC, ServingPlan(), TrainingPlan(precision="nvfp4"))["training_memory"]
     assert (number.value, number.status) == (None, "unsupported")
     assert number.problem is not None
     assert number.problem.message
