@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from planner.components import Component
 from planner.components.rotary import RotaryScaling
 from planner.errors import InvalidSpec, Problem, UnsupportedArchitecture
-from planner.interop.rotation import odd_rotations
+from planner.interop.rotation import odd_rotations, rotary_field
 from planner.sizing import size
 from planner.spec import ArchitectureSpec, Layer, fold_layers, parse_spec
 
@@ -242,7 +242,7 @@ class Reader:
     def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any], aliases: Mapping[str, str]) -> None:
         self._values = {**defaults}
         self._written = frozenset(config)
-        self._rope = {name: config.get(name, defaults.get(name)) for name in ("rope_scaling", "rope_parameters")}
+        self._rope = {name: rotary_field(name, config, defaults) for name in ("rope_scaling", "rope_parameters")}
         self._longest = config.get("max_position_embeddings", defaults.get("max_position_embeddings"))
         name = "original_max_position_embeddings"
         self._original = config.get(name, defaults.get(name))
@@ -387,7 +387,10 @@ class Reader:
         """How the rotary frequencies (of one layer type) are stretched, as plain data; absent: not, or unmodelled."""
         parameters = self._rope_parameters(layer_type)
         if layer_type == "full_attention":  # the older field speaks of these layers alone (Gemma 3)
-            parameters = {**parameters, **(self._rope["rope_scaling"] or {})}
+            older = self._rope["rope_scaling"] or {}
+            if "rope_type" not in older and older.get("type", "default") != "default":
+                raise refusal("rope_scaling.type", "transformers reads rope_type alone here.", "Write rope_type.")
+            parameters = {**parameters, **older}
         return scaling_of(parameters, self._longest, self._original)
 
 
@@ -467,6 +470,7 @@ class Adapter:
                 continue
             value = config.get(field, self.defaults.get(field))
             if entry:
+                value = rotary_field(field, config, self.defaults)
                 value = value.get(entry) if isinstance(value, Mapping) else None
             if not is_one_of(value, modelled):
                 found[name] = value
@@ -477,7 +481,7 @@ class Adapter:
         """Rotary scalings that a specification does not know, or that this family's does not have."""
         written: dict[str, Any] = {}
         for name in ("rope_scaling", "rope_parameters"):
-            parameters = config.get(name, self.defaults.get(name))
+            parameters = rotary_field(name, config, self.defaults)
             if isinstance(parameters, Mapping) and (self.reads(name) or name in self.ignored):
                 nested = {key: value for key, value in parameters.items() if isinstance(value, Mapping)}
                 for key, each in (nested or {"": parameters}).items():

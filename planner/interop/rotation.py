@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 SHARE = "partial_rotary_factor"
 
 
+def rotary_field(name: str, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
+    """``rope_parameters`` or ``rope_scaling`` of a configuration: null is what transformers takes for absent."""
+    return defaults.get(name) if config.get(name) is None else config[name]
+
+
 def odd_rotations(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, Any]:
     """The share of a head that is an odd number of channels, where a configuration has one.
 
@@ -24,7 +29,7 @@ def odd_rotations(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, Any]
     shares = [config.get(alias) for alias, name in adapter.aliases.items() if name == read]
     shares.append(config.get(read, adapter.defaults.get(read)))
     for name in ("rope_scaling", "rope_parameters"):
-        mapping = config.get(name, adapter.defaults.get(name))
+        mapping = rotary_field(name, config, adapter.defaults)
         if isinstance(mapping, Mapping):
             inner = [value for value in mapping.values() if isinstance(value, Mapping)]
             shares += [each.get(SHARE) for each in (inner or [mapping])]

@@ -14,7 +14,6 @@ _YARN = {
     "beta_slow": 1.0,
     "truncate": False,
     "original_max_position_embeddings": 4096,
-    "rope_theta": 150000.0,
 }
 """What transformers takes where a file says nothing of its rotation."""
 
@@ -59,6 +58,7 @@ GPT_OSS = Adapter(
         rms_norm_eps=1e-5,
         rope_parameters=_YARN,
         sliding_window=128,
+        rope_theta=150_000.0,
         layer_types=None,
         num_local_experts=128,
         num_experts_per_tok=4,

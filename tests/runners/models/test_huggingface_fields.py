@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from planner.interop import left_out
+from planner.interop import UnsupportedArchitecture, from_huggingface, left_out
 from runners.models import load_huggingface
 from tests.planner.interop.oracle import modelled
 from tests.runners.models.test_huggingface import CONFIGS, transformers_model
@@ -20,6 +20,9 @@ LONGROPE: dict[str, Any] = {"rope_type": "longrope", "short_factor": [1.0, 1.5],
 SAME: list[tuple[str, dict[str, Any]]] = [
     ("cohere2", {}),  # the rotary base of a file that has none
     ("bloom", {"pretraining_tp": 2}),
+    *(
+        (family, {"rope_parameters": None, "rope_theta": 100.0}) for family in ("apertus", "cwm", "gpt_oss")
+    ),  # null is absent
     (
         "phi3",
         {"rope_parameters": {**LONGROPE, "original_max_position_embeddings": 16}, "max_position_embeddings": 8192},
@@ -131,3 +134,13 @@ def test_whether_an_unknown_whole_scales_its_logits_is_not_guessed() -> None:
     state = {f"language_model.{name}": tensor for name, tensor in theirs.state_dict().items()}
     with pytest.raises(ValueError, match="of_tomorrow"):
         load_huggingface(state, config)
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "olmo3"])
+def test_a_scaling_that_transformers_overlooks_is_refused(model_type: str) -> None:
+    """Where frequencies differ by layer type, it reads no ``type`` in place of ``rope_type``."""
+    config = {"model_type": model_type, **CONFIGS[model_type], "rope_parameters": None}
+    with pytest.raises(UnsupportedArchitecture) as refused:
+        from_huggingface({**config, "rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert refused.value.path == "rope_scaling.type"
+    from_huggingface({**config, "rope_scaling": {"rope_type": "linear", "factor": 2.0}})
