@@ -19,10 +19,17 @@ from planner.components.base import (
     linear,
     projection,
     refuse,
+    split_by_heads,
 )
 from planner.components.mlp import READ_FROM_RESULT, Pointwise
 from planner.components.narrowing import Scale, nearest_heads, stepped
-from planner.quantities import Quantity, ceiling_divide, largest, rounded_up
+from planner.quantities import Quantity, ceiling_divide, floor_divide, largest, rounded_up, smallest
+
+DUAL_TILE = 2**20
+"""Pairs of positions, of all heads, whose scores exist at a time; a test holds the runners to it."""
+
+GATE_TILE = 2**18
+"""Elements of the gated output that are in fp32 at a time, held likewise."""
 
 
 class Mamba2(Component):
@@ -188,8 +195,9 @@ class Mamba2(Component):
             yield SavedTensor("time steps before clamping", tokens * heads, "float32")
         yield SavedTensor("decay rates and their exponential", 2 * heads, "float32")
         yield SavedTensor("scan output", tokens * inner)
-        yield SavedTensor("gated output", tokens * inner)
-        if self.norm:
+        if not self.norm:
+            yield SavedTensor("gated output", tokens * inner)
+        else:
             groups = self.n_groups if self.norm_groups is None else self.norm_groups
             yield SavedTensor("inverse deviations of the groups", tokens * groups, "float32")
             yield SavedTensor("normalized output", tokens * inner)
@@ -202,39 +210,62 @@ class Mamba2(Component):
     def backward_moments(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[BackwardMoment]:
-        return self.made_by_heads(hidden_size, sequence_length, batch_size)
+        """While the gate and the norm run backward (``runners.models.gated_norm``), and while the scan does, inside its
+        chunks and between them (``runners.models.state_space_dual``)."""
+        if self.norm:
+            made = tuple(split_by_heads(self._made_by_norm(batch_size * sequence_length)))
+            yield BackwardMoment(made, ("normalized output",), ready=("out_proj",))
+        around = tuple(self._made_around(sequence_length, batch_size))
+        read_before = ("scan output", "gated output", "inverse deviations of the groups", "normalized output")
+        freed = (*read_before, "projected input, gate and time steps")
+        for scan in (self._made_inside(sequence_length, batch_size), self._made_between(sequence_length, batch_size)):
+            yield BackwardMoment(tuple(split_by_heads(iter((*around, *scan)))), freed, ready=("out_proj", "norm"))
 
-    def backward_working_set(
-        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
-    ) -> Iterator[SavedTensor]:
-        """What is alive once the chunks are computed again, before their gradients are made: most, in most shapes.
+    def _made_by_norm(self, tokens: Quantity) -> Iterator[SavedTensor]:
+        """A tile is as many rows as have at most ``GATE_TILE`` elements, or one."""
+        inner = self.intermediate_size
+        tile = inner * smallest(tokens, largest(floor_divide(GATE_TILE, inner), 1))
+        yield SavedTensor("gradients of the normalized output, the scan's and the gate", 3 * tokens * inner)
+        yield SavedTensor("opened gate and gated output of a tile", 2 * tile)
+        yield SavedTensor("gated output of a tile, its gradient and their product", 3 * tile, "float32")
 
-        By then what was saved after the scan is gone, and its gradients stand in its place.
-        """
-        chunk, heads, inner = self.chunk_size, self.num_heads, self.intermediate_size
-        padded = batch_size * rounded_up(sequence_length, chunk)
-        # All chunks but the last leave a state, and all but the first read one.
+    def _made_around(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
+        """What is there as long as the scan runs backward."""
+        tokens, inner, heads = batch_size * sequence_length, self.intermediate_size, self.num_heads
+        channels = self.convolution_channels
+        padded = batch_size * rounded_up(sequence_length, self.chunk_size)
+        yield SavedTensor("gradients of the gate and of the scan's output", 2 * tokens * inner)
+        yield SavedTensor("gradient of the scan's inputs", padded * channels)
+        yield SavedTensor("B and C by chunk", 2 * padded * self.n_groups * self.state_size)
+        yield SavedTensor("decays, and gradients of them and of the time steps", 3 * padded * heads, "float32")
+        yield SavedTensor("time steps, cast", padded * heads, "copy")
+        # Copies of what the scan reads, where the last chunk is not full.
+        copied = padded * smallest(padded - tokens, 1)
+        yield SavedTensor("scan inputs and the output's gradient, padded", copied * (channels + inner))
+        yield SavedTensor("time steps, padded", copied * heads, "float32")
+
+    def _made_inside(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
+        """A tile is as many chunks as have at most ``DUAL_TILE`` pairs of positions, or one."""
+        chunk, heads = self.chunk_size, self.num_heads
+        chunks = batch_size * ceiling_divide(sequence_length, chunk)
+        tile = chunk * smallest(chunks, largest(floor_divide(DUAL_TILE, chunk * chunk * heads), 1))
+        squares, scores = tile * chunk * heads, tile * chunk * self.n_groups
+        yield SavedTensor("decays between positions of a tile", squares, "float32")
+        yield SavedTensor("decays between positions of a tile, cast", squares, "copy")
+        yield SavedTensor("gradient of the weights of a tile", squares)
+        yield SavedTensor("scores of a tile and their gradient", 2 * scores)
+        yield SavedTensor("scores of a tile in fp32", 2 * scores, "copy")
+        yield SavedTensor("scan input of a tile, weighted, and gradients", 3 * tile * self.intermediate_size)
+
+    def _made_between(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
+        """All chunks but the last leave a state, and all but the first read one."""
+        inner, chunk = self.intermediate_size, self.chunk_size
         earlier = batch_size * (ceiling_divide(sequence_length, chunk) - 1)
-        shared = self.n_groups * self.state_size
-        # Inside every chunk a square of positions a head.
-        squares = padded * chunk * heads
-        # Where little passes between chunks, most is alive a moment later, when these squares have gradients.
-        between = earlier * (chunk * (3 * inner + 3 * heads * self.state_size) + 2 * inner * self.state_size)
-        later = largest(squares - between, 0)
-        yield SavedTensor("decays between positions of a chunk", 2 * squares - later, "float32")
-        yield SavedTensor("scores and weights between positions of a chunk", 2 * squares + 2 * later)
-        yield SavedTensor("cast decays between positions of a chunk", squares, "copy")
-        yield SavedTensor("scores of the groups", padded * chunk * self.n_groups)
-        yield SavedTensor("scan input, weighted, and outputs of the chunks", 2 * padded * inner)
-        # In fp32 these are the saved tensors themselves, and what stands in the place of those that are gone.
-        yield SavedTensor("scan input cast, and the output's gradient as it was widened", 2 * padded * inner, "copy")
-        yield SavedTensor("B and C by chunk, cast", 4 * padded * shared, "copy")
-        yield SavedTensor("time steps and decays by chunk", 2 * padded * heads, "float32")
-        yield SavedTensor("inputs to the states and outputs from them", 3 * earlier * chunk * inner)
-        yield SavedTensor("B and C of every head, and C with its decay", 3 * earlier * chunk * heads * self.state_size)
-        yield SavedTensor("decays to the ends of chunks", 2 * earlier * chunk * heads, "float32")
-        yield SavedTensor("states, made and carried", (2 * earlier + 2 * batch_size) * inner * self.state_size)
-        yield SavedTensor("states, cast", batch_size * inner * self.state_size, "copy")
+        rows, states = earlier * chunk * inner, earlier * inner * self.state_size
+        # Either what is read of the states is made again, or the states have gradients.
+        yield SavedTensor("inputs to the states, and gradients of what is read", 2 * rows)
+        yield SavedTensor("states, and what is read of them or their gradients", states + largest(rows, states))
+        yield SavedTensor("B or C of the chunks that have states", earlier * chunk * self.n_groups * self.state_size)
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("convolution", (self.convolution_channels, self.conv_kernel), grows=False)

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from planner.components.base import (
     FUSED,
+    BackwardMoment,
     CacheEntry,
     Component,
     Computation,
@@ -21,16 +22,24 @@ from planner.components.base import (
     SavedTensor,
     Tensor,
     refuse,
-    split_by_heads,
 )
 from planner.components.dependence import PositionSet
 from planner.components.narrowing import Scale
-from planner.quantities import Quantity, largest
+from planner.quantities import Quantity
 
 if TYPE_CHECKING:
     from planner.components import SingleMixer
 
 SLOTS = ("first", "second")
+
+
+def _of_slot(moment: BackwardMoment, slot: str, waiting: tuple[SavedTensor, ...]) -> BackwardMoment:
+    """A moment of one of the two, by the names that its tensors have in both, beside what waits for the other."""
+    names = {
+        kind: tuple(f"{slot}.{name}" for name in getattr(moment, kind)) for kind in ("ready", "fresh", "cast", "copied")
+    }
+    freed = tuple(f"{name}, {slot}" for name in moment.freed)
+    return replace(moment, made=(*moment.made, *waiting), freed=freed, **names)
 
 
 class ParallelMixers(Component):
@@ -111,26 +120,31 @@ class ParallelMixers(Component):
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity, how: Computation
     ) -> Iterator[SavedTensor]:
         is_listed = False
-        for _, part in self.parts():
+        for slot, part in self.parts():
             for saved in part.kept(hidden_size, sequence_length, batch_size, how):
                 # Both read one tensor, which is cast once for both; some mixers do not keep it.
                 if saved.name == "input" and is_listed:
                     continue
                 is_listed = is_listed or saved.name == "input"
-                yield saved
+                yield saved if saved.name == "input" else replace(saved, name=f"{saved.name}, {slot[1:]}")
 
-    def backward_working_set(
+    def backward_moments(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
-    ) -> Iterator[SavedTensor]:
-        """One mixer's backward pass comes after the other's: the more of the two, in each type and way of dividing."""
-        sums: dict[tuple[str, str], list[Quantity]] = {}
-        for index, (_, part) in enumerate(self.parts()):
-            made_by_part = part.backward_working_set(hidden_size, sequence_length, batch_size)
-            for made in made_by_part if part.tensor_parallel is None else split_by_heads(made_by_part):
-                both = sums.setdefault((made.dtype_class, made.split), [0, 0])
-                both[index] = both[index] + made.elements
-        for (dtype_class, split), (first, second) in sums.items():
-            yield SavedTensor("made by the mixer that makes more", largest(first, second), dtype_class, split)
+    ) -> Iterator[BackwardMoment]:
+        """The second mixer's backward pass, and then the first's: autograd takes first what was computed last."""
+        stream = batch_size * sequence_length * hidden_size
+        waiting = SavedTensor("gradient of the first mixer's output", stream, "copy")
+        for moment in self.second.backward_moments(hidden_size, sequence_length, batch_size):
+            yield _of_slot(moment, "second", (waiting,))
+        done = tuple(
+            f"{saved.name}, second"
+            for saved in self.second.kept(hidden_size, sequence_length, batch_size, FUSED)
+            if saved.name != "input"
+        )
+        waiting = SavedTensor("gradient of the input, from the second mixer", stream)
+        for moment in self.first.backward_moments(hidden_size, sequence_length, batch_size):
+            own = _of_slot(moment, "first", (waiting,))
+            yield replace(own, freed=(*own.freed, *done), ready=(*own.ready, "second."))
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         for _, part in self.parts():

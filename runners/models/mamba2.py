@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import planner.components as components
 from runners.models.context import BuildContext, empty_cache, in_compute_type
+from runners.models.gated_norm import gated_norm
 from runners.models.mamba1 import ConvolutionFilter, StateCache, initial_step_bias
 from runners.models.mlp import activated, gated
 from runners.models.norms import RMSNorm
-from runners.models.recompute import recomputed
+from runners.models.state_space_dual import dual
 
 
 def chunked_dual(
@@ -70,10 +69,6 @@ def chunked_dual(
     return y.transpose(2, 3).reshape(batch, chunks * chunk, heads, width)[:, :length], carried
 
 
-def _outputs(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
-    return chunked_dual(x, dt, A, B, C, chunk)[0]
-
-
 def recurrent_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
     """One position from a state; shapes as in :func:`chunked_dual` with one position."""
     shared = x.shape[2] // B.shape[2]
@@ -126,18 +121,19 @@ class Mamba2(nn.Module):
             mixed = torch.cat([part * factor for part, factor in zip(parts, of_mixed, strict=True)], -1)
             gate, dt = gate * of_gate, dt * of_steps
         mixed = activated(self.conv1d(mixed, cache), component.activation, self.kernels)
-        inputs, B, C = mixed.split((inner, groups * state, groups * state), dim=-1)
-        inputs = inputs.view(batch, length, component.num_heads, component.head_dim)
-        B, C = B.view(batch, length, groups, state), C.view(batch, length, groups, state)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide))
         if component.clamps_time_steps:
             dt = dt.clamp(component.shortest_time_step, component.longest_time_step)
         A = -torch.exp(self.A_log.to(wide))
-        if cache is None and self.kernels == "reference":
+        if cache is None and self.kernels != "reference":
+            y = dual(mixed, dt, A, self.D.to(wide), groups, state, component.chunk_size)
+            return self.out_proj(self._gated(y, gate))
+        inputs, B, C = mixed.split((inner, groups * state, groups * state), dim=-1)
+        inputs = inputs.view(batch, length, component.num_heads, component.head_dim)
+        B, C = B.view(batch, length, groups, state), C.view(batch, length, groups, state)
+        if cache is None:
             y, _ = chunked_dual(inputs, dt, A, B, C, component.chunk_size)
-        elif cache is None:
-            y = recomputed(functools.partial(_outputs, chunk=component.chunk_size), inputs, dt, A, B, C)
         else:
             held = cache.state.to(wide)
             parts = (inputs.to(wide), dt, A, B.to(wide), C.to(wide))
@@ -155,6 +151,10 @@ class Mamba2(nn.Module):
         """The scan's output through its gate and its norm, in the component's order."""
         if not self.component.norm:
             return gated(gate, y, "silu", self.kernels)
-        if self.component.norm_before_gate:
+        gates_last = self.component.norm_before_gate
+        if self.kernels != "reference":
+            assert self.norm.weight is not None
+            return gated_norm(y, gate, self.norm.weight, self.norm.epsilon, self.norm.groups, gates_last)
+        if gates_last:
             return gated(gate, self.norm(y), "silu", self.kernels)
         return self.norm(gated(gate, y, "silu", self.kernels))

@@ -225,9 +225,11 @@ def test_two_mixers_side_by_side_are_divided_each_in_its_way() -> None:
     made = []
     for each in (plan.model_copy(update={"tensor_parallel": 1}), plan):
         (cost,) = layer_cost(spec, layer, each, division_of(each), shape_of(each, S, 1)).mixers
-        made.append(cost.steps[0].made)
-    whole = 4 * 2 * S * H  # gradients of the stream and of the input
-    assert made[1] - whole == (made[0] - whole) / TP
+        made.append([step.made for step in cost.steps])
+    # While the second runs backward the gradient of the stream is whole; with the first, those of the input as well,
+    # from the second and its own.
+    for alone, divided, whole in zip(*made, (4 * S * H, 4 * 3 * S * H), strict=True):
+        assert divided - whole == (alone - whole) / TP
 
 
 def test_adafactor_divides_filters_and_blocks_whole() -> None:

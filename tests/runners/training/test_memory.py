@@ -17,6 +17,7 @@ DESIGNS = (
     "mamba2-2.7b", "qwen3-next-80b-a3b", "kimi-linear-48b-a3b", "minimax-text-01", "recurrentgemma-2b", "rwkv-4-7b",
     "lfm2-1.2b", "falcon-h1-7b", "gpt-oss-20b", "bloom-176b", "gpt2", "opt-6.7b", "gpt-j-6b", "command-r",
     "llama-4-scout", "bamba-9b", "qwen1.5-moe-a2.7b", "olmo-2-7b", "tiny-hybrid",
+    "nemotron-h-8b",
 )  # fmt: skip
 # Precision, batch, length, recomputation, whether the loss goes over chunks.
 WAYS: tuple[tuple[Any, int, int, Any, bool], ...] = (
