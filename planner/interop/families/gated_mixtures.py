@@ -92,6 +92,12 @@ def _mimo(reader: Reader) -> dict[str, Any]:
     heads, _, head_dim = decoders.head_sizes(reader)
     bias, key_value_heads = reader.flag("attention_bias"), reader.integer("num_key_value_heads")
     scale = reader.optional_number("attention_value_scale")
+    shares = {}
+    for narrow, kind in ((True, "sliding_attention"), (False, "full_attention")):
+        written = (reader.value("rope_parameters") or {}).get(kind) or {}
+        # The family's own share is for frequencies as they are; scaled ones are of whole heads unless a share is said.
+        whole = written.get("rope_type", "default") != "default" and "partial_rotary_factor" not in written
+        shares[narrow] = 1.0 if whole else reader.rope_share(head_dim, kind)
     mixers = {
         narrow: {
             "kind": "attention",
@@ -103,7 +109,7 @@ def _mimo(reader: Reader) -> dict[str, Any]:
             "query_key_value_bias": bias,
             "sinks": narrow,
             "sliding_window": window if narrow else None,
-            "rope_share": reader.rope_share(head_dim, "sliding_attention" if narrow else "full_attention"),
+            "rope_share": shares[narrow],
             **rotary[narrow],
         }
         for narrow in set(windowed)

@@ -17,6 +17,10 @@ LONGROPE: dict[str, Any] = {"rope_type": "longrope", "short_factor": [1.0, 1.5],
     "rope_theta": 100.0,
     "partial_rotary_factor": 0.5,
 }
+ROTATIONS = {
+    kind: {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}
+    for kind in ("full_attention", "sliding_attention")
+}
 SAME: list[tuple[str, dict[str, Any]]] = [
     ("cohere2", {}),  # the rotary base of a file that has none
     ("bloom", {"pretraining_tp": 2}),
@@ -27,6 +31,7 @@ SAME: list[tuple[str, dict[str, Any]]] = [
         "phi3",
         {"rope_parameters": {**LONGROPE, "original_max_position_embeddings": 16}, "max_position_embeddings": 8192},
     ),
+    ("mimo_v2_flash", {"rope_parameters": ROTATIONS}),  # whole heads
     *((family, {"rope_interleave": None}) for family in ("deepseek_v3", "youtu", "sarvam_mla")),
     ("deepseek_v3", {"num_nextn_predict_layers": "none"}),
 ]
