@@ -79,8 +79,10 @@ def _forward_blocks(width: int, dtype_bytes: int, architecture: int, narrow_valu
 
 
 def _keys_blocks(width: int, dtype_bytes: int, architecture: int) -> tuple[int, int, int, int]:
+    if dtype_bytes == 4 and width <= 128:
+        return (32, 32, 8, 2) if width <= 64 else (16, 32 if architecture == 90 else 16, 8, 2)
     if dtype_bytes == 4:
-        return (32, 32, 8, 2) if width <= 64 else (16, 16, 8, 2)
+        return 16, 16, 8, 1 if architecture < 90 else 2
     # Two running sums of (keys, width) take registers, so that few queries are read at a time.
     if width <= 64:
         return 32, 64 if 100 <= architecture < 120 else 128, 8, 2
@@ -89,7 +91,7 @@ def _keys_blocks(width: int, dtype_bytes: int, architecture: int) -> tuple[int, 
 
 def _queries_blocks(width: int, dtype_bytes: int, architecture: int) -> tuple[int, int, int, int]:
     if dtype_bytes == 4:
-        return (32, 32, 8, 2) if width <= 64 else (16, 16, 8, 2)
+        return (32, 32, 8, 2) if width <= 64 else (16, 16, 4 if architecture < 90 and width > 128 else 8, 2)
     if width <= 64:
         return 64, 64, 4 if architecture == 90 else 8, 2
     if width <= 128:
