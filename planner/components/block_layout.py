@@ -55,12 +55,17 @@ class BlockLayout:
             for drawn in self.drawn(query):
                 chosen = chosen | (distance == drawn)
             # What holds a global token is never drawn.
-            seen = seen | (chosen & (key >= ceiling_divide(self.global_tokens, self.block_size)))
+            seen = seen | (chosen & (key >= self._first_ordinary))
         return seen
+
+    @property
+    def _first_ordinary(self) -> Any:
+        """The first block that holds no global token: rounded up by operators, as models do."""
+        return -(-self.global_tokens // self.block_size)
 
     def available(self, query: Any) -> Any:
         """How many blocks may be drawn for a block of queries; none, or less, for the first ones."""
-        earlier = query - ceiling_divide(self.global_tokens, self.block_size)
+        earlier = query - self._first_ordinary
         available = earlier
         for offset in self.offsets:
             available = available - (earlier >= offset) * 1

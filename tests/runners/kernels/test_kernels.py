@@ -27,9 +27,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
         ("rms_norm", 36),
         ("swiglu", 24),
         ("causal_attention", 68),
-        ("patterns", 108),
-        ("places", 62),
-        ("models", 68),
+        ("patterns", 126),
+        ("places", 75),
+        ("models", 78),
         ("refusals", 6),
     ],
 )
