@@ -21,7 +21,7 @@ from planner.components.base import (
 )
 from planner.components.mlp import READ_FROM_RESULT, Pointwise
 from planner.components.narrowing import Scale
-from planner.quantities import Quantity, ceiling_divide, largest, rounded_up, smallest
+from planner.quantities import Quantity, ceiling_divide, floor_divide, largest, rounded_up, smallest
 
 SCAN_TILE = 2**19
 """Elements of (positions, channels, state) that the scan works on at a time: about what a processor's cache holds."""
@@ -139,8 +139,11 @@ class Mamba1(Component):
         tokens, inner, state = batch_size * sequence_length, self.intermediate_size, self.state_size
         chunk = smallest(self.chunk_size, sequence_length)
         padded = batch_size * rounded_up(sequence_length, chunk)
-        tile = smallest(padded * inner * state, largest(chunk * inner * state, SCAN_TILE))
-        carried = largest(tile - batch_size * chunk * inner * state, 0)
+        one = chunk * inner * state
+        together = largest(floor_divide(SCAN_TILE, one), 1)
+        sequences = smallest(batch_size, together)
+        wide = smallest(largest(floor_divide(together, sequences), 1), ceiling_divide(sequence_length, chunk))
+        tile, carried = sequences * wide * one, sequences * (wide - 1) * one
         made = (
             SavedTensor("states, decays and gradients of a tile", 3 * tile, "float32"),
             SavedTensor("products of decays, where a tile has several chunks", carried, "float32"),

@@ -275,12 +275,19 @@ def test_a_tied_matrix_has_two_gradients_and_their_sum(vocabulary: int, precisio
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
-@pytest.mark.parametrize("name", SMALL)
-def test_the_total_less_the_overhead_is_the_measured_peak(name: str, precision: Any) -> None:
-    plan = TrainingPlan(precision=precision, micro_batch_size=2, sequence_length=64)
+@pytest.mark.parametrize(
+    "name, length",
+    [
+        *((name, 64) for name in SMALL),
+        ("Mamba 130M, 256 words", 256),  # several tiles, which the largest one of that many elements does not fill
+        ("Mamba-2 130M, 256 words", 256),
+    ],
+)
+def test_the_total_less_the_overhead_is_the_measured_peak(name: str, length: int, precision: Any) -> None:
+    plan = TrainingPlan(precision=precision, micro_batch_size=2, sequence_length=length)
     memory = estimate_training(SMALL[name], plan).memory
     measured = measured_peak_bytes(SMALL[name], plan)
-    assert memory.total_bytes - memory.overhead_bytes == pytest.approx(measured, rel=0.07)
+    assert memory.total_bytes - memory.overhead_bytes == pytest.approx(measured, rel=0.025)
 
 
 @pytest.mark.parametrize("vocabulary", [50, 1000])
