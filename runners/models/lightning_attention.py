@@ -53,11 +53,11 @@ def chunked_decay(
         if last == chunks:
             ends[-1] -= missing
         to_end = torch.exp(-rates[:, None] * (ends[:, None, None] - places).clamp(min=0))[..., None].to(narrow)
-        left = ((k[:, :last] * to_end).transpose(-1, -2) @ v[:, :last]).to(wide)
+        left = ((k[:, :last] * to_end).transpose(-1, -2) @ v[:, :last]).to(wide).unbind(1)
         across = torch.exp(-rates * (ends[:, None] + 1))[..., None, None]
         before = [] if carried is None else [carried.to(wide)]
         for index in range(last):
-            before.append(before[-1] * across[index] + left[:, index] if before else left[:, index])
+            before.append(before[-1] * across[index] + left[index] if before else left[index])
         carried = before[-1]
         read = torch.stack(before[: chunks - first], 1).to(narrow)
         from_start = torch.exp(-rates[:, None] * (places + 1))[..., None].to(narrow)
