@@ -29,7 +29,8 @@ STATUSES: tuple[Status, ...] = ("exact", "measured", "modelled", "approximated",
 
 PEAK_ERROR = 0.12
 """Within this the peak was on small models of every component: tests hold them to 6% of MemTracker's, and the worst
-that was seen is lightning attention in bf16 over 128 positions, where MiniMax-01's was 10.4% low, 11.7% of the estimate."""
+that was seen is lightning attention in bf16 over 128 positions, where MiniMax-01's was 10.4% low, 11.7% of what was
+estimated."""
 PEAK_LOW_ON_CUDA = 0.09
 """So far below CUDA's allocator on an H200 the peak is at most, where keys are repeated for grouped queries."""
 MEGATRON_ERROR = 0.1
