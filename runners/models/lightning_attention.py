@@ -39,10 +39,11 @@ def chunked_decay(
         part.unflatten(1, (chunks, chunk)).transpose(2, 3) for part in (q, k, v)
     )  # (batch, chunks, heads, chunk, …)
 
-    # Inside a chunk the decays depend on the distance alone: one square a head for all chunks and sequences.
+    # Inside a chunk the decays depend on the distance alone: one square a head for all chunks and sequences, of which
+    # each row is the one before it, moved by one.
     places = torch.arange(chunk, device=v.device, dtype=wide)
-    distance = places[:, None] - places
-    between = torch.exp(-rates[:, None, None] * distance).masked_fill(distance < 0, 0.0).to(narrow)
+    falling = torch.exp(-rates[:, None] * places.flip(0)).to(narrow)
+    between = F.pad(falling, (0, chunk - 1)).unfold(-1, chunk, 1).flip(-2)
     y = ((q @ k.transpose(-1, -2)) * between) @ v
 
     # What each chunk adds to the state, and what the later ones read of it. The last one ends with the sequence.
