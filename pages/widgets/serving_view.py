@@ -14,6 +14,10 @@ from planner.serving.times import RooflinePoint
 from planner.units import digits_text
 
 _MOST_TICKS = 7
+LABELLED = 2
+"""Names beside a place of the roofline."""
+TOGETHER = 0.12
+"""Points whose coordinates differ by less, in natural logarithms, share a label."""
 
 
 def time_numbers(estimate: InferenceEstimate) -> list[KeyNumber]:
@@ -131,24 +135,27 @@ def roof(points: Sequence[RooflinePoint]) -> dict[str, Any]:
             }
         )  # fmt: skip
     middle = math.sqrt(ordered[0].intensity * ordered[-1].intensity) if ordered else 1.0
-    for index, point in enumerate(ordered):
-        share = point.seconds / whole
+    for index, group in enumerate(_standing_together(ordered)):
         # Towards the middle, where there is room, and neighbours one above the other.
-        side = "right" if point.intensity <= middle else "left"
-        data.append(
-            {
-                "type": "scatter", "mode": "markers+text", "x": [point.intensity], "y": [point.flops_per_second],
-                "text": [point.name if share > 0.06 else ""], "textposition": f"{('bottom', 'top')[index % 2]} {side}",
-                "textfont": {"size": 11, "color": palette["soft"]},
-                "marker": {
-                    "size": 7 + 40 * math.sqrt(share), "opacity": 0.8,
-                    "color": palette[theme.component_token(point.component)],
-                },
-                "hovertext": f"{point.name}: {figures.percent(share)} of the pass, bound by {point.bound}, "
-                f"{figures.flops(point.flops_per_second)}/s of {figures.flops(point.roof_flops_per_second)}/s",
-                "hovertemplate": "%{hovertext}<extra></extra>",
-            }
-        )  # fmt: skip
+        side = "right" if group[0].intensity <= middle else "left"
+        large = [point.name for point in group if point.seconds / whole > 0.06]
+        label = ", ".join(large[:LABELLED]) + (f" and {len(large) - LABELLED} more" if len(large) > LABELLED else "")
+        for place, point in enumerate(group):
+            share = point.seconds / whole
+            data.append(
+                {
+                    "type": "scatter", "mode": "markers+text", "x": [point.intensity], "y": [point.flops_per_second],
+                    "text": ["" if place else label], "textposition": f"{('bottom', 'top')[index % 2]} {side}",
+                    "textfont": {"size": 11, "color": palette["soft"]},
+                    "marker": {
+                        "size": 7 + 40 * math.sqrt(share), "opacity": 0.8,
+                        "color": palette[theme.component_token(point.component)],
+                    },
+                    "hovertext": f"{point.name}: {figures.percent(share)} of the pass, bound by {point.bound}, "
+                    f"{figures.flops(point.flops_per_second)}/s of {figures.flops(point.roof_flops_per_second)}/s",
+                    "hovertemplate": "%{hovertext}<extra></extra>",
+                }
+            )  # fmt: skip
     values = [value for point in points for value in (point.flops_per_second, point.roof_flops_per_second)] or [1.0]
     return {
         "data": data,
@@ -160,3 +167,21 @@ def roof(points: Sequence[RooflinePoint]) -> dict[str, Any]:
             "hovermode": "closest",
         },
     }
+
+
+def _standing_together(ordered: Sequence[RooflinePoint]) -> list[list[RooflinePoint]]:
+    """Points that would cover each other's names, the one with most time first; ``ordered`` by intensity."""
+    groups: list[list[RooflinePoint]] = []
+    for point in ordered:
+        near = (
+            group
+            for group in groups
+            if abs(math.log(point.intensity / group[0].intensity)) < TOGETHER
+            and abs(math.log(point.flops_per_second / group[0].flops_per_second)) < TOGETHER
+        )
+        group = next(near, None)
+        if group is None:
+            groups.append([point])
+        else:
+            group.append(point)
+    return [sorted(group, key=lambda point: -point.seconds) for group in groups]

@@ -1,4 +1,4 @@
-"""Ticks of logarithmic axes, by hand."""
+"""Ticks of logarithmic axes and labels of the roofline, by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from pages.widgets.serving_view import log_ticks, tick_text
+from pages.widgets.serving_view import log_ticks, roof, tick_text
+from planner.serving.times import RooflinePoint
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,13 @@ def test_ticks_are_few_round_numbers(low: float, high: float, expected: list[flo
 )
 def test_a_tick_says_its_whole_number(value: float, text: str) -> None:
     assert tick_text(value) == text
+
+
+def test_operators_that_stand_together_on_the_roofline_share_a_label() -> None:
+    def point(name: str, intensity: float, flops: float, seconds: float) -> RooflinePoint:
+        return RooflinePoint("decode", name, "attention", intensity, seconds, flops, 2 * flops, "memory")
+
+    # Three within 5% of each other, of which the longest is named first, and one far off.
+    points = [point("q", 1.0, 1e12, 1), point("up", 1.01, 1.02e12, 3), point("down", 1.02, 1e12, 2)]
+    drawn = roof([*points, point("mixing", 4.0, 9e12, 2)])["data"]
+    assert [text for trace in drawn[1:] for text in trace["text"]] == ["up, down and 1 more", "", "", "mixing"]
