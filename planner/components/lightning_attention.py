@@ -25,7 +25,10 @@ from planner.components.base import (
 )
 from planner.components.mlp import READ_FROM_RESULT, Pointwise
 from planner.components.narrowing import nearest_heads
-from planner.quantities import Quantity, ceiling_divide
+from planner.quantities import Quantity, ceiling_divide, floor_divide, largest, rounded_up, smallest
+
+DECAY_TILE = 2**20
+"""Pairs of positions, of all heads, that are worked on at a time; a test holds the runners to it."""
 
 
 class LightningAttention(Component):
@@ -113,25 +116,54 @@ class LightningAttention(Component):
     def backward_moments(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[BackwardMoment]:
-        return self.made_by_heads(hidden_size, sequence_length, batch_size)
+        """While the gate and the norm run backward, and while the chunks do (``runners.models.decayed_sum``), inside
+        them, where their states are read and where they are carried back."""
+        inner = batch_size * sequence_length * self.width
+        read_before: tuple[str, ...] = ("gated output",)
+        made = SavedTensor("opened gate, what it lets through and gradients", 6 * inner)
+        yield BackwardMoment(tuple(split_by_heads(iter((made,)))), read_before, ready=("o_proj",))
+        read_before = (*read_before, "gate", "normalized output")
+        yield BackwardMoment(tuple(split_by_heads(self._made_by_norm(inner))), read_before, ready=("o_proj",))
+        read_before = (*read_before, "attention output", "inverse deviations")
+        padded = batch_size * rounded_up(sequence_length, self.chunk_size)
+        for scan in (self._made_inside(sequence_length), *self._made_between(sequence_length, batch_size)):
+            of_input = SavedTensor("gradient of the input, by the gate", batch_size * sequence_length * hidden_size)
+            around = self._made_around(inner, padded * self.width)
+            made_now = (*split_by_heads(iter((*around, *scan))), of_input)
+            yield BackwardMoment(made_now, read_before, ready=("o_proj", "norm", "gate_proj"))
 
-    def backward_working_set(
-        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
-    ) -> Iterator[SavedTensor]:
-        """What is alive once the chunks are computed again, before their gradients are made.
+    def _made_by_norm(self, inner: Quantity) -> Iterator[SavedTensor]:
+        yield SavedTensor("gradients of the gate and of the normalized output", 2 * inner)
+        yield SavedTensor("normalized output made again, and its gradient", 2 * inner, "float32")
+        yield SavedTensor("the gradient that arrives, widened, and the one that leaves", 3 * inner, "copy")
 
-        By then what was saved after the scan is gone, and its gradients stand in its place.
-        """
-        chunks = batch_size * ceiling_divide(sequence_length, self.chunk_size)
-        squares = chunks * self.chunk_size * self.chunk_size * self.num_attention_heads
-        yield SavedTensor("weights in the chunks and their gradient", 2 * squares)
-        one = self.chunk_size * self.chunk_size * self.num_attention_heads
-        yield SavedTensor("decays between positions of a chunk", one)
-        inner = chunks * self.chunk_size * self.width
-        yield SavedTensor("queries, keys and values by chunk, outputs and gradients in place of saved ones", 6 * inner)
-        yield SavedTensor(
-            "states of the chunks and their gradients", 4 * chunks * self.width * self.head_dim, "float32"
+    def _made_around(self, inner: Quantity, padded: Quantity) -> Iterator[SavedTensor]:
+        """What is there as long as the chunks run backward."""
+        yield SavedTensor("gradient of the attention output", inner)
+        yield SavedTensor("gradients of queries, keys and values", 3 * padded)
+        # Copies of what is read, where the last chunk is not full.
+        copied = padded * smallest(padded - inner, 1)
+        yield SavedTensor("queries, keys, values and the output's gradient, padded", 4 * copied)
+
+    def _made_inside(self, sequence_length: Quantity) -> Iterator[SavedTensor]:
+        """A tile is as many chunks of one sequence as have at most ``DECAY_TILE`` pairs of positions, or one."""
+        chunk, heads = self.chunk_size, self.num_attention_heads
+        chunks = ceiling_divide(sequence_length, chunk)
+        tile = chunk * smallest(chunks, largest(floor_divide(DECAY_TILE, chunk * chunk * heads), 1))
+        yield SavedTensor("decays between positions of a chunk", chunk * chunk * heads)
+        yield SavedTensor("weights of a tile", tile * chunk * heads)
+        yield SavedTensor("of a tile, the output's gradient, two that it meets and a product", 3 * tile * self.width)
+
+    def _made_between(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[tuple[SavedTensor, ...]]:
+        """All chunks but the last leave a state, and all but the first read one."""
+        earlier = batch_size * (ceiling_divide(sequence_length, self.chunk_size) - 1)
+        rows, states = earlier * self.chunk_size * self.width, earlier * self.width * self.head_dim
+        kept = SavedTensor("states, or their gradients", states)
+        yield kept, SavedTensor("keys as they decay, gradients and what is read of the states", 3 * rows)
+        now = SavedTensor(
+            "state as it is carried", smallest(earlier, batch_size) * self.width * self.head_dim, "float32"
         )
+        yield kept, now, SavedTensor("keys as they decay", rows)
 
     def cache(self, hidden_size: Quantity, context_length: Quantity) -> Iterator[CacheEntry]:
         yield CacheEntry("state", (self.num_attention_heads, self.head_dim, self.head_dim), grows=False)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import planner.components as components
 from runners.models.context import BuildContext, empty_cache, in_compute_type
+from runners.models.decayed_sum import decayed_sum, decays_between
 from runners.models.mlp import activated, gated
 from runners.models.norms import RMSNorm
-from runners.models.recompute import recomputed
 
 EPSILON = 1e-5
 """Keeps the rates of the last layer above zero, and those of a single layer finite."""
@@ -39,12 +39,8 @@ def chunked_decay(
         part.unflatten(1, (chunks, chunk)).transpose(2, 3) for part in (q, k, v)
     )  # (batch, chunks, heads, chunk, …)
 
-    # Inside a chunk the decays depend on the distance alone: one square a head for all chunks and sequences, of which
-    # each row is the one before it, moved by one.
     places = torch.arange(chunk, device=v.device, dtype=wide)
-    falling = torch.exp(-rates[:, None] * places.flip(0)).to(narrow)
-    between = F.pad(falling, (0, chunk - 1)).unfold(-1, chunk, 1).flip(-2)
-    y = ((q @ k.transpose(-1, -2)) * between) @ v
+    y = (q @ k.transpose(-1, -2)).mul_(decays_between(rates, chunk, narrow)) @ v
 
     # What each chunk adds to the state, and what the later ones read of it. The last one ends with the sequence.
     first, last = (1, chunks - 1) if initial is None else (0, chunks)
@@ -66,11 +62,6 @@ def chunked_decay(
         y = torch.cat((y[:, :first], y[:, first:] + later), 1) if first else y + later
     y = y.transpose(2, 3).flatten(1, 2)
     return (y[:, :length].clone() if missing else y), carried
-
-
-def recomputed_decay(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, chunk: int) -> Tensor:
-    """The outputs of :func:`chunked_decay`, with nothing kept for the backward pass but the arguments."""
-    return recomputed(lambda q, k, v: chunked_decay(q, k, v, rates, chunk)[0], q, k, v)
 
 
 def decay_step(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,5 +128,5 @@ class LightningAttention(nn.Module):
         elif self.kernels == "reference":
             y, _ = chunked_decay(q, k, v, rates, component.chunk_size)
         else:
-            y = recomputed_decay(q, k, v, rates, component.chunk_size)
+            y = decayed_sum(q, k, v, rates, component.chunk_size)
         return self.o_proj(gated(self.gate_proj(x), self.norm(y.flatten(2)), "sigmoid", self.kernels))
