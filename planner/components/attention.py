@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from planner.components.base import (
     FUSED,
+    BackwardMoment,
     CacheEntry,
     Component,
     Computation,
@@ -505,6 +506,26 @@ class Attention(Component):
             yield log_sum_exp(tokens * heads)
         if how.keeps_exchanged:
             yield of_heads("attention output before its exchange", mixed, together=True)
+
+    def backward_moments(
+        self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
+    ) -> Iterator[BackwardMoment]:
+        """Also when the fused kernel has just run: by then the output projection has its gradient, which is more than
+        that of the input where heads are many and tokens are few."""
+        yield from super().backward_moments(hidden_size, sequence_length, batch_size)
+        if self.recomputes_scores:
+            return
+        read_before = (
+            "attention output without padding",
+            "output gate",
+            "output gate before its activation",
+            "gated output",
+            "inverse deviation of the mixed values",
+            "normalized mixed values",
+        )
+        kept = self._saved_by_the_kernel(sequence_length, sequence_length, batch_size, FUSED)
+        made = (tensor for tensor in kept if tensor.dtype_class == "compute" and tensor.name not in read_before)
+        yield BackwardMoment(tuple(made), read_before, ready=("o_proj",))
 
     def backward_temporaries(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
         if self.recomputes_scores:

@@ -155,7 +155,8 @@ class GatedLinearAttention(Component):
     def backward_moments(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity
     ) -> Iterator[BackwardMoment]:
-        return self.made_by_heads(hidden_size, sequence_length, batch_size)
+        made = split_by_heads(self.backward_working_set(hidden_size, sequence_length, batch_size))
+        yield BackwardMoment(tuple(made), ready=("o_proj", "norm", "gate_proj"))
 
     def backward_working_set(
         self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity

@@ -10,13 +10,13 @@ one it lies inside the backward pass, where gradients appear, saved tensors go, 
 needs room of its own. Gradients that stay allocated (accumulation, or master weights) are there throughout; else
 PyTorch frees them between steps. The optimizer is taken to be fused: it needs no room of its own.
 
-On small models the total less the overhead is within 0.02% of the peak that MemTracker reports in most cases, and 3% in
-the worst of 27 designs; single components are held to 6%, and lightning attention in bf16 was seen 10.4% low. Under
-FSDP2 it is equal to what its tracker reports but for one layer's forward pass. Against CUDA's allocator (an H200,
-models of 0.2 to 0.6 billion parameters) it is within 4%, but up to 9% low where grouped queries meet a window or fp32:
-CUDA's fused attention then needs keys repeated for every head. Steps of Megatron on eight B200 are within 1%, and its
-own tests within 2% in the median, two of them in fp8 (:mod:`planner.training.narrow`). What DeepSpeed keeps beside
-Megatron's operators is of :mod:`planner.training.deepspeed`.
+On small models the total less the overhead is within 0.02% of the peak that MemTracker reports in most cases, and 4% in
+the worst of all presets, scaled down; single components are held to 6%. Under FSDP2 it is equal to what its tracker
+reports but for one layer's forward pass. Against CUDA's allocator (an H200, models of 0.2 to 0.6 billion parameters) it
+is within 4%, but up to 9% low where grouped queries meet a window or fp32: CUDA's fused attention then needs keys
+repeated for every head. Steps of Megatron on eight B200 are within 1%, and its own tests within 2% in the median, two
+of them in fp8 (:mod:`planner.training.narrow`). What DeepSpeed keeps beside Megatron's operators is of
+:mod:`planner.training.deepspeed`.
 
 A pipeline is taken rank by rank, whatever layers each has (:mod:`planner.stages`), and the one that needs most is
 given. Of a forward pass nothing is followed but what it keeps; of communication nothing that an allocator does not see.

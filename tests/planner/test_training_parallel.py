@@ -227,8 +227,8 @@ def test_two_mixers_side_by_side_are_divided_each_in_its_way() -> None:
         (cost,) = layer_cost(spec, layer, each, division_of(each), shape_of(each, S, 1)).mixers
         made.append([step.made for step in cost.steps])
     # While the second runs backward the gradient of the stream is whole; with the first, those of the input as well,
-    # from the second and its own.
-    for alone, divided, whole in zip(*made, (4 * S * H, 4 * 3 * S * H), strict=True):
+    # from the second and its own, which attention's kernel comes before.
+    for alone, divided, whole in zip(*made, (4 * S * H, 4 * 3 * S * H, 4 * 2 * S * H), strict=True):
         assert divided - whole == (alone - whole) / TP
 
 
