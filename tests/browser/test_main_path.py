@@ -46,7 +46,8 @@ def send(page: Any, address: str, design: str, kind: str, **settings: int) -> No
     page.get_by_text(re.compile("^About .* · ")).wait_for()
     page.get_by_role("button", name="Send", exact=True).click()
     page.wait_for_url("**/jobs?job=*")
-    page.locator(".pl-head span", has_text=re.compile(f"{kind} · (succeeded|failed)", re.IGNORECASE)).wait_for(timeout=240_000)
+    ended = re.compile(f"{kind} · (succeeded|failed)", re.IGNORECASE)
+    page.locator(".pl-head span", has_text=ended).wait_for(timeout=240_000)
     assert "succeeded" in page.locator(".pl-head span").inner_text(), page.locator("body").inner_text()
 
 
