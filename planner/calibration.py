@@ -28,6 +28,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from planner.activations import layer_activations
+from planner.components import Attention, LatentAttention
 from planner.components.base import Component, SavedTensor
 from planner.errors import UnsupportedPlan
 from planner.matrices import between_tokens, matrices
@@ -86,6 +87,8 @@ class OuterRates(_Record):
     """What stands outside the layers."""
 
     launch_seconds: float
+    places_seconds: float = 0.0
+    """Of the angles and masks that all attention layers of a pass share."""
     seconds_per_logit: float
     """Beside the head's product."""
 
@@ -302,8 +305,12 @@ def matrix_seconds(mixer: Component, hidden_size: int, tokens: int, rates: Preci
         flops = 2 * tokens * active_count(tensor)
         if copies > 1 and available > 1:
             rows = max(rows, 1.0)
-            # A grouped multiplication goes through all experts, those without tokens too.
-            total += available * (rates.expert_seconds[0] + (rates.expert_seconds[1] if phase == "training" else 0.0))
+            # Training's grouped multiplication goes through all experts, those without tokens too; else those go that
+            # have some, as many as can be expected of even choices.
+            if phase == "training":
+                total += available * sum(rates.expert_seconds)
+            else:
+                total += available * (1 - (1 - chosen / available) ** tokens) * rates.expert_seconds[0]
         total += flops / rates.forward.at(rows, inputs, outputs)
         if phase == "training":
             total += 2 * flops / rates.backward.at(rows, inputs, outputs)
@@ -322,6 +329,12 @@ def _outer(
     yield "matrices", head
     yield "elementwise", outer.seconds_per_logit * tokens * spec.vocab_size
     yield "launches", outer.launch_seconds
+    if any(
+        isinstance(part, Attention | LatentAttention)
+        for group in spec.layer_groups for layer in group.layers if layer.sequence_mixer is not None
+        for _, part in layer.sequence_mixer.parts()
+    ):  # fmt: skip
+        yield "launches", outer.places_seconds
 
 
 NOT_CALIBRATED = "This machine is not calibrated: send a job of the kind calibrate to see times."

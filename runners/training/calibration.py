@@ -493,7 +493,8 @@ def _outer(device: str, precision: Precision, phase: Phase, rates: PrecisionRate
     """What a model takes beside its layers: of the difference between vocabularies, and of what is left of a model."""
     name = "llama-2-7b"
     whole = preset(name).spec
-    layer = whole.layer_groups[0].layers[0].model_copy(update={"sequence_mixer": None})
+    both = whole.layer_groups[0].layers[0]
+    layer, attending = (both.model_copy(update={mixer: None}) for mixer in ("sequence_mixer", "channel_mixer"))
     batch, length = _shapes(device).many[0]
     small, _ = _model(whole, layer, NARROW, 1)
     calls = []
@@ -502,18 +503,24 @@ def _outer(device: str, precision: Precision, phase: Phase, rates: PrecisionRate
         calls.append(_pass(build(sized, device=device), phase, batch, length, device, precision))
     tokens = batch * (1 if phase == "decode" else length)
     few, many = _alternately(calls, device, _device_seconds)
-    thin = [
-        _pass(build(_model(whole, layer, NARROW, count)[0], device=device), phase, *FEW, device, precision)
-        for count in (1, LAYERS)
-    ]
-    one, several = _alternately(thin, device, _host_seconds)
+    left, with_places = (_beside_layers(device, precision, phase, whole, each) for each in (layer, attending))
     heads = [_head(tokens, NARROW, vocabulary, rates, phase) for vocabulary in (VOCABULARY, LARGE_VOCABULARY)]
     per_logit = max(0.0, (many - few) - (heads[1] - heads[0])) / (tokens * (LARGE_VOCABULARY - VOCABULARY))
-    left = one - (several - one) / (LAYERS - 1)
+    places = max(0.0, with_places - left)
     if not _is_queued(device):
         few_tokens = FEW[0] * (1 if phase == "decode" else FEW[1])
         left -= _head(few_tokens, NARROW, VOCABULARY, rates, phase)
-    return OuterRates(launch_seconds=max(0.0, left), seconds_per_logit=per_logit)
+    return OuterRates(launch_seconds=max(0.0, left), places_seconds=places, seconds_per_logit=per_logit)
+
+
+def _beside_layers(device: str, precision: Precision, phase: Phase, spec: ArchitectureSpec, layer: Layer) -> float:
+    """Seconds of the host for what a narrow model does outside its layers."""
+    thin = [
+        _pass(build(_model(spec, layer, NARROW, count)[0], device=device), phase, *FEW, device, precision)
+        for count in (1, LAYERS)
+    ]
+    one, several = _alternately(thin, device, _host_seconds)
+    return one - (several - one) / (LAYERS - 1)
 
 
 def _head(tokens: int, width: int, vocabulary: int, rates: PrecisionRates, phase: Phase) -> float:

@@ -13,6 +13,7 @@ from planner.calibration import (
     KindRates,
     MatrixRates,
     OuterRates,
+    Phase,
     PhaseRates,
     PrecisionRates,
     calibration_path,
@@ -113,6 +114,40 @@ def test_a_device_with_a_queue_takes_the_longer_of_its_own_time_and_the_hosts() 
     queued = fast.model_copy(update={"optimizer_launch_seconds": 1e-2, "optimizer_seconds_per_parameter": 0.0})
     step = predict_time(spec, queued, "training", batch_size=1, length=1)
     assert step.seconds == pytest.approx(64 * 1e-3 + 5e-3 + (32 * 9 + 3) * 1e-2)
+
+
+def test_experts_that_no_token_chooses_cost_nothing_but_in_training() -> None:
+    spec = load("mixtral-8x7b")
+    # 32 layers of two matrices, each stacked by expert: one widens, with its gate, and one narrows.
+    stacked = 2
+    without = calibration()
+    rates_of_experts = without.precisions["fp32"].model_copy(update={"expert_seconds": (1e-3, 2e-3)})
+    each = without.model_copy(update={"precisions": {"fp32": rates_of_experts}})
+
+    def added(phase: Phase, batch_size: int) -> float:
+        found, before = (predict_time(spec, one, phase, batch_size=batch_size, length=64) for one in (each, without))
+        return found.seconds - before.seconds
+
+    # One token chooses two of eight; two tokens, by even choices, 8 (1 - (6/8)^2) = 3.5 of them.
+    assert added("decode", 1) == pytest.approx(32 * stacked * 2 * 1e-3)
+    assert added("decode", 2) == pytest.approx(32 * stacked * 3.5 * 1e-3)
+    assert added("training", 1) == pytest.approx(32 * stacked * 8 * 3e-3)
+
+
+def test_what_all_attention_layers_share_counts_once_where_there_is_one() -> None:
+    outer = OUTER.model_copy(update={"places_seconds": 7e-3})
+    shared, without = calibration(mamba2=KIND), calibration(mamba2=KIND)
+    phases = {
+        phase: rates_of.model_copy(update={"outer": outer})
+        for phase, rates_of in shared.precisions["fp32"].phases.items()
+    }
+    precision = shared.precisions["fp32"].model_copy(update={"phases": phases})
+    shared = shared.model_copy(update={"precisions": {"fp32": precision}})
+    for name, added in (("llama-2-7b", 7e-3), ("mamba2-2.7b", 0.0)):
+        found, before = (
+            predict_time(load(name), one, "decode", batch_size=1, length=8).seconds for one in (shared, without)
+        )
+        assert found - before == pytest.approx(added, abs=1e-9)
 
 
 def test_what_was_not_calibrated_is_refused() -> None:
