@@ -97,6 +97,7 @@ class LightningAttention(Component):
         if self.activation not in READ_FROM_RESULT:
             yield SavedTensor("projected queries, keys and values", 3 * inner)
         yield SavedTensor("queries, keys and values", 3 * inner)
+        yield SavedTensor("rates of decay", self.num_attention_heads, "float32")
         yield SavedTensor("attention output", inner)
         yield SavedTensor("inverse deviations", tokens, "float32")
         yield SavedTensor("gate", inner)

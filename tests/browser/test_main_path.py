@@ -57,6 +57,8 @@ def test_from_an_edit_to_a_decision_with_evidence(page: Any, served: str) -> Non
     save_as_new_design(page, 1)  # the baseline: full attention everywhere
 
     # Paint a window over layers 0 to 15.
+    page.wait_for_timeout(1000)  # saving draws the page anew
+    page.locator(".lanes").wait_for()
     box = page.locator(".lanes").bounding_box()
     middle = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + box["width"] * 0.5 / 32, middle)
