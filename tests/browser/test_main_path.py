@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.browser.settled import box_of, wait_for_count
+
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
@@ -58,8 +60,7 @@ def test_from_an_edit_to_a_decision_with_evidence(page: Any, served: str) -> Non
 
     # Paint a window over layers 0 to 15.
     page.wait_for_timeout(1000)  # saving draws the page anew
-    page.locator(".lanes").wait_for()
-    box = page.locator(".lanes").bounding_box()
+    box = box_of(page.locator(".lanes"))
     middle = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + box["width"] * 0.5 / 32, middle)
     page.mouse.down()
@@ -113,5 +114,5 @@ def test_from_an_edit_to_a_decision_with_evidence(page: Any, served: str) -> Non
     page.get_by_role("button", name="Save", exact=True).click()
     page.get_by_role("button", name="Markdown").wait_for()
     assert "Window the lower half" in page.locator(".pl-head h1").inner_text()
-    assert page.locator(".pl-table tr", has_text="cache at 32,768 tokens").count() == 2
+    wait_for_count(page.locator(".pl-table tr", has_text="cache at 32,768 tokens"), 2)
     assert page.locator(".stException").count() == 0

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.browser.settled import box_of, wait_for_count
+
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser"), pytest.mark.timeout(180)]
 
 WINDOW = ".chip[data-paint='sequence_mixer:attention:window']"
@@ -21,7 +23,7 @@ def opened(page: Any, server: str, query: str = "") -> Any:
 
 def drag(page: Any, first: int, last: int, layers: int = 32) -> None:
     """Drag over the strip from one layer to another."""
-    box = page.locator(".lanes").bounding_box()
+    box = box_of(page.locator(".lanes"))
     middle = box["y"] + box["height"] / 2
 
     def x(layer: int) -> float:
@@ -78,7 +80,7 @@ def test_layers_are_selected_by_keys_alone(page: Any, server: str) -> None:
     page.keyboard.press("Shift+ArrowLeft")
     page.keyboard.press("Shift+ArrowLeft")
     inspector(page, "layers 29–31")
-    assert page.locator(".cell[aria-selected='true']").count() == 3
+    wait_for_count(page.locator(".cell[aria-selected='true']"), 3)
     page.keyboard.press("Control+a")
     inspector(page, "layers 0–31")
 
@@ -120,7 +122,7 @@ def test_the_key_numbers_stay_in_view_and_nothing_runs_out_of_the_page(page: Any
         page.mouse.move(width / 2, 700)
         page.mouse.wheel(0, 900)
         page.wait_for_timeout(400)
-        box = page.locator(".key[data-quantity='parameters']").bounding_box()
+        box = box_of(page.locator(".key[data-quantity='parameters']"))
         assert 0 <= box["y"] < 140
         assert page.evaluate("document.scrollingElement.scrollWidth") <= width
 
@@ -148,7 +150,7 @@ def test_edits_that_follow_each_other_faster_than_the_address_are_all_kept(page:
         page.locator(f".chip[data-paint='{kind}']").click()
         page.wait_for_timeout(40)
     page.locator(".pl-head", has_text="8 changes not saved").wait_for()
-    assert page.locator(".cell[aria-selected='true']").count() == 6
+    wait_for_count(page.locator(".cell[aria-selected='true']"), 6)
 
 
 def test_a_pasted_configuration_is_refused_at_its_line_and_a_preset_opens_is_saved_and_queued(
