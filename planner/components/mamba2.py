@@ -155,9 +155,13 @@ class Mamba2(Component):
             yield Tensor("norm.weight", (inner,), self.component, split="columns")
         yield from linear("out_proj", self.component, hidden_size, inner, self.use_bias, "rows")
 
+    def _chunk(self, sequence_length: Quantity) -> Quantity:
+        """A sequence that is shorter than a chunk is one of its own length."""
+        return smallest(self.chunk_size, sequence_length)
+
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
-        inner, state, chunk = self.intermediate_size, self.state_size, self.chunk_size
+        inner, state, chunk = self.intermediate_size, self.state_size, self._chunk(sequence_length)
         yield projection(
             "input projection", self.component, tokens, hidden_size, inner + self.convolution_channels + self.num_heads
         )
@@ -233,7 +237,7 @@ class Mamba2(Component):
         """What is there as long as the scan runs backward."""
         tokens, inner, heads = batch_size * sequence_length, self.intermediate_size, self.num_heads
         channels = self.convolution_channels
-        padded = batch_size * rounded_up(sequence_length, self.chunk_size)
+        padded = batch_size * rounded_up(sequence_length, self._chunk(sequence_length))
         yield SavedTensor("gradients of the gate and of the scan's output", 2 * tokens * inner)
         yield SavedTensor("gradient of the scan's inputs", padded * channels)
         yield SavedTensor("B and C by chunk", 2 * padded * self.n_groups * self.state_size)
@@ -246,7 +250,7 @@ class Mamba2(Component):
 
     def _made_inside(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
         """A tile is as many chunks as have at most ``DUAL_TILE`` pairs of positions, or one."""
-        chunk, heads = self.chunk_size, self.num_heads
+        chunk, heads = self._chunk(sequence_length), self.num_heads
         chunks = batch_size * ceiling_divide(sequence_length, chunk)
         tile = chunk * smallest(chunks, largest(floor_divide(DUAL_TILE, chunk * chunk * heads), 1))
         squares, scores = tile * chunk * heads, tile * chunk * self.n_groups
@@ -259,7 +263,7 @@ class Mamba2(Component):
 
     def _made_between(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[SavedTensor]:
         """All chunks but the last leave a state, and all but the first read one."""
-        inner, chunk = self.intermediate_size, self.chunk_size
+        inner, chunk = self.intermediate_size, self._chunk(sequence_length)
         earlier = batch_size * (ceiling_divide(sequence_length, chunk) - 1)
         rows, states = earlier * chunk * inner, earlier * inner * self.state_size
         # Either what is read of the states is made again, or the states have gradients.

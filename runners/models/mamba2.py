@@ -12,7 +12,7 @@ from runners.models.gated_norm import gated_norm
 from runners.models.mamba1 import ConvolutionFilter, StateCache, initial_step_bias
 from runners.models.mlp import activated, gated
 from runners.models.norms import RMSNorm
-from runners.models.state_space_dual import dual
+from runners.models.state_space_dual import dual, dual_from
 
 
 def chunked_dual(
@@ -27,6 +27,7 @@ def chunked_dual(
     """
     batch, length, heads, width = x.shape
     groups, state = B.shape[2:]
+    chunk = min(chunk, length)
     missing = -length % chunk
     if missing:
         x, B, C = (F.pad(part, (0, 0, 0, 0, 0, missing)) for part in (x, B, C))
@@ -129,6 +130,11 @@ class Mamba2(nn.Module):
         if cache is None and self.kernels != "reference":
             y = dual(mixed, dt, A, self.D.to(wide), groups, state, component.chunk_size)
             return self.out_proj(self._gated(y, gate))
+        if cache is not None and length > 1 and self.kernels != "reference":
+            steps = mixed.to(wide), dt, A, self.D.to(wide)
+            y, last = dual_from(cache.state.to(wide), *steps, groups, state, component.chunk_size)
+            cache.state.copy_(last)
+            return self.out_proj(self._gated(y.to(x.dtype), gate))
         inputs, B, C = mixed.split((inner, groups * state, groups * state), dim=-1)
         inputs = inputs.view(batch, length, component.num_heads, component.head_dim)
         B, C = B.view(batch, length, groups, state), C.view(batch, length, groups, state)
@@ -137,13 +143,13 @@ class Mamba2(nn.Module):
         else:
             held = cache.state.to(wide)
             parts = (inputs.to(wide), dt, A, B.to(wide), C.to(wide))
-            last: Tensor | None
+            after: Tensor | None
             if length == 1:
-                y, last = recurrent_step(*parts, held)
+                y, after = recurrent_step(*parts, held)
             else:
-                y, last = chunked_dual(*parts, component.chunk_size, held)
-            assert last is not None
-            cache.state.copy_(last)
+                y, after = chunked_dual(*parts, component.chunk_size, held)
+            assert after is not None
+            cache.state.copy_(after)
         y = (y + self.D.to(wide)[:, None] * inputs).to(inputs.dtype).reshape(batch, length, inner)
         return self.out_proj(self._gated(y, gate))
 

@@ -19,10 +19,17 @@ it as ``DUAL_TILE``."""
 
 
 class _Chunks:
-    """The arguments of a scan in chunks, padded: a step of zero length leaves the state as it is."""
+    """The arguments of a scan in chunks, padded: a step of zero length leaves the state as it is.
 
-    def __init__(self, mixed: Tensor, dt: Tensor, A: Tensor, groups: int, state: int, chunk: int) -> None:
+    Nothing comes before the first chunk of a sequence, and nothing reads the last one's state, unless the scan
+    ``continues`` from a state and is to be continued itself.
+    """
+
+    def __init__(
+        self, mixed: Tensor, dt: Tensor, A: Tensor, groups: int, state: int, chunk: int, continues: bool = False
+    ) -> None:
         self.batch, self.length, heads = dt.shape
+        chunk = min(chunk, self.length)
         self.chunk, self.groups, self.shared = chunk, groups, heads // groups
         self.inner = mixed.shape[2] - 2 * groups * state
         self.narrow, self.wide = mixed.dtype, dt.dtype
@@ -36,7 +43,8 @@ class _Chunks:
         chunks = self.rows.shape[0]
         together = max(1, TILE_ELEMENTS // (chunk * chunk * heads))
         self.tiles = [slice(first, min(first + together, chunks)) for first in range(0, chunks, together)]
-        self.has_states = chunks > self.batch
+        self.has_states = continues or chunks > self.batch
+        self.leaving, self.reading = slice(None if continues else -1), slice(0 if continues else 1, None)
 
     def chunked(self, part: Tensor) -> Tensor:
         """(batch, positions, channels) as (n, chunk, channels)."""
@@ -60,12 +68,12 @@ class _Chunks:
         return rows.unflatten(-1, (self.groups, self.shared, -1)).transpose(1, 2)
 
     def earlier(self, part: Tensor) -> Tensor:
-        """All chunks of (n, …) that leave a state: (batch, chunks - 1, …)."""
-        return part.unflatten(0, (self.batch, -1))[:, :-1]
+        """All chunks of (n, …) that leave a state: (batch, chunks - 1, …), or all."""
+        return part.unflatten(0, (self.batch, -1))[:, self.leaving]
 
     def later(self, part: Tensor) -> Tensor:
-        """All chunks of (n, …) that read one: (batch, chunks - 1, …)."""
-        return part.unflatten(0, (self.batch, -1))[:, 1:]
+        """All chunks of (n, …) that read one: (batch, chunks - 1, …), or all."""
+        return part.unflatten(0, (self.batch, -1))[:, self.reading]
 
     def laid_out(self, part: Tensor, factors: Tensor | None = None) -> Tensor:
         """A copy of (n, groups, chunk, shared, head_dim), times factors, that products a head read: (n, groups, shared,
@@ -98,32 +106,40 @@ class _Chunks:
         """Decays over the chunks that leave a state, (batch, chunks - 1, groups, shared, 1)."""
         return torch.exp(self.earlier(self.decay)[..., -1, :, None])
 
-    def states(self) -> tuple[Tensor, Tensor]:
+    def states(self, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The states after the chunks, (batch, chunks - 1, groups, shared · head_dim, state), and the inputs to them,
-        (batch, chunks - 1, groups, chunk, shared · head_dim), which decay to the ends of chunks."""
+        (batch, chunks - 1, groups, chunk, shared · head_dim), which decay to the ends of chunks. From an ``initial``
+        state (batch, groups, shared · head_dim, state) there are those after all chunks."""
         x = self.earlier(self.x)
         reaching = torch.empty_like(x, memory_format=torch.contiguous_format)
         torch.mul(x, (self.to_ends() * self.earlier(self.dt)).to(self.narrow)[..., None], out=reaching)
         reaching = reaching.flatten(-2)
         states = reaching.transpose(-1, -2) @ self.earlier(self.B)
         across, by_head = self.across(), states.unflatten(-2, (self.shared, -1)).flatten(-2)
-        now = by_head[:, 0].to(self.wide, copy=True)
-        for index in range(1, states.shape[1]):
+        if initial is None:
+            first, now = 1, by_head[:, 0].to(self.wide, copy=True)
+        else:
+            first, now = 0, initial.unflatten(-2, (self.shared, -1)).flatten(-2).to(self.wide, copy=True)
+        for index in range(first, states.shape[1]):
             by_head[:, index].copy_(now.mul_(across[:, index]).add_(by_head[:, index]))
         return states, reaching
 
-    def outputs(self, D: Tensor) -> Tensor:
-        """y (batch, positions, inner)."""
+    def outputs(self, D: Tensor, initial: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """y (batch, positions, inner); from an ``initial`` state also the last one, of the same shape."""
         rows = self.rows.new_empty(*self.rows.shape[:2], self.inner)
         y = self.by_head(rows)
         torch.mul(self.x, D.view(self.groups, 1, -1, 1).to(self.narrow), out=y)
         for tile in self.tiles:
             y[tile].add_(self.inside(tile))
+        last = None
         if self.has_states:
-            states, _ = self.states()
+            states, _ = self.states(initial)
+            if initial is not None:
+                last = states[:, -1]
+                states = torch.cat((initial[:, None].to(states.dtype), states[:, :-1]), 1)
             read = (self.later(self.C) @ states.transpose(-1, -2)).unflatten(-1, (self.shared, -1))
             self.later(y).add_(read.mul_(torch.exp(self.later(self.decay)).to(self.narrow)[..., None]))
-        return self.unchunked(rows).contiguous()
+        return self.unchunked(rows).contiguous(), last
 
 
 class _Gradients:
@@ -232,7 +248,7 @@ class _Dual(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(mixed, dt, A, D)
         ctx.sizes = groups, state, chunk
-        return _Chunks(mixed, dt, A, groups, state, chunk).outputs(D)
+        return _Chunks(mixed, dt, A, groups, state, chunk).outputs(D)[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
@@ -249,3 +265,16 @@ def dual(mixed: Tensor, dt: Tensor, A: Tensor, D: Tensor, groups: int, state: in
     """
     result: Tensor = _Dual.apply(mixed, dt, A, D, groups, state, chunk)
     return result
+
+
+def dual_from(
+    initial: Tensor, mixed: Tensor, dt: Tensor, A: Tensor, D: Tensor, groups: int, state: int, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """As :func:`dual`, from a state (batch, heads, head_dim, state) and without gradients; also the state after the
+    last position."""
+    parts = _Chunks(mixed, dt, A, groups, state, chunk, continues=True)
+    by_group = initial.unflatten(1, (groups, -1)).flatten(2, 3)
+    with torch.no_grad():
+        y, last = parts.outputs(D, by_group)
+    assert last is not None
+    return y, last.reshape(initial.shape)

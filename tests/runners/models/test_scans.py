@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runners.models import state_space_dual
 from runners.models.expert_matmul import expert_matmul
 from runners.models.mamba2 import chunked_dual, recurrent_step
 from runners.models.selective_scan import selective_scan, selective_scan_from
@@ -90,6 +91,30 @@ def test_scans_go_on_from_a_state() -> None:
     assert state is not None
     last, _ = recurrent_step(x[:, 8:], dt[:, 8:], A, B[:, 8:], C[:, 8:], state)
     torch.testing.assert_close(torch.cat((first, last), 1), plain_dual(x, dt, A, B, C))
+
+
+@pytest.mark.parametrize("length, chunk, groups, tile", [(2, 4, 1, 1), (8, 4, 2, 64), (11, 4, 4, 2**20), (5, 16, 1, 1)])
+def test_the_dual_goes_on_from_a_state_that_is_not_empty(
+    length: int, chunk: int, groups: int, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt that is read in two parts is the loop over the whole of it; also the state at its end."""
+    torch.manual_seed(length)
+    monkeypatch.setattr(state_space_dual, "TILE_ELEMENTS", tile)
+    x, dt, A = torch.randn(2, 2 * length, 4, 3).double(), torch.rand(2, 2 * length, 4).double(), -torch.rand(4).double()
+    B, C = torch.randn(2, 2 * length, groups, 5).double(), torch.randn(2, 2 * length, groups, 5).double()
+    D = torch.randn(4).double()
+    mixed = torch.cat((x.flatten(2), B.flatten(2), C.flatten(2)), -1)
+    state, found = torch.zeros(2, 4, 3, 5).double(), []
+    for part in (slice(0, length), slice(length, None)):
+        y, state = state_space_dual.dual_from(state, mixed[:, part], dt[:, part], A, D, groups, 5, chunk)
+        found.append(y)
+    expected = plain_dual(x, dt, A, B, C) + D[:, None] * x
+    torch.testing.assert_close(torch.cat(found, 1), expected.flatten(2))
+    left = torch.zeros_like(state)
+    for t in range(2 * length):
+        inputs = (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t].repeat_interleave(4 // groups, 1)[..., None, :]
+        left = left * torch.exp(dt[:, t] * A)[..., None, None] + inputs
+    torch.testing.assert_close(state, left)
 
 
 @pytest.mark.parametrize("dtype, width", [(torch.float64, 5), (torch.float32, 16), (torch.float32, 5)])
