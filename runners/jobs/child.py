@@ -14,6 +14,7 @@ Exit status: 0 done, 1 failed (the last line says why), 75 stopped on request.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import pathlib
@@ -33,6 +34,8 @@ from runners.jobs.base import JobContext, JobFailure
 from runners.jobs.registry import JobKind, job_kind
 
 STOPPED = 75
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Numbers in ``malloc.h``."""
 JOURNAL = "metrics.jsonl"
 
 
@@ -69,6 +72,15 @@ def _stop(_number: int, _frame: object) -> None:
     raise Stopped
 
 
+def _keep_freed_memory() -> None:
+    """Let the GNU C library keep what tensors leave, however large: the next pass finds it again, where pages that went
+    back to the system and return have to be emptied anew."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, 2**30)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def _kept_metrics(journal: pathlib.Path) -> Iterator[Metric]:
     """What earlier attempts kept; a line that was cut off by a kill is left out."""
     if not journal.exists():
@@ -84,6 +96,7 @@ def _kept_metrics(journal: pathlib.Path) -> Iterator[Metric]:
 def main(event_descriptor: int) -> int:
     with open(0, "rb", buffering=0, closefd=False) as lines:  # unbuffered: the watch below reads what follows
         request = json.loads(lines.readline())
+    _keep_freed_memory()
     # Both are in place before the job's imports, which take seconds.
     threading.Thread(target=_end_with_worker, daemon=True).start()
     signal.signal(signal.SIGTERM, _stop)
