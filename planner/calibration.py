@@ -2,10 +2,13 @@
 
 A calibration holds, for every precision that was measured,
 
-* matrices: the rate of a multiplication by its rows and its size, forward, and of the two of its backward pass
+* matrices: the rate of a multiplication by its rows and its size, forward, and of the two of its backward pass; of a
+  few rows also by how many bytes of matrices a pass reads, which caches hold or do not
+* on a CPU, scores of fused attention: seconds for each, by the length and the channels of a head
 * for each kind of component, in a layer with its norm and its addition: the seconds that its operators take however
   small they are (their launches), the seconds for each byte that it keeps for the backward pass (which stands for all
   that is elementwise), and the seconds for each FLOP between tokens
+* what an option of a kind (:data:`OPTIONS`) adds to its launches, or takes off
 * what stands outside the layers: the embedding, the last norm, the head and the loss; and the optimizer's step
 
 A GPU works through a queue that the host fills. There launches are the host's, all else is the device's, and a pass
@@ -20,9 +23,9 @@ from __future__ import annotations
 import datetime
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,7 +34,7 @@ from planner.activations import layer_activations
 from planner.components import Attention, LatentAttention
 from planner.components.base import Component, SavedTensor
 from planner.errors import UnsupportedPlan
-from planner.matrices import between_tokens, matrices
+from planner.matrices import between_tokens, matrices, matrix_flops
 from planner.paths import data_directory
 from planner.sizing import active_count, size
 from planner.spec import ArchitectureSpec, Layer, problems_of
@@ -54,29 +57,57 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _between(value: float, places: tuple[int, ...], logarithms: list[float]) -> float:
+    """Interpolated over the logarithms of both; beyond the places the nearest holds."""
+    return float(np.interp(math.log(max(value, 1e-9)), np.log(np.array(places)), logarithms))
+
+
 class MatrixRates(_Record):
-    """FLOPs a second by rows and size, where the size is the square root of inputs times outputs."""
+    """FLOPs a second by bytes, rows and size, where the size is the square root of inputs times outputs."""
 
     rows: tuple[int, ...]
     sizes: tuple[int, ...]
-    flops_per_second: tuple[tuple[float, ...], ...]
-    """A row for each number of rows, a column for each size."""
+    working_sets: tuple[int, ...]
+    """Bytes of all matrices that take turns."""
+    flops_per_second: tuple[tuple[tuple[float, ...], ...], ...]
+    """A table for each working set, in it a row for each number of rows and a column for each size."""
 
-    def at(self, rows: float, inputs: float, outputs: float) -> float:
-        """The rate of ``rows`` vectors of ``inputs`` through a matrix of ``outputs`` times ``inputs``."""
-        places = (np.log(np.array(self.rows)), np.log(np.array(self.sizes)))
-        wanted = (math.log(max(rows, 1e-9)), math.log(max(inputs * outputs, 1e-9)) / 2)
-        table = np.log(np.array(self.flops_per_second))
-        across = np.array([np.interp(wanted[1], places[1], line) for line in table])
-        return float(np.exp(np.interp(wanted[0], places[0], across)))
+    def at(self, rows: float, inputs: float, outputs: float, working_set: float) -> float:
+        """The rate of ``rows`` vectors of ``inputs`` through a matrix of ``outputs`` times ``inputs``, one of several
+        of ``working_set`` bytes together."""
+        side = math.sqrt(max(inputs * outputs, 1e-9))
+        by_set = [
+            _between(rows, self.rows, [_between(side, self.sizes, np.log(np.array(line)).tolist()) for line in table])
+            for table in self.flops_per_second
+        ]
+        return math.exp(_between(working_set, self.working_sets, by_set))
 
 
-class KindRates(_Record):
-    """What a component takes beside its matrices."""
+class ScoreRates(_Record):
+    """Seconds for each score of fused attention, by the length and the channels of a head."""
+
+    lengths: tuple[int, ...]
+    channels: tuple[int, ...]
+    seconds: tuple[tuple[float, ...], ...]
+    """A row for each length, a column for each number of channels."""
+
+    def at(self, length: float, channels: float) -> float:
+        """Seconds for a score of a head of so many channels in a sequence of ``length``."""
+        lines = [_between(channels, self.channels, np.log(np.array(line)).tolist()) for line in self.seconds]
+        return math.exp(_between(length, self.lengths, lines))
+
+
+class LaunchRates(_Record):
+    """What operators take however small they are."""
 
     launch_seconds: float
     least_seconds: float = 0.0
-    """Of a device that works through a queue, however small its operators are."""
+    """Of a device that works through a queue."""
+
+
+class KindRates(LaunchRates):
+    """What a component takes beside its matrices and the scores of fused attention."""
+
     seconds_per_byte: float
     """Of what it keeps for the backward pass; in decoding, of its cache."""
     seconds_per_flop: float
@@ -97,7 +128,22 @@ class PhaseRates(_Record):
     """One phase in one precision."""
 
     kinds: dict[str, KindRates]
+    options: dict[str, LaunchRates] = {}
+    """What each option adds to its kind."""
     outer: OuterRates
+
+
+Scores = Literal["causal", "masked"]
+
+
+class ExpertSeconds(_Record):
+    """What one expert's matrix takes beside its arithmetic: each is a multiplication of its own."""
+
+    prompt: float = 0.0
+    """Without gradients."""
+    training: float = 0.0
+    training_one_by_one: float = 0.0
+    """Where sides that are no multiples of eight keep experts out of one grouped multiplication."""
 
 
 class PrecisionRates(_Record):
@@ -106,8 +152,9 @@ class PrecisionRates(_Record):
     forward: MatrixRates
     backward: MatrixRates
     """Of both products of the backward pass."""
-    expert_seconds: tuple[float, float] = (0.0, 0.0)
-    """What one expert takes beside its arithmetic, forward and backward: each is a multiplication of its own."""
+    scores: dict[Scores, tuple[ScoreRates, ScoreRates]] = {}
+    """Forward and backward; of the pairs that the plain causal mask leaves, or of whole squares under another mask."""
+    expert_seconds: ExpertSeconds = ExpertSeconds()
     phases: dict[Phase, PhaseRates]
 
 
@@ -204,11 +251,14 @@ def predict_time(
             code="precision_not_calibrated",
         )
     parts = {"matrices": 0.0, "elementwise": 0.0, "between tokens": 0.0, "launches": 0.0}
+    working_set = matrix_bytes(spec)
     for group in spec.layer_groups:
         for layer in group.layers:
-            for part, seconds in _layer(spec, layer, rates, phase, batch_size, length, precision):
+            for part, seconds in _layer(
+                spec, layer, rates, phase, batch_size, length, precision, working_set, calibration.is_queued
+            ):
                 parts[part] += group.repeats * seconds
-    for part, seconds in _outer(spec, rates, phase, batch_size, length):
+    for part, seconds in _outer(spec, rates, phase, batch_size, length, working_set):
         parts[part] += seconds
     if phase == "training":
         sized = size(spec)
@@ -229,30 +279,107 @@ def _layer(
     batch_size: int,
     length: int,
     precision: Precision,
+    working_set: float,
+    is_queued: bool,
 ) -> Iterator[tuple[str, float]]:
     tokens = batch_size * (1 if phase == "decode" else length)
     kept = kept_bytes(spec, layer, length, batch_size, precision) if phase != "decode" else {}
+    of_phase = rates.phases[phase]
     for stem, mixer in (("sequence", layer.sequence_mixer), ("channel", layer.channel_mixer)):
         if mixer is None:
             continue
-        yield "matrices", matrix_seconds(mixer, spec.hidden_size, tokens, rates, phase)
+        yield "matrices", matrix_seconds(mixer, spec.hidden_size, tokens, rates, phase, working_set)
         for kind, part in kinds_within(mixer):
-            own = rates.phases[phase].kinds.get(kind)
+            own = of_phase.kinds.get(kind)
             if own is None:
                 raise UnsupportedPlan.of(
                     f"{kind} was not calibrated.", path="hardware", remedy="Calibrate the machine again.",
                     code="kind_not_calibrated",
                 )  # fmt: skip
-            yield "launches", own.launch_seconds
-            yield "elementwise", own.least_seconds
+            added = [of_phase.options[name] for name in options_of(part) if name in of_phase.options]
+            yield "launches", max(0.0, sum((each.launch_seconds for each in added), own.launch_seconds))
+            yield "elementwise", max(0.0, sum((each.least_seconds for each in added), own.least_seconds))
             if phase == "decode":
                 yield "elementwise", own.seconds_per_byte * cached_bytes(part, spec.hidden_size, length, batch_size)
             elif stem == "sequence":
-                flops = between_tokens(part, spec.hidden_size, length, batch_size)
-                yield "between tokens", own.seconds_per_flop * flops
+                seconds = score_seconds(part, length, batch_size, rates, phase)
+                if seconds is None:
+                    seconds = own.seconds_per_flop * flops_between_tokens(
+                        part, spec.hidden_size, length, batch_size, is_queued
+                    )
+                yield "between tokens", seconds
         if phase != "decode":
             first = next(kind for kind, _ in kinds_within(mixer))
-            yield "elementwise", rates.phases[phase].kinds[first].seconds_per_byte * kept[stem]
+            yield "elementwise", of_phase.kinds[first].seconds_per_byte * kept[stem]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """Something that a component may have, and how one looks that has it, or has not."""
+
+    component: str
+    has: Callable[[Any], bool]
+    fields: Mapping[str, Any]
+    without: Mapping[str, Any]
+
+
+OPTIONS: dict[str, Option] = {
+    "norms of queries and keys": Option(
+        "attention", lambda part: part.query_key_norm is not None, {"query_key_norm": "head"}, {"query_key_norm": None}
+    ),
+    "gate of the output": Option(
+        "attention", lambda part: part.output_gate is not None, {"output_gate": "elementwise"}, {"output_gate": None}
+    ),
+    "rotation of some channels": Option(
+        "attention", lambda part: 0 < part.rope_share < 1, {"rope_share": 0.5}, {"rope_share": 1.0}
+    ),
+    "no rotation": Option("attention", lambda part: part.rope_share == 0, {"rope_share": 0.0}, {"rope_share": 1.0}),
+    "shared experts": Option(
+        "moe",
+        lambda part: part.shared_intermediate_size is not None,
+        {"shared_intermediate_size": 4096},
+        {"shared_intermediate_size": None, "shared_expert_gate": False},
+    ),
+    "no gate": Option("mlp", lambda part: not part.gated, {"gated": False}, {"gated": True}),
+    "biases": Option("mlp", lambda part: part.bias, {"bias": True}, {"bias": False}),
+}
+"""What changes the number of a component's operators. Each is measured alone, and they are taken to add up."""
+
+
+def options_of(part: Component) -> Iterator[str]:
+    """Those that a component has."""
+    for name, option in OPTIONS.items():
+        if option.component == part.component and option.has(part):
+            yield name
+
+
+def score_seconds(part: Component, length: int, batch_size: int, rates: PrecisionRates, phase: Phase) -> float | None:
+    """Seconds of the scores of fused attention; ``None`` where a component has none, or they were not measured."""
+    if (
+        not rates.scores
+        or not isinstance(part, Attention | LatentAttention)
+        or getattr(part, "recomputes_scores", False)
+    ):
+        return None
+    if isinstance(part, Attention):
+        channels = max(part.head_dim, part.head_dim if part.value_head_dim is None else part.value_head_dim)
+    else:
+        channels = max(part.qk_nope_head_dim + part.qk_rope_head_dim, part.v_head_dim)
+    # The kernel goes through whole squares where a mask is given, whatever that hides.
+    is_masked = getattr(part, "sees_a_part", False)
+    pairs = length * length if is_masked else length * (length + 1) / 2
+    forward, backward = rates.scores["masked" if is_masked else "causal"]
+    each = forward.at(length, channels) + (backward.at(length, channels) if phase == "training" else 0.0)
+    return batch_size * part.num_attention_heads * pairs * each
+
+
+def flops_between_tokens(part: Component, hidden_size: int, length: int, batch_size: int, is_queued: bool) -> float:
+    """FLOPs beside the matrices: all that are executed, or on a GPU, whose kernels leave out what a mask hides, those
+    that are needed."""
+    if is_queued:
+        return float(between_tokens(part, hidden_size, length, batch_size))
+    executed = sum(float(each.flops) for each in part.operations(hidden_size, length, batch_size))
+    return executed - float(matrix_flops(part, hidden_size, length * batch_size))
 
 
 def kinds_within(mixer: Component) -> Iterator[tuple[str, Component]]:
@@ -294,8 +421,15 @@ def cached_bytes(part: Component, hidden_size: int, length: int, batch_size: int
     return 4.0 * batch_size * elements
 
 
-def matrix_seconds(mixer: Component, hidden_size: int, tokens: int, rates: PrecisionRates, phase: Phase) -> float:
-    """Seconds of all matrices of a mixer for ``tokens`` tokens."""
+def matrix_bytes(spec: ArchitectureSpec) -> float:
+    """Bytes of fp32 of all that a pass reads of a model."""
+    return 4.0 * size(spec).parameters.active_without_embedding
+
+
+def matrix_seconds(
+    mixer: Component, hidden_size: int, tokens: int, rates: PrecisionRates, phase: Phase, working_set: float
+) -> float:
+    """Seconds of all matrices of a mixer for ``tokens`` tokens, in a model of ``working_set`` bytes."""
     total = 0.0
     for tensor in matrices(mixer, hidden_size):
         outputs, inputs = tensor.shape[-2:]
@@ -307,25 +441,31 @@ def matrix_seconds(mixer: Component, hidden_size: int, tokens: int, rates: Preci
             rows = max(rows, 1.0)
             # Training's grouped multiplication goes through all experts, those without tokens too; else those go that
             # have some, as many as can be expected of even choices.
+            each = rates.expert_seconds
             if phase == "training":
-                total += available * sum(rates.expert_seconds)
+                is_grouped = inputs % 8 == 0 and outputs % 8 == 0
+                total += available * (each.training if is_grouped else each.training_one_by_one)
             else:
-                total += available * (1 - (1 - chosen / available) ** tokens) * rates.expert_seconds[0]
-        total += flops / rates.forward.at(rows, inputs, outputs)
+                total += available * (1 - (1 - chosen / available) ** tokens) * each.prompt
+        total += flops / rates.forward.at(rows, inputs, outputs, working_set)
         if phase == "training":
-            total += 2 * flops / rates.backward.at(rows, inputs, outputs)
+            total += 2 * flops / rates.backward.at(rows, inputs, outputs, working_set)
     return total
 
 
+def head_seconds(spec: ArchitectureSpec, tokens: int, rates: PrecisionRates, phase: Phase, working_set: float) -> float:
+    """Seconds of the product that makes logits, with those of its backward pass in training."""
+    flops, sides = 2.0 * tokens * spec.hidden_size * spec.vocab_size, (spec.hidden_size, spec.vocab_size)
+    seconds = flops / rates.forward.at(tokens, *sides, working_set)
+    return seconds + (2 * flops / rates.backward.at(tokens, *sides, working_set) if phase == "training" else 0.0)
+
+
 def _outer(
-    spec: ArchitectureSpec, rates: PrecisionRates, phase: Phase, batch_size: int, length: int
+    spec: ArchitectureSpec, rates: PrecisionRates, phase: Phase, batch_size: int, length: int, working_set: float
 ) -> Iterator[tuple[str, float]]:
     tokens = batch_size * (1 if phase == "decode" else length)
     outer = rates.phases[phase].outer
-    flops = 2 * tokens * spec.hidden_size * spec.vocab_size
-    head = flops / rates.forward.at(tokens, spec.hidden_size, spec.vocab_size)
-    if phase == "training":
-        head += 2 * flops / rates.backward.at(tokens, spec.hidden_size, spec.vocab_size)
+    head = head_seconds(spec, tokens, rates, phase, working_set)
     yield "matrices", head
     yield "elementwise", outer.seconds_per_logit * tokens * spec.vocab_size
     yield "launches", outer.launch_seconds

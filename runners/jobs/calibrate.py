@@ -21,24 +21,26 @@ from runners.environment import default_device, describe
 from runners.events import Event, Log, Progress, Result
 from runners.jobs.base import JobContext
 from runners.jobs.verify import prediction
-from runners.training.calibration import measure, pass_seconds
+from runners.training.calibration import Held, Measured, measure
 
 
 def run(spec: ArchitectureSpec, plan: CalibratePlan, context: JobContext) -> Iterator[Event]:
     """Measure the machine, then the models of the plan; the specification is not read."""
-    calibration: Calibration | None = None
-    for said in measure(plan.precisions):
-        if isinstance(said, Calibration):
-            calibration = said
+    held = [_held(name, plan) for name in plan.models]
+    measured: Measured | None = None
+    total = 0
+    for said in measure(plan.precisions, held):
+        if isinstance(said, Measured):
+            measured = said
         else:
-            yield Progress(said.done, said.total + len(plan.models), "measurements", f"· {said.message}")
-            steps = said.total
-    assert calibration is not None
+            yield Progress(said.done, said.total, "measurements", f"· {said.message}")
+            total = said.total
+    assert measured is not None
+    calibration = measured.calibration
     store(calibration)
     rows: list[dict[str, Any]] = []
-    for done, name in enumerate(plan.models):
-        yield Progress(steps + done, steps + len(plan.models), "measurements", f"· {name}")
-        for row in _held_against(name, plan, calibration):
+    for each in held:
+        for row in _rows(each, measured, plan):
             yield Log(f"{row['quantity']}: predicted {row['predicted']:.4g} s, measured {row['measured']:.4g} s")
             rows.append(row)
     if rows:
@@ -47,7 +49,7 @@ def run(spec: ArchitectureSpec, plan: CalibratePlan, context: JobContext) -> Ite
         calibration = calibration.model_copy(update={"relative_interval": (ratios[tenth], ratios[-1 - tenth])})
         store(calibration)
         yield Log(f"median error of {len(rows)} times: {statistics.median(abs(row['error']) for row in rows):.1%}")
-    yield Progress(steps + len(plan.models), steps + len(plan.models), "measurements")
+    yield Progress(total, total, "measurements")
     yield Result(
         "calibrate", {"rows": rows, "calibration": calibration.model_dump(mode="json")}, describe(default_device())
     )
@@ -62,20 +64,24 @@ def store(calibration: Calibration) -> None:
     temporary.replace(path)
 
 
-def _held_against(name: str, plan: CalibratePlan, calibration: Calibration) -> Iterator[dict[str, Any]]:
-    """Each phase of a small model of a known design, predicted and measured."""
+def _held(name: str, plan: CalibratePlan) -> Held:
     # One position more than a prompt has, for the token after it.
     small = scale_down(preset(name).spec, plan.parameter_budget, sequence_length=plan.sequence_length + 1).spec
+    return Held(name, small, plan.batch_size, plan.sequence_length)
+
+
+def _rows(held: Held, measured: Measured, plan: CalibratePlan) -> Iterator[dict[str, Any]]:
+    """Each phase of a small model of a known design, predicted and measured."""
     for precision in plan.precisions:
         for phase in PHASES:
             try:
                 predicted = predict_time(
-                    small, calibration, phase, batch_size=plan.batch_size, length=plan.sequence_length,
+                    held.spec, measured.calibration, phase, batch_size=held.batch_size, length=held.length,
                     precision=precision,
                 )  # fmt: skip
             except PlannerError:
                 continue
-            measured = pass_seconds(small, phase, plan.batch_size, plan.sequence_length, precision)
-            how = f"{name} with {plan.parameter_budget:,} parameters, {precision}, median of repetitions"
-            row = prediction(PHASE_LABELS[phase], predicted.seconds, measured, "seconds", how, "modelled")
-            yield {**row, "label": name, "profile": predicted.profile, "spec": small.to_dict()}
+            seconds = measured.passes[held.label, precision, phase]
+            how = f"{held.label} with {plan.parameter_budget:,} parameters, {precision}, median of repetitions"
+            row = prediction(PHASE_LABELS[phase], predicted.seconds, seconds, "seconds", how, "modelled")
+            yield {**row, "label": held.label, "profile": predicted.profile, "spec": held.spec.to_dict()}

@@ -199,7 +199,7 @@ def test_speed_here_is_the_calibrations() -> None:
     # One rate for every matrix, and nothing else takes time: 1e9 FLOPs a second. A token of a plain decoder passes
     # each weight of the matrices once, two FLOPs each.
     matrices = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128) + 64 * 1000
-    rates = MatrixRates(rows=(1, 1000), sizes=(1, 10_000), flops_per_second=((1e9, 1e9), (1e9, 1e9)))
+    rates = MatrixRates(rows=(1,), sizes=(1,), working_sets=(1,), flops_per_second=(((1e9,),),))
     free = KindRates(launch_seconds=0, seconds_per_byte=0, seconds_per_flop=0)
     phase = PhaseRates(
         kinds={"attention": free, "mlp": free}, outer=OuterRates(launch_seconds=0, seconds_per_logit=0)

@@ -10,16 +10,21 @@ import pytest
 from planner import ServingPlan, TrainingPlan, UnsupportedPlan, estimate_inference, estimate_training, load
 from planner.calibration import (
     Calibration,
+    ExpertSeconds,
     KindRates,
+    LaunchRates,
     MatrixRates,
     OuterRates,
     Phase,
     PhaseRates,
     PrecisionRates,
+    ScoreRates,
+    Scores,
     calibration_path,
     predict_time,
     stored_calibration,
 )
+from planner.spec import ArchitectureSpec
 
 RATE = 1e9
 KIND = KindRates(launch_seconds=1e-3, seconds_per_byte=1e-9, seconds_per_flop=2e-9)
@@ -27,7 +32,7 @@ OUTER = OuterRates(launch_seconds=5e-3, seconds_per_logit=1e-8)
 
 
 def flat(rate: float) -> MatrixRates:
-    return MatrixRates(rows=(1, 1024), sizes=(32, 2048), flops_per_second=((rate, rate), (rate, rate)))
+    return MatrixRates(rows=(1,), sizes=(32,), working_sets=(1,), flops_per_second=(((rate,),),))
 
 
 def rates(rate: float, **kinds: KindRates) -> PrecisionRates:
@@ -47,14 +52,70 @@ def calibration(**kinds: KindRates) -> Calibration:
 
 
 def test_rates_are_interpolated_between_rows_and_sizes_in_their_logarithms() -> None:
-    table = MatrixRates(rows=(1, 100), sizes=(10, 1000), flops_per_second=((1.0, 100.0), (10_000.0, 1_000_000.0)))
-    assert table.at(1, 10, 10) == pytest.approx(1)
-    assert table.at(100, 1000, 1000) == pytest.approx(1_000_000)
+    warm = ((1.0, 100.0), (10_000.0, 1_000_000.0))
+    cold = tuple(tuple(rate / 100 for rate in line) for line in warm)
+    table = MatrixRates(rows=(1, 100), sizes=(10, 1000), working_sets=(1000, 100_000), flops_per_second=(warm, cold))
+    assert table.at(1, 10, 10, 1000) == pytest.approx(1)
+    assert table.at(100, 1000, 1000, 1000) == pytest.approx(1_000_000)
     # Half way in both logarithms: ten rows, and a matrix of 10 by 1,000, which is 100 squared.
-    assert table.at(10, 10, 1000) == pytest.approx(1000)
+    assert table.at(10, 10, 1000, 1000) == pytest.approx(1000)
     # Beyond the table the nearest edge holds.
-    assert table.at(1e6, 1e6, 1e6) == pytest.approx(1_000_000)
-    assert table.at(0.1, 1, 1) == pytest.approx(1)
+    assert table.at(1e6, 1e6, 1e6, 1) == pytest.approx(1_000_000)
+    assert table.at(0.1, 1, 1, 1) == pytest.approx(1)
+    # Of ten times the bytes a tenth, as a hundred times have a hundredth.
+    assert table.at(1, 10, 10, 10_000) == pytest.approx(0.1)
+    assert table.at(1, 10, 10, 1e9) == pytest.approx(0.01)
+
+
+def test_scores_take_their_seconds_by_length_and_channels() -> None:
+    # A score of 8 channels takes 1 ns at 16 tokens and 4 ns at 256; of 32 channels twice that.
+    table = ScoreRates(lengths=(16, 256), channels=(8, 32), seconds=((1e-9, 2e-9), (4e-9, 8e-9)))
+    assert table.at(16, 8) == pytest.approx(1e-9)
+    assert table.at(64, 16) == pytest.approx(2 * 2**0.5 * 1e-9)
+    assert table.at(1, 1) == pytest.approx(1e-9)
+    assert table.at(1e6, 1e6) == pytest.approx(8e-9)
+
+
+def test_fused_scores_are_half_of_a_square_or_a_whole_one_under_a_mask() -> None:
+    each = [ScoreRates(lengths=(1,), channels=(1,), seconds=((seconds,),)) for seconds in (1e-9, 2e-9, 5e-9, 7e-9)]
+    scores: dict[Scores, tuple[ScoreRates, ScoreRates]] = {"causal": (each[0], each[1]), "masked": (each[2], each[3])}
+    masked = {"attention, masked": KIND}
+
+    def between(name: str, phase: Phase) -> float:
+        known = calibration(**masked)
+        precision = known.precisions["fp32"].model_copy(update={"scores": scores})
+        known = known.model_copy(update={"precisions": {"fp32": precision}})
+        return predict_time(load(name), known, phase, batch_size=2, length=64).parts["between tokens"]
+
+    # Two sequences and 32 heads in 32 layers.
+    assert between("llama-2-7b", "prefill") == pytest.approx(1e-9 * 2 * 32 * 32 * 64 * 65 / 2)
+    assert between("llama-2-7b", "training") == pytest.approx(3e-9 * 2 * 32 * 32 * 64 * 65 / 2)
+    # A window, whatever it hides.
+    assert between("mistral-7b", "prefill") == pytest.approx(5e-9 * 2 * 32 * 32 * 64 * 64)
+    assert between("mistral-7b", "training") == pytest.approx(12e-9 * 2 * 32 * 32 * 64 * 64)
+
+
+def test_an_option_changes_the_launches_of_its_kind() -> None:
+    added = {
+        "norms of queries and keys": LaunchRates(launch_seconds=4e-4),
+        "no rotation": LaunchRates(launch_seconds=-2e-4),
+        "no gate": LaunchRates(launch_seconds=-5.0),
+    }
+
+    def launches(name: str) -> float:
+        known = calibration()
+        phases = {
+            phase: each.model_copy(update={"options": added}) for phase, each in known.precisions["fp32"].phases.items()
+        }
+        precision = known.precisions["fp32"].model_copy(update={"phases": phases})
+        known = known.model_copy(update={"precisions": {"fp32": precision}})
+        return predict_time(load(name), known, "decode", batch_size=1, length=64).parts["launches"]
+
+    assert launches("llama-2-7b") == pytest.approx(64 * 1e-3 + 5e-3)
+    # 36 layers, whose queries and keys have norms.
+    assert launches("qwen3-8b") == pytest.approx(36 * (2e-3 + 4e-4) + 5e-3)
+    # Twelve layers without rotation; their MLPs have no gate, and nothing takes less than no time.
+    assert launches("gpt2") == pytest.approx(12 * (1e-3 - 2e-4) + 5e-3)
 
 
 def test_a_prompt_takes_what_a_hand_calculation_says() -> None:
@@ -65,8 +126,12 @@ def test_a_prompt_takes_what_a_hand_calculation_says() -> None:
     assert found.parts["matrices"] == pytest.approx(2 * 64 * weights / RATE)
     # Two mixers in 32 layers, and what is outside.
     assert found.parts["launches"] == pytest.approx(64 * 1e-3 + 5e-3)
-    # 64·65/2 pairs of 32 heads of 128 channels, twice two FLOPs.
-    assert found.parts["between tokens"] == pytest.approx(2e-9 * 32 * 4 * 32 * 128 * 64 * 65 / 2)
+    # The square of 64 of 32 heads of 128 channels, twice two FLOPs, since nothing is known of fused scores; and with a
+    # queue what is before each.
+    assert found.parts["between tokens"] == pytest.approx(2e-9 * 32 * 4 * 32 * 128 * 64 * 64)
+    queued = calibration().model_copy(update={"is_queued": True})
+    found_there = predict_time(spec, queued, "prefill", batch_size=1, length=64)
+    assert found_there.parts["between tokens"] == pytest.approx(2e-9 * 32 * 4 * 32 * 128 * 64 * 65 / 2)
     assert sum(found.parts.values()) == pytest.approx(found.seconds)
     assert "two cores" in found.profile
 
@@ -121,10 +186,11 @@ def test_experts_that_no_token_chooses_cost_nothing_but_in_training() -> None:
     # 32 layers of two matrices, each stacked by expert: one widens, with its gate, and one narrows.
     stacked = 2
     without = calibration()
-    rates_of_experts = without.precisions["fp32"].model_copy(update={"expert_seconds": (1e-3, 2e-3)})
+    seconds = ExpertSeconds(prompt=1e-3, training=3e-3, training_one_by_one=5e-3)
+    rates_of_experts = without.precisions["fp32"].model_copy(update={"expert_seconds": seconds})
     each = without.model_copy(update={"precisions": {"fp32": rates_of_experts}})
 
-    def added(phase: Phase, batch_size: int) -> float:
+    def added(phase: Phase, batch_size: int, spec: ArchitectureSpec = spec) -> float:
         found, before = (predict_time(spec, one, phase, batch_size=batch_size, length=64) for one in (each, without))
         return found.seconds - before.seconds
 
@@ -132,6 +198,8 @@ def test_experts_that_no_token_chooses_cost_nothing_but_in_training() -> None:
     assert added("decode", 1) == pytest.approx(32 * stacked * 2 * 1e-3)
     assert added("decode", 2) == pytest.approx(32 * stacked * 3.5 * 1e-3)
     assert added("training", 1) == pytest.approx(32 * stacked * 8 * 3e-3)
+    # Sides that are no multiples of eight go one by one.
+    assert added("training", 1, spec.model_copy(update={"hidden_size": 4100})) == pytest.approx(32 * stacked * 8 * 5e-3)
 
 
 def test_what_all_attention_layers_share_counts_once_where_there_is_one() -> None:
