@@ -45,6 +45,7 @@ def down_to(term: dict[str, Any], depth: int) -> list[dict[str, Any]]:
     return [term, *below]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_page_and_data_show_the_same_tree(
     quantity: str, seen: dict[str, str], capsys: pytest.CaptureFixture[str]

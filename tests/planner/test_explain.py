@@ -51,6 +51,7 @@ def assert_sound(term: Term) -> None:
             assert sum(child.value for child in part.children) == pytest.approx(part.value, rel=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantity", EXPLAINED)
 @settings(max_examples=5, deadline=None)
 @given(spec=specs(most_layers=2))

@@ -70,6 +70,7 @@ def assert_readings_agree(formula: Formula, spec: ArchitectureSpec, length: int,
     assert read_as_symbols(formula, spec, length, batch) == number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantity", QUANTITIES)
 @settings(max_examples=12, deadline=None)
 @given(spec=specs(), length=st.integers(1, 300), batch=st.integers(1, 5))

@@ -276,6 +276,7 @@ PLANS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(name=st.sampled_from(preset_ids()), data=PLANS)
 def test_a_thousand_plans_are_estimated_or_refused_with_a_remedy(name: str, data: dict[str, Any]) -> None:
@@ -333,6 +334,7 @@ def test_layers_on_the_host_have_a_roof_of_their_own() -> None:
     assert all(0 < each.flops_per_second <= each.roof_flops_per_second * 1.000001 for each in points)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, plan",
     [

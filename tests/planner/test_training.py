@@ -259,6 +259,7 @@ SMALL |= {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
 @pytest.mark.parametrize("vocabulary", [1000, 8000])
 def test_a_tied_matrix_has_two_gradients_and_their_sum(vocabulary: int, precision: Any) -> None:
@@ -274,6 +275,7 @@ def test_a_tied_matrix_has_two_gradients_and_their_sum(vocabulary: int, precisio
     assert memory.total_bytes - memory.overhead_bytes == pytest.approx(measured, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
 @pytest.mark.parametrize(
     "name, length",
@@ -290,6 +292,7 @@ def test_the_total_less_the_overhead_is_the_measured_peak(name: str, length: int
     assert memory.total_bytes - memory.overhead_bytes == pytest.approx(measured, rel=0.025)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocabulary", [50, 1000])
 @pytest.mark.parametrize("length", [8, 64])
 def test_autocast_keeps_cast_weights_until_the_forward_pass_ends(vocabulary: int, length: int) -> None:

@@ -182,6 +182,7 @@ def test_every_kind_of_component_is_written_out() -> None:
     assert kinds == {*kinds_of(SequenceMixer), *kinds_of(ChannelMixer)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_file_starts_from_the_same_weights_in_the_same_types(name: str) -> None:
     module = imported(written(name))
@@ -193,6 +194,7 @@ def test_a_file_starts_from_the_same_weights_in_the_same_types(name: str) -> Non
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_file_alone_gives_the_same_logits(name: str, alone: dict[str, Any]) -> None:
     found = alone["found"][name.replace("-", "_").replace(".", "_")]
@@ -204,6 +206,7 @@ def test_a_file_needs_pytorch_alone(alone: dict[str, Any]) -> None:
     assert not {"planner", "runners", "pydantic", "db", "pages"} & set(alone["modules"])
 
 
+@pytest.mark.slow
 @given(specs())
 @settings(max_examples=4, derandomize=True, deadline=None, phases=[Phase.generate])  # nothing traces the exporter
 def test_drawn_models_give_the_same_logits_and_gradients(spec: ArchitectureSpec) -> None:

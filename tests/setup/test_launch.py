@@ -172,6 +172,7 @@ sys.exit(launch.main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_the_launcher_ends_everything(number: signal.Signals, tmp_path: pathlib.Path, port: int) -> None:
     pids_file = tmp_path / "pids"

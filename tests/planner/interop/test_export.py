@@ -40,6 +40,7 @@ def test_the_best_known_family_is_taken(spec: ArchitectureSpec, family: str) -> 
     assert from_huggingface(config).content_hash() == spec.content_hash()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(ADAPTERS))
 def test_every_family_is_written_and_read_back_by_itself_and_by_transformers(family: str) -> None:
     spec = from_huggingface(small_config(family))
@@ -54,6 +55,7 @@ def test_every_family_is_written_and_read_back_by_itself_and_by_transformers(fam
 IMPORTED = [name for name in preset_ids() if "config:" in (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMPORTED)
 def test_a_known_model_is_written(name: str) -> None:
     spec = load(name)

@@ -60,6 +60,7 @@ def judge_all(family: str, pairs: int, seed: int = 0) -> tuple[int, list[tuple[d
     return exact, refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(ADAPTERS))
 def test_every_variation_is_exact_tensor_by_tensor_or_refused(family: str) -> None:
     """Of the single changes of which transformers makes a working model (see :func:`works`), the floor is sized.
@@ -133,6 +134,7 @@ def test_an_unknown_field_is_refused_by_name(family: str) -> None:
     assert refused.value.fields == ("number_of_secret_layers", "extra_width")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(ADAPTERS))
 @given(data=st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -28,6 +28,7 @@ def whole(outer: str, text: dict[str, Any] | None = None, **beside: Any) -> dict
     return {"model_type": outer, **DIVIDED_WIDTHS.get(outer, {}), "text_config": {**inner, **(text or {})}, **beside}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", [name for name in KNOWN if name not in NEEDS_TIMM])
 def test_head_and_layers_are_those_of_transformers_whoever_says_that_they_are_tied(outer: str) -> None:
     """The field inside, outside, in both places or nowhere."""

@@ -19,6 +19,7 @@ PLANS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "fields"), PLANS)
 def test_terms_sum_to_the_step_and_their_formulas_give_them(model: str, fields: dict[str, Any]) -> None:
     spec, plan = load(model), TrainingPlan(hardware="h100", sequence_length=8192, **fields)

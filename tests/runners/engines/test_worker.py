@@ -103,6 +103,7 @@ def test_a_wrong_plan_fails_with_the_field(store: Store, enqueue: Callable[..., 
     assert "stepz" in (store.jobs.get(job.id).error or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ignore_sigterm", [False, True])
 @pytest.mark.parametrize("own_session", [False, True])
 def test_cancelling_ends_the_whole_process_tree(
@@ -132,6 +133,7 @@ def test_a_queued_job_is_cancelled_at_once(store: Store, enqueue: Callable[..., 
     assert store.jobs.request_cancel(job.id).state is JobState.CANCELLED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_session", [False, True])
 def test_after_kill_9_of_the_worker_the_job_goes_on_from_its_checkpoint(
     store: Store, enqueue: Callable[..., Job], own_session: bool

@@ -34,6 +34,7 @@ def quick(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pa
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_calibration_is_stored_and_held_against_models(quick: pathlib.Path) -> None:
     spec = preset("llama-2-7b").spec
     plan = CalibratePlan(

@@ -168,6 +168,7 @@ def outcome(spec: ArchitectureSpec) -> tuple[float, bool]:
     return before.item() - after.item(), same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variety", VARIETIES)
 def test_every_variety_is_drawn_and_learns_and_generates_alike_with_and_without_a_cache(variety: str) -> None:
     lowered, same = outcome(having(variety))

@@ -107,6 +107,7 @@ def test_harsh_decays_stay_finite_in_single_precision() -> None:
     torch.testing.assert_close(y.double(), wide, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
 @pytest.mark.parametrize("chunk_size", [16, 64])
 def test_training_memory_is_the_measured_peak(precision: Any, chunk_size: int) -> None:

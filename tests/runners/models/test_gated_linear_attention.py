@@ -121,6 +121,7 @@ def test_the_layer_and_its_gradients_are_those_of_the_papers_words(kernels: Any)
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
 @pytest.mark.parametrize(
     "change, length",

@@ -441,6 +441,7 @@ def test_the_scores_of_latent_attention_are_scaled_with_the_rotation(family: str
     compare(transformers.AutoModelForCausalLM.from_config(config).eval(), config.to_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "outer, text", [("llava", "llama"), ("gemma3", "gemma3_text"), ("qwen2_5_vl", "qwen2_5_vl_text")]
 )

@@ -68,6 +68,7 @@ UNSAID = frozenset({"falcon_h1"})
 """The family whose model here has multipliers that no search finds: its weights go with transformers' configuration."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ALONE)
 def test_a_folder_that_was_written_is_loaded_by_transformers(model_type: str, tmp_path: Path) -> None:
     theirs = transformers_model(model_type, initializer_range=0.1)
@@ -170,6 +171,7 @@ def test_numbers_that_need_a_scale_are_no_weights(dtype: torch.dtype, tmp_path: 
         load_huggingface(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "outer, text, prefix",
     [("llava", "llama", "language_model.model."), ("gemma3", "gemma3_text", "language_model.model."),

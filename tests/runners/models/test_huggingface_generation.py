@@ -26,6 +26,7 @@ GENERATING: dict[str, dict[str, Any]] = {
 """Fields without which transformers' own generation with a cache is not what it is without one."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", CONFIGS)
 @torch.no_grad()
 def test_greedy_generation_is_that_of_transformers(model_type: str) -> None:

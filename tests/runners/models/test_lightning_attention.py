@@ -101,6 +101,7 @@ def test_the_stream_and_the_output_are_multiplied_where_they_are_added() -> None
     torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
 @pytest.mark.parametrize("chunk_size", [16, 64, 128])
 def test_training_memory_is_the_measured_peak(precision: Any, chunk_size: int) -> None:
@@ -110,6 +111,7 @@ def test_training_memory_is_the_measured_peak(precision: Any, chunk_size: int) -
     assert memory.total_bytes - memory.overhead_bytes == pytest.approx(measured_peak_bytes(spec, plan), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
 @pytest.mark.parametrize(
     "fields, length",

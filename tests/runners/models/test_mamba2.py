@@ -56,6 +56,7 @@ def test_the_planner_knows_the_tiles() -> None:
     assert mamba2.GATE_TILE == gated_norm.TILE_ELEMENTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16_autocast"])
 @pytest.mark.parametrize(
     "fields, length",

@@ -135,6 +135,7 @@ def sequence_probabilities(
     return dict(zip(texts, chosen.prod(1).tolist(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixers", [(ATTENTION,), (STATE,)])
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.8, top_k=3, top_p=0.95)])
 def test_texts_come_as_often_as_from_the_target_alone(mixers: tuple[dict[str, Any], ...], sampling: Sampling) -> None:

@@ -149,6 +149,7 @@ def measured_stage_peak_bytes(
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reshard", [True, False], ids=["resharded", "whole"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_sharded_stage_of_a_pipeline_keeps_weights_and_gradients_whole(rank: int, reshard: bool) -> None:
