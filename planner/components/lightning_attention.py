@@ -72,12 +72,17 @@ class LightningAttention(Component):
         yield Tensor("norm.weight", (self.width,), self.component, split="columns")
         yield from linear("o_proj", self.component, hidden_size, self.width, split="rows")
 
+    def _chunk(self, sequence_length: Quantity) -> Quantity:
+        """A sequence that is shorter than a chunk is one of its own length."""
+        return smallest(self.chunk_size, sequence_length)
+
     def operations(self, hidden_size: Quantity, sequence_length: Quantity, batch_size: Quantity) -> Iterator[Operation]:
         tokens = batch_size * sequence_length
         for name in ("query projection", "key projection", "value projection", "gate projection"):
             yield projection(name, self.component, tokens, hidden_size, self.width)
         # Padded to whole chunks, which the matrix multiplications pay for.
-        chunk, chunks = self.chunk_size, ceiling_divide(sequence_length, self.chunk_size)
+        chunk = self._chunk(sequence_length)
+        chunks = ceiling_divide(sequence_length, chunk)
         padded = batch_size * chunks * chunk
         for name in ("scores in the chunk", "weighted values"):
             flops = 2 * padded * chunk * self.width
@@ -126,7 +131,7 @@ class LightningAttention(Component):
         read_before = (*read_before, "gate", "normalized output")
         yield BackwardMoment(tuple(split_by_heads(self._made_by_norm(inner))), read_before, ready=("o_proj",))
         read_before = (*read_before, "attention output", "inverse deviations")
-        padded = batch_size * rounded_up(sequence_length, self.chunk_size)
+        padded = batch_size * rounded_up(sequence_length, self._chunk(sequence_length))
         for scan in (self._made_inside(sequence_length), *self._made_between(sequence_length, batch_size)):
             of_input = SavedTensor("gradient of the input, by the gate", batch_size * sequence_length * hidden_size)
             around = self._made_around(inner, padded * self.width)
@@ -148,7 +153,7 @@ class LightningAttention(Component):
 
     def _made_inside(self, sequence_length: Quantity) -> Iterator[SavedTensor]:
         """A tile is as many chunks of one sequence as have at most ``DECAY_TILE`` pairs of positions, or one."""
-        chunk, heads = self.chunk_size, self.num_attention_heads
+        chunk, heads = self._chunk(sequence_length), self.num_attention_heads
         chunks = ceiling_divide(sequence_length, chunk)
         tile = chunk * smallest(chunks, largest(floor_divide(DECAY_TILE, chunk * chunk * heads), 1))
         yield SavedTensor("decays between positions of a chunk", chunk * chunk * heads)
@@ -157,8 +162,9 @@ class LightningAttention(Component):
 
     def _made_between(self, sequence_length: Quantity, batch_size: Quantity) -> Iterator[tuple[SavedTensor, ...]]:
         """All chunks but the last leave a state, and all but the first read one."""
-        earlier = batch_size * (ceiling_divide(sequence_length, self.chunk_size) - 1)
-        rows, states = earlier * self.chunk_size * self.width, earlier * self.width * self.head_dim
+        chunk = self._chunk(sequence_length)
+        earlier = batch_size * (ceiling_divide(sequence_length, chunk) - 1)
+        rows, states = earlier * chunk * self.width, earlier * self.width * self.head_dim
         kept = SavedTensor("states, or their gradients", states)
         yield kept, SavedTensor("keys as they decay, gradients and what is read of the states", 3 * rows)
         now = SavedTensor(

@@ -33,6 +33,7 @@ class _Chunks:
     """The arguments, padded to whole chunks, and their outputs."""
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, rates: Tensor, chunk: int) -> None:
+        chunk = min(chunk, q.shape[1])
         self.length, self.chunk, self.narrow = q.shape[1], chunk, q.dtype
         self.q, self.k, self.v = (self.chunked(part) for part in (q, k, v))
         self.between = decays_between(rates, chunk, self.narrow)

@@ -31,6 +31,7 @@ def chunked_decay(
     are computed in the type of ``rates``, products in that of ``v``, states carried in the type of ``rates``.
     """
     length, wide, narrow = v.shape[1], rates.dtype, v.dtype
+    chunk = min(chunk, length)
     missing = -length % chunk
     if missing:
         q, k, v = (F.pad(part, (0, 0, 0, 0, 0, missing)) for part in (q, k, v))
