@@ -8,7 +8,7 @@ A calibration holds, for every precision that was measured,
 * for each kind of component, in a layer with its norm and its addition: the seconds that its operators take however
   small they are (their launches), the seconds for each byte that it keeps for the backward pass (which stands for all
   that is elementwise), and the seconds for each FLOP between tokens
-* what an option of a kind (:data:`OPTIONS`) adds to its launches, or takes off
+* what an option of a kind (:data:`OPTIONS`) adds to that, or takes off
 * what stands outside the layers: the embedding, the last norm, the head and the loss; and the optimizer's step
 
 A GPU works through a queue that the host fills. There launches are the host's, all else is the device's, and a pass
@@ -23,7 +23,7 @@ from __future__ import annotations
 import datetime
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -31,7 +31,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from planner.activations import layer_activations
-from planner.components import Attention, LatentAttention
+from planner.components import Attention, LatentAttention, LightningAttention, Mamba2
 from planner.components.base import Component, SavedTensor
 from planner.errors import UnsupportedPlan
 from planner.matrices import between_tokens, matrices, matrix_flops
@@ -112,6 +112,15 @@ class KindRates(LaunchRates):
     """Of what it keeps for the backward pass; in decoding, of its cache."""
     seconds_per_flop: float
     """Between tokens."""
+    seconds_per_pair: float = 0.0
+    """Of positions whose score a head has, in chunks or in the whole sequence; of what is not fused."""
+
+
+class OptionRates(LaunchRates):
+    """What an option adds to its kind, or takes off it."""
+
+    seconds_per_byte: float = 0.0
+    """Of what a component that has it keeps."""
 
 
 class OuterRates(_Record):
@@ -119,7 +128,7 @@ class OuterRates(_Record):
 
     launch_seconds: float
     places_seconds: float = 0.0
-    """Of the angles and masks that all attention layers of a pass share."""
+    """Of the angles that all attention layers of a pass share; other angles, and masks, are taken to be as much."""
     seconds_per_logit: float
     """Beside the head's product."""
 
@@ -128,8 +137,7 @@ class PhaseRates(_Record):
     """One phase in one precision."""
 
     kinds: dict[str, KindRates]
-    options: dict[str, LaunchRates] = {}
-    """What each option adds to its kind."""
+    options: dict[str, OptionRates] = {}
     outer: OuterRates
 
 
@@ -289,6 +297,7 @@ def _layer(
         if mixer is None:
             continue
         yield "matrices", matrix_seconds(mixer, spec.hidden_size, tokens, rates, phase, working_set)
+        first = next(part for _, part in kinds_within(mixer))
         for kind, part in kinds_within(mixer):
             own = of_phase.kinds.get(kind)
             if own is None:
@@ -296,7 +305,8 @@ def _layer(
                     f"{kind} was not calibrated.", path="hardware", remedy="Calibrate the machine again.",
                     code="kind_not_calibrated",
                 )  # fmt: skip
-            added = [of_phase.options[name] for name in options_of(part) if name in of_phase.options]
+            around = options_of(layer) if part is first else ()
+            added = [of_phase.options[name] for name in (*around, *options_of(part)) if name in of_phase.options]
             yield "launches", max(0.0, sum((each.launch_seconds for each in added), own.launch_seconds))
             yield "elementwise", max(0.0, sum((each.least_seconds for each in added), own.least_seconds))
             if phase == "decode":
@@ -304,26 +314,37 @@ def _layer(
             elif stem == "sequence":
                 seconds = score_seconds(part, length, batch_size, rates, phase)
                 if seconds is None:
-                    seconds = own.seconds_per_flop * flops_between_tokens(
-                        part, spec.hidden_size, length, batch_size, is_queued
-                    )
+                    flops = flops_between_tokens(part, spec.hidden_size, length, batch_size, is_queued)
+                    pairs = pairs_of_heads(part, length, batch_size)
+                    seconds = own.seconds_per_flop * flops + own.seconds_per_pair * pairs
                 yield "between tokens", seconds
         if phase != "decode":
-            first = next(kind for kind, _ in kinds_within(mixer))
-            yield "elementwise", of_phase.kinds[first].seconds_per_byte * kept[stem]
+            kind, part = next(kinds_within(mixer))
+            per_byte = of_phase.kinds[kind].seconds_per_byte
+            per_byte += sum(
+                of_phase.options[name].seconds_per_byte for name in options_of(part) if name in of_phase.options
+            )
+            yield "elementwise", max(0.0, per_byte) * kept[stem]
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """Something that a component may have, and how one looks that has it, or has not."""
+    """Something that a component may have, or the layer around it, and how one looks that has it, or has not."""
 
     component: str
+    """Or ``layer``."""
     has: Callable[[Any], bool]
     fields: Mapping[str, Any]
     without: Mapping[str, Any]
 
 
 OPTIONS: dict[str, Option] = {
+    "norms before and behind": Option(
+        "layer",
+        lambda layer: layer.norm_placement == "sandwich",
+        {"norm_placement": "sandwich"},
+        {"norm_placement": "pre"},
+    ),
     "norms of queries and keys": Option(
         "attention", lambda part: part.query_key_norm is not None, {"query_key_norm": "head"}, {"query_key_norm": None}
     ),
@@ -341,15 +362,19 @@ OPTIONS: dict[str, Option] = {
         {"shared_intermediate_size": None, "shared_expert_gate": False},
     ),
     "no gate": Option("mlp", lambda part: not part.gated, {"gated": False}, {"gated": True}),
+    "GELU by tanh": Option(
+        "mlp", lambda part: part.activation == "gelu_tanh", {"activation": "gelu_tanh"}, {"activation": "silu"}
+    ),
     "biases": Option("mlp", lambda part: part.bias, {"bias": True}, {"bias": False}),
 }
 """What changes the number of a component's operators. Each is measured alone, and they are taken to add up."""
 
 
-def options_of(part: Component) -> Iterator[str]:
-    """Those that a component has."""
+def options_of(holder: Component | Layer) -> Iterator[str]:
+    """Those that a component has, or a layer for each of its mixers."""
+    of = "layer" if isinstance(holder, Layer) else holder.component
     for name, option in OPTIONS.items():
-        if option.component == part.component and option.has(part):
+        if option.component == of and option.has(holder):
             yield name
 
 
@@ -371,6 +396,17 @@ def score_seconds(part: Component, length: int, batch_size: int, rates: Precisio
     forward, backward = rates.scores["masked" if is_masked else "causal"]
     each = forward.at(length, channels) + (backward.at(length, channels) if phase == "training" else 0.0)
     return batch_size * part.num_attention_heads * pairs * each
+
+
+def pairs_of_heads(part: Component, length: int, batch_size: int) -> float:
+    """Scores of all heads that exist one by one; of kinds that keep none, or work on them by products alone, none."""
+    if isinstance(part, Attention) and part.recomputes_scores:
+        return float(batch_size * part.num_attention_heads * length**2)
+    if isinstance(part, Mamba2 | LightningAttention):
+        heads = part.num_heads if isinstance(part, Mamba2) else part.num_attention_heads
+        chunk = min(part.chunk_size, length)
+        return float(batch_size * math.ceil(length / chunk) * chunk**2 * heads)
+    return 0.0
 
 
 def flops_between_tokens(part: Component, hidden_size: int, length: int, batch_size: int, is_queued: bool) -> float:
@@ -469,12 +505,23 @@ def _outer(
     yield "matrices", head
     yield "elementwise", outer.seconds_per_logit * tokens * spec.vocab_size
     yield "launches", outer.launch_seconds
-    if any(
-        isinstance(part, Attention | LatentAttention)
-        for group in spec.layer_groups for layer in group.layers if layer.sequence_mixer is not None
-        for _, part in layer.sequence_mixer.parts()
-    ):  # fmt: skip
-        yield "launches", outer.places_seconds
+    yield "launches", outer.places_seconds * len(_places(spec))
+
+
+def _places(spec: ArchitectureSpec) -> set[Hashable]:
+    """The kinds of rotation, and of masks beside the causal one, that are made once a pass for all layers."""
+    found: set[Hashable] = set()
+    for group in spec.layer_groups:
+        for layer in group.layers:
+            for _, part in [] if layer.sequence_mixer is None else layer.sequence_mixer.parts():
+                if isinstance(part, LatentAttention):
+                    found.add((part.qk_rope_head_dim, part.rope_theta))
+                elif isinstance(part, Attention):
+                    if part.rotary_dim:
+                        found.add((part.rotary_dim, part.rope_theta, part.rope_scaling))
+                    if part.sees_a_part:
+                        found.add(part.pattern)
+    return found
 
 
 NOT_CALIBRATED = "This machine is not calibrated: send a job of the kind calibrate to see times."

@@ -187,12 +187,12 @@ def _kernels(plan: KernelsPlan) -> JobEstimate:
 
 
 def _calibrate(plan: CalibratePlan) -> JobEstimate:
-    seconds = START_SECONDS + len(plan.precisions) * (130.0 + 3.0 * len(plan.models))
+    seconds = START_SECONDS + len(plan.precisions) * (170.0 + 6.0 * len(plan.models))
     return JobEstimate(
         seconds,
         1_000_000,
         2**30,
-        f"two minutes for each of {len(plan.precisions)} precisions, and seconds for each of {len(plan.models)} models",
+        f"minutes for each of {len(plan.precisions)} precisions, and seconds for each of {len(plan.models)} models",
     )
 
 

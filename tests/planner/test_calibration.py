@@ -12,8 +12,8 @@ from planner.calibration import (
     Calibration,
     ExpertSeconds,
     KindRates,
-    LaunchRates,
     MatrixRates,
+    OptionRates,
     OuterRates,
     Phase,
     PhaseRates,
@@ -97,13 +97,14 @@ def test_fused_scores_are_half_of_a_square_or_a_whole_one_under_a_mask() -> None
 
 def test_an_option_changes_the_launches_of_its_kind() -> None:
     added = {
-        "norms of queries and keys": LaunchRates(launch_seconds=4e-4),
-        "no rotation": LaunchRates(launch_seconds=-2e-4),
-        "no gate": LaunchRates(launch_seconds=-5.0),
+        "norms of queries and keys": OptionRates(launch_seconds=4e-4),
+        "no rotation": OptionRates(launch_seconds=-2e-4),
+        "no gate": OptionRates(launch_seconds=-5.0),
+        "norms before and behind": OptionRates(launch_seconds=3e-4),
     }
 
     def launches(name: str) -> float:
-        known = calibration()
+        known = calibration(**{"attention, scores computed again": KIND})
         phases = {
             phase: each.model_copy(update={"options": added}) for phase, each in known.precisions["fp32"].phases.items()
         }
@@ -114,6 +115,8 @@ def test_an_option_changes_the_launches_of_its_kind() -> None:
     assert launches("llama-2-7b") == pytest.approx(64 * 1e-3 + 5e-3)
     # 36 layers, whose queries and keys have norms.
     assert launches("qwen3-8b") == pytest.approx(36 * (2e-3 + 4e-4) + 5e-3)
+    # 26 layers of two mixers, each with a norm on both sides; tanh's GELU is not among those known here.
+    assert launches("gemma-2-2b") == pytest.approx(26 * 2 * (1e-3 + 3e-4) + 5e-3)
     # Twelve layers without rotation; their MLPs have no gate, and nothing takes less than no time.
     assert launches("gpt2") == pytest.approx(12 * (1e-3 - 2e-4) + 5e-3)
 
@@ -202,20 +205,23 @@ def test_experts_that_no_token_chooses_cost_nothing_but_in_training() -> None:
     assert added("training", 1, spec.model_copy(update={"hidden_size": 4100})) == pytest.approx(32 * stacked * 8 * 5e-3)
 
 
-def test_what_all_attention_layers_share_counts_once_where_there_is_one() -> None:
+def test_angles_and_masks_that_layers_share_count_once_each() -> None:
     outer = OUTER.model_copy(update={"places_seconds": 7e-3})
-    shared, without = calibration(mamba2=KIND), calibration(mamba2=KIND)
+    kinds = {"mamba2": KIND, "attention, masked": KIND}
+    shared, without = calibration(**kinds), calibration(**kinds)
     phases = {
         phase: rates_of.model_copy(update={"outer": outer})
         for phase, rates_of in shared.precisions["fp32"].phases.items()
     }
     precision = shared.precisions["fp32"].model_copy(update={"phases": phases})
     shared = shared.model_copy(update={"precisions": {"fp32": precision}})
-    for name, added in (("llama-2-7b", 7e-3), ("mamba2-2.7b", 0.0)):
+    # One rotation; one and a window; two and a window; none; no attention at all.
+    places = {"llama-2-7b": 1, "mistral-7b": 2, "gemma-3-4b": 3, "gpt2": 0, "mamba2-2.7b": 0}
+    for name, count in places.items():
         found, before = (
             predict_time(load(name), one, "decode", batch_size=1, length=8).seconds for one in (shared, without)
         )
-        assert found - before == pytest.approx(added, abs=1e-9)
+        assert found - before == pytest.approx(count * 7e-3, abs=1e-9)
 
 
 def test_what_was_not_calibrated_is_refused() -> None:

@@ -63,7 +63,7 @@ def measure(
     every component there is."""
     watch = Stopwatch(default_device())
     known = {kind: example for kind, example in examples() if kinds is None or kind in kinds}
-    options = [name for name, option in OPTIONS.items() if option.component in known]
+    options = [name for name, option in OPTIONS.items() if option.component in {*known, "layer"}]
     each_round = 1 + len(precisions) * (1 + len(PHASES) * (len(known) + len(options) + 1 + len(models)))
     done = 0
     for number in range(1, ROUNDS + 1):
@@ -104,7 +104,7 @@ def _measured(
                 rates[kind] = kind_rates(watch, precision, phase, example, partial)
             for name in options:
                 yield f"{precision}, {phase}: {name}"
-                added[name] = option_rates(watch, precision, phase, name, known[OPTIONS[name].component], partial)
+                added[name] = option_rates(watch, precision, phase, name, known, partial)
             phases[phase] = PhaseRates(kinds=rates, options=added, outer=outer)
             for held in models:
                 yield f"{precision}, {phase}: {held.label} beside them"

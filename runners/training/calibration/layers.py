@@ -1,16 +1,16 @@
 """What components take beside their matrices, and models beside their layers.
 
-A component is timed in models of five layers and of one that are otherwise the same: the difference, over four, is a
-layer. In a very narrow one what is left is its launches; there layers of other kinds stand between those of the
-component, since a processor runs the same code five times over faster than a model's. In two wider ones, at two lengths
-of as many tokens, what its matrices, scores and launches leave is told apart into bytes and FLOPs between tokens by
-least squares without negative terms. An option of a component is what a narrow layer with it takes more than one
-without.
+A component is timed in models with five layers of it and with one: the difference, over four, is a layer. Narrow layers
+of other kinds stand between them, five of each in both models, since a processor runs the same code five times over
+faster than the changing code of a model. In a very narrow layer, what is left beside matrices and scores is its
+launches; in two wider ones, at two lengths of as many tokens, what all these leave is told apart into bytes, FLOPs
+between tokens and pairs of positions by least squares without negative terms. An option of a component is what a narrow
+layer with it takes more than one without, and a wide one beyond that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import scipy.optimize
@@ -22,6 +22,7 @@ from planner.calibration import (
     ExpertSeconds,
     KindRates,
     LaunchRates,
+    OptionRates,
     OuterRates,
     Phase,
     Precision,
@@ -34,6 +35,7 @@ from planner.calibration import (
     matrix_bytes,
     matrix_seconds,
     options_of,
+    pairs_of_heads,
     score_seconds,
 )
 from planner.components import Component
@@ -50,6 +52,8 @@ NARROW, FEW = 32, (1, 16)
 """Channels, and batch and length, of what is measured for its launches."""
 VOCABULARY, LARGE_VOCABULARY = 256, 8192
 LAYERS = 5
+PLAIN = "mlp"
+"""The kind in whose layers options of a layer are measured."""
 FEW_EXPERTS, MANY_EXPERTS, EXPERTS_CHOSEN = 8, 128, 4
 TYPICAL = ("llama-2-7b", "mixtral-8x7b", "deepseek-v2", "mamba-2.8b", "mamba2-2.7b")
 """Known models whose components stand for their kinds; of other kinds the first model that has one."""
@@ -74,15 +78,20 @@ def examples() -> Iterator[tuple[str, Example]]:
                     for option in options_of(mixer):
                         mixer = mixer.model_copy(update=OPTIONS[option].without)
                     alone = {_other(slot): None, slot: mixer, "residual": "sequential"}
+                    for option in options_of(layer):
+                        alone.update(OPTIONS[option].without)
                     yield parts[0][0], (whole, layer.model_copy(update=alone))
 
 
-def with_option(name: str, plain: Example) -> Example:
-    """The example of an option's component with that option."""
+def with_option(name: str, known: Mapping[str, Example]) -> tuple[Example, Example]:
+    """An example with an option, and the one without it."""
+    option = OPTIONS[name]
+    plain = known[PLAIN if option.component == "layer" else option.component]
     spec, layer = plain
-    slot = _slot(layer)
-    mixer = getattr(layer, slot).model_copy(update=OPTIONS[name].fields)
-    return spec, layer.model_copy(update={slot: mixer})
+    if option.component == "layer":
+        return (spec, layer.model_copy(update=option.fields)), plain
+    mixer = _mixer(plain).model_copy(update=option.fields)
+    return (spec, layer.model_copy(update={_slot(layer): mixer})), plain
 
 
 def _slot(layer: Layer) -> str:
@@ -103,15 +112,15 @@ def _model(example: Example, width: int, layers: int) -> tuple[ArchitectureSpec,
     return made, narrow
 
 
-def _among_others(example: Example, layers: int) -> ArchitectureSpec:
-    """A narrow model whose first ``layers`` of five layers of one mixer are there, each before one of attention and
+def _among_others(example: Example, width: int, layers: int) -> tuple[ArchitectureSpec, Layer]:
+    """A model whose first ``layers`` of five layers of one mixer are there, each before a narrow one of attention and
     one of an MLP; these stand five times in any case."""
-    made, narrow = _model(example, NARROW, 1)
+    made, own = _model(example, width, 1)
     common = preset(TYPICAL[0]).spec
     other = _model((common, common.layer_groups[0].layers[0]), NARROW, 1)[1]
     mixers = [other.model_copy(update={slot: None}) for slot in ("channel_mixer", "sequence_mixer")]
-    stack = [layer for index in range(LAYERS) for layer in ([narrow] if index < layers else []) + mixers]
-    return made.model_copy(update={"layer_groups": (LayerGroup(repeats=1, layers=tuple(stack)),)})
+    stack = [layer for index in range(LAYERS) for layer in ([own] if index < layers else []) + mixers]
+    return made.model_copy(update={"layer_groups": (LayerGroup(repeats=1, layers=tuple(stack)),)}), own
 
 
 def kind_rates(
@@ -122,29 +131,68 @@ def kind_rates(
     least = launches.least_seconds if is_queued(watch.device) else launches.launch_seconds
     shapes = shapes_of(watch.device)
     passes = [(1, length) for length in shapes.contexts] if phase == "decode" else list(shapes.many)
+    wide = [(example, width) for width in shapes.widths]
+    if phase != "decode" and pairs_of_heads(_mixer(example), *shapes.many[0]):
+        wide.append((_with_thin_heads(example), shapes.widths[-1]))
     terms, rest = [], []
-    for width in shapes.widths:
-        wide, thick = _model(example, width, LAYERS)
-        slot = _slot(thick)
-        mixer: Component = getattr(thick, slot)
+    for each, width in wide:
         for batch, length in passes:
-            models = [_model(example, width, layers)[0] for layers in (1, LAYERS)]
-            _, seconds = _layer_seconds(watch, precision, phase, models, batch, length)
-            seconds -= least + _matrices(wide, mixer, (batch, length), rates, phase)
-            flops = 0.0
+            rest.append(max(0.0, _beside(watch, precision, phase, each, width, batch, length, rates)[1] - least))
+            model, layer = _model(each, width, LAYERS)
+            mixer = getattr(layer, _slot(layer))
             if phase == "decode":
-                of_bytes = cached_bytes(mixer, width, length, batch)
-            else:
-                of_bytes = kept_bytes(wide, thick, length, batch, precision)[slot.removesuffix("_mixer")]
-                if slot == "sequence_mixer":
-                    scores = score_seconds(mixer, length, batch, rates, phase)
-                    seconds -= scores or 0.0
-                    if scores is None:
-                        flops = flops_between_tokens(mixer, width, length, batch, is_queued(watch.device))
-            terms.append((of_bytes, flops))
-            rest.append(max(seconds, 0.0))
-    per_byte, per_flop = _two_terms(terms, rest)
-    return KindRates(**launches.model_dump(), seconds_per_byte=per_byte, seconds_per_flop=per_flop)
+                terms.append((cached_bytes(mixer, width, length, batch), 0.0, 0.0))
+                continue
+            flops = pairs = 0.0
+            if _slot(layer) == "sequence_mixer" and score_seconds(mixer, length, batch, rates, phase) is None:
+                flops = flops_between_tokens(mixer, width, length, batch, is_queued(watch.device))
+                pairs = pairs_of_heads(mixer, length, batch)
+            terms.append((_kept(model, layer, batch, length, precision), flops, pairs))
+    per_byte, per_flop, per_pair = _shares(terms, rest)
+    return KindRates(
+        **launches.model_dump(), seconds_per_byte=per_byte, seconds_per_flop=per_flop, seconds_per_pair=per_pair
+    )
+
+
+def _mixer(example: Example) -> Component:
+    mixer: Component = getattr(example[1], _slot(example[1]))
+    return mixer
+
+
+def _with_thin_heads(example: Example) -> Example:
+    """As many channels in heads of half as many each, so that scores count twice beside their FLOPs."""
+    spec, layer = example
+    mixer = _mixer(example)
+    # The sides of a head in fields, whichever the kind has.
+    factors = {"num_heads": 2.0, "num_attention_heads": 2.0, "num_key_value_heads": 2.0, "head_dim": 0.5}
+    shape = {name: int(factor * getattr(mixer, name)) for name, factor in factors.items() if hasattr(mixer, name)}
+    thin = mixer.model_copy(update=shape)
+    return spec, layer.model_copy(update={_slot(layer): thin})
+
+
+def _beside(
+    watch: Stopwatch,
+    precision: Precision,
+    phase: Phase,
+    example: Example,
+    width: int,
+    batch: int,
+    length: int,
+    rates: PrecisionRates,
+) -> tuple[float, float]:
+    """Seconds of a layer: the host's, and the device's beside its matrices and the scores of fused attention."""
+    models = [_among_others(example, width, layers)[0] for layers in (1, LAYERS)]
+    layer = _among_others(example, width, 1)[1]
+    host, seconds = _layer_seconds(watch, precision, phase, models, batch, length)
+    mixer = getattr(layer, _slot(layer))
+    seconds -= _matrices(models[-1], mixer, (batch, length), rates, phase)
+    if phase != "decode":
+        seconds -= score_seconds(mixer, length, batch, rates, phase) or 0.0
+    return host, seconds
+
+
+def _kept(spec: ArchitectureSpec, layer: Layer, batch: int, length: int, precision: Precision) -> float:
+    return kept_bytes(spec, layer, length, batch, precision)[_slot(layer).removesuffix("_mixer")]
 
 
 def expert_seconds(watch: Stopwatch, precision: Precision, example: Example, rates: PrecisionRates) -> ExpertSeconds:
@@ -190,15 +238,27 @@ def _further_expert(
 
 
 def option_rates(
-    watch: Stopwatch, precision: Precision, phase: Phase, name: str, plain: Example, rates: PrecisionRates
-) -> LaunchRates:
-    """What an option adds to the launches of its component, or takes off them."""
-    found, without = (
-        launch_rates(watch, precision, phase, example, rates) for example in (with_option(name, plain), plain)
-    )
-    return LaunchRates(
+    watch: Stopwatch,
+    precision: Precision,
+    phase: Phase,
+    name: str,
+    known: Mapping[str, Example],
+    rates: PrecisionRates,
+) -> OptionRates:
+    """What an option adds to its component, or takes off it: in a narrow layer, and in a wide one beyond that."""
+    both = with_option(name, known)
+    found, without = (launch_rates(watch, precision, phase, example, rates) for example in both)
+    per_byte = 0.0
+    if phase != "decode":
+        width, (batch, length) = shapes_of(watch.device).widths[-1], shapes_of(watch.device).many[0]
+        wide = [_beside(watch, precision, phase, each, width, batch, length, rates)[1] for each in both]
+        narrow = [_beside(watch, precision, phase, each, NARROW, *FEW, rates)[1] for each in both]
+        kept = _kept(*_model(both[0], width, LAYERS), batch, length, precision)
+        per_byte = (wide[0] - narrow[0] - (wide[1] - narrow[1])) / kept
+    return OptionRates(
         launch_seconds=found.launch_seconds - without.launch_seconds,
         least_seconds=found.least_seconds - without.least_seconds,
+        seconds_per_byte=per_byte,
     )
 
 
@@ -207,13 +267,7 @@ def launch_rates(
 ) -> LaunchRates:
     """What the operators of a narrow layer take beside its matrices: of the host, and where it queues, of the device
     too."""
-    thin, narrow = _model(example, NARROW, LAYERS)
-    models = [_among_others(example, layers) for layers in (1, LAYERS)]
-    host, least = _layer_seconds(watch, precision, phase, models, *FEW)
-    mixer = getattr(narrow, _slot(narrow))
-    least -= _matrices(thin, mixer, FEW, rates, phase)
-    if phase != "decode":
-        least -= score_seconds(mixer, FEW[1], FEW[0], rates, phase) or 0.0
+    host, least = _beside(watch, precision, phase, example, NARROW, *FEW, rates)
     if is_queued(watch.device):
         return LaunchRates(launch_seconds=max(0.0, host), least_seconds=max(0.0, least))
     return LaunchRates(launch_seconds=max(0.0, least))
@@ -226,14 +280,14 @@ def _matrices(
     return matrix_seconds(mixer, spec.hidden_size, tokens, rates, phase, matrix_bytes(spec))
 
 
-def _two_terms(terms: list[tuple[float, float]], seconds: list[float]) -> tuple[float, float]:
-    """Seconds for each byte and each FLOP, none below zero, that add up to what is left."""
+def _shares(terms: Sequence[tuple[float, ...]], seconds: list[float]) -> list[float]:
+    """Seconds for one of each term, none below zero, that add up to what is left."""
     # Each shape counts alike, whether it takes long or not.
     weights = 1 / np.maximum(np.array(seconds), max(seconds) / 100 or 1.0)
     table = np.array(terms) * weights[:, None]
     scale = np.maximum(table.max(axis=0), 1e-30)
     found, _ = scipy.optimize.nnls(table / scale, np.array(seconds) * weights)
-    return float(found[0] / scale[0]), float(found[1] / scale[1])
+    return [float(share) for share in found / scale]
 
 
 def _layer_seconds(

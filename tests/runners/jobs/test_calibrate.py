@@ -98,19 +98,20 @@ def test_when_the_rounds_are_over_their_medians_are_told_and_nothing_runs() -> N
 
 def test_an_options_example_differs_in_the_option_alone() -> None:
     known = dict(layers.examples())
-    for name, option in OPTIONS.items():
-        plain = getattr(known[option.component][1], layers._slot(known[option.component][1]))
-        with_it = layers.with_option(name, known[option.component])[1]
-        assert name not in options_of(plain)
-        assert list(options_of(getattr(with_it, layers._slot(with_it)))) == [name]
+    for name in OPTIONS:
+        found = [
+            [*options_of(layer), *options_of(getattr(layer, layers._slot(layer)))]
+            for _, layer in layers.with_option(name, known)
+        ]
+        assert found == [[name], []]
 
 
 def test_what_is_left_is_told_apart_into_bytes_and_flops() -> None:
     # Three seconds a byte and half a second a FLOP.
     terms = [(10.0, 100.0), (10.0, 400.0)]
-    assert layers._two_terms(terms, [30 + 50, 30 + 200]) == pytest.approx((3.0, 0.5))
+    assert layers._shares(terms, [30 + 50, 30 + 200]) == pytest.approx([3.0, 0.5])
     # What would need a negative share has none.
-    per_byte, per_flop = layers._two_terms(terms, [90.0, 30.0])
+    per_byte, per_flop = layers._shares(terms, [90.0, 30.0])
     assert per_flop == 0
     # Each counts alike: ten bytes a second over as much again, so that 10 b / 90 and 10 b / 30 are as near 1 as can be.
     assert np.isclose(per_byte, (10 / 90 + 10 / 30) / ((10 / 90) ** 2 + (10 / 30) ** 2))
