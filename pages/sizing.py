@@ -401,7 +401,7 @@ def derivation(view: View, draft: Draft) -> None:
             return
         with chrome.guard():
             plan: Plan = settings.serving if quantity in SERVING_QUANTITIES else settings.training
-            terms.show(explained(spec, quantity, plan), checks.of_design(spec).get(quantity, ()))
+            terms.show(explained(spec, quantity, plan), spec, checks.of_design(spec).get(quantity, ()))
 
 
 main()

@@ -62,6 +62,16 @@ def pattern_indices(spec: ArchitectureSpec, group: int, layer: int) -> tuple[int
     return tuple(layers[layer :: len(spec.layer_groups[group].layers)])
 
 
+def layers_in_words(layers: tuple[int, ...]) -> str:
+    """How layers are called on a page: ``layer 3``, ``layers 0–31`` or ``layers 0, 3, 6, 9, …``."""
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    if layers[-1] - layers[0] + 1 == len(layers):
+        return f"layers {layers[0]}–{layers[-1]}"
+    shown = ", ".join(str(layer) for layer in layers[:4])
+    return f"layers {shown}{', …' if len(layers) > 4 else ''}"
+
+
 def change_layers(
     spec: ArchitectureSpec, indices: Collection[int], change: Callable[[Layer], Layer]
 ) -> ArchitectureSpec:

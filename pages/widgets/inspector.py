@@ -25,7 +25,7 @@ def show(draft: Draft, costs: Mapping[str, Block]) -> None:
         return
     layers = [layer for index, layer in draft.spec.iterate_layers() if index in set(draft.selected)]
     lead = layers[0]
-    where = _where(draft.selected)
+    where = edits.layers_in_words(draft.selected)
     if draft.part == "layer":
         chrome.heading("Layer" if len(draft.selected) == 1 else "Layers", where)
         _tools(draft)
@@ -40,15 +40,6 @@ def show(draft: Draft, costs: Mapping[str, Block]) -> None:
     _cost(draft, costs)
     if draft.part == "sequence_mixer" and lead.sequence_mixer is not None:
         mask_view.show(draft.spec, lead.sequence_mixer, draft.settings)
-
-
-def _where(layers: tuple[int, ...]) -> str:
-    if len(layers) == 1:
-        return f"layer {layers[0]}"
-    if layers[-1] - layers[0] + 1 == len(layers):
-        return f"layers {layers[0]}–{layers[-1]}"
-    shown = ", ".join(str(layer) for layer in layers[:4])
-    return f"layers {shown}{', …' if len(layers) > 4 else ''}"
 
 
 def _kind(mixer: Any) -> str:

@@ -16,6 +16,7 @@ import streamlit as st
 from pages.widgets import checks, chrome, figures, nearest, theme
 from pages.widgets.checks import Check
 from pages.widgets.draft import Draft
+from pages.widgets.edits import layers_in_words, pattern_indices
 from planner import ArchitectureSpec, PlannerError, hardware
 from planner.explain import PLAN_OF
 from planner.plans import Plan, ServingPlan
@@ -30,6 +31,7 @@ DEEPEST = 2
 LONGEST_FORMULA = 78
 """Characters of a formula as it is read, beyond which it would not stand on one line."""
 LONGEST_CELL = 150
+_PATH = re.compile(r"layer_groups\[(\d+)\]\.layers\[(\d+)\](.*)")
 _LONG_DECIMAL = re.compile(r"\d+\.\d{5,}(?:e[-+]?\d+)?")
 """A rate of a device or an engine inside a formula: four of its digits are read, all are on hover."""
 
@@ -71,14 +73,14 @@ def _dialog(draft: Draft, quantity: str, given: Plan | None) -> None:
             try:
                 settings = draft.settings
                 plan = given or (settings.serving if PLAN_OF[name] is ServingPlan else settings.training)
-                show(_explained(draft.spec, name, plan), measured.get(name, ()))
+                show(_explained(draft.spec, name, plan), draft.spec, measured.get(name, ()))
             except PlannerError as reason:
                 chrome.error(reason)
     device = getattr(given, "hardware", None)
     nearest.line(draft.spec, several, hardware(device).name if device else None, key="terms")
 
 
-def show(term: Any, measured: Sequence[Check] = ()) -> None:
+def show(term: Any, spec: ArchitectureSpec, measured: Sequence[Check] = ()) -> None:
     """A term from :func:`planner.explain`: its value, what was measured of it, its formula, its parts, its sources."""
     figure = _FIGURES.get(term.unit, figures.count)(term.value)
     unit = f"{figure.unit} a token" if term.unit == "FLOPs a token" else figure.unit
@@ -100,7 +102,7 @@ def show(term: Any, measured: Sequence[Check] = ()) -> None:
             st.latex(latex)
     else:
         chrome.note("The sum of the terms below, too long for one line.")
-    rows = "".join(_rows(term, term.value, 0))
+    rows = "".join(_rows(term, spec, term.value, 0))
     chrome.html(
         '<table class="pl-table pl-terms"><tr><th>Term</th><th>Formula</th><th>Value</th><th>Share</th></tr>'
         f"{rows}</table>"
@@ -127,21 +129,31 @@ def _uncertainty(term: Any) -> str:
     return f"Between {low} and {high}. {own.ground[:1].upper()}{own.ground[1:]}."
 
 
-def _rows(term: Any, total: float, depth: int) -> list[str]:
+def _rows(term: Any, spec: ArchitectureSpec, total: float, depth: int) -> list[str]:
     made = []
     for child in term.children:
         figure = _FIGURES.get(child.unit, figures.count)(child.value)
         share = figures.percent(child.value / total) if total else ""
         made.append(
             f'<tr class="depth-{depth}"><td style="padding-left:{8 + 16 * depth}px">'
-            f"{_mark(child)}{chrome.escape(child.name)}</td>"
+            f"{_mark(child)}{_name(child.name, spec)}</td>"
             f'<td class="pl-formula" title="{chrome.escape(child.substitution)}">{_formula(child)}</td>'
             f'<td class="fig" title="{chrome.escape(figure.exact)}">{chrome.escape(figure)}</td>'
             f'<td class="fig">{share}</td></tr>'
         )
         if depth < DEEPEST:
-            made += _rows(child, total, depth + 1)
+            made += _rows(child, spec, total, depth + 1)
     return made
+
+
+def _name(name: str, spec: ArchitectureSpec) -> str:
+    """A term's name; a path in the specification is said by its layers, with the path on hover."""
+    found = _PATH.fullmatch(name)
+    if found is None:
+        return chrome.escape(name)
+    group, layer, part = int(found[1]), int(found[2]), found[3].lstrip(".").replace("_", " ")
+    words = layers_in_words(pattern_indices(spec, group, layer))
+    return f'<span title="{chrome.escape(name)}">{chrome.escape(f"{part}, {words}" if part else words)}</span>'
 
 
 def _mark(term: Any) -> str:

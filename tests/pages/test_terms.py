@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.widgets import figures
+from pages.widgets import figures, terms
 from pages.widgets.terms import DEEPEST
+from planner import load
 from planner.__main__ import main
 from planner.explain import PLAN_OF, QUANTITIES
 from planner.plans import ServingPlan, TrainingPlan
@@ -58,11 +59,11 @@ def test_page_and_data_show_the_same_tree(
     assert float(whole.group(1).replace(",", "")) == pytest.approx(root["value"], abs=0.01)
     assert f'class="pl-status {root["status"]}"' in shown
     rows = re.findall(r'<tr class="depth-\d"><td[^>]*>(.*?)</td>.*?<td class="fig" title="([^"]*)">', shown, re.S)
-    terms = down_to(root, DEEPEST + 1)[1:]
-    assert len(rows) == len(terms)
+    expected = down_to(root, DEEPEST + 1)[1:]
+    assert len(rows) == len(expected)
     figure = {"bytes": figures.memory, "FLOPs": figures.flops, "FLOPs a token": figures.flops}
-    for (name, exact), term in zip(rows, terms, strict=True):
-        assert name.endswith(term["name"])
+    for (name, exact), term in zip(rows, expected, strict=True):
+        assert name.endswith(term["name"]) or f'title="{term["name"]}">' in name
         assert exact == figure.get(root["unit"], figures.count)(term["value"]).exact
         assert ("pl-status" in name) == (term["status"] != "exact")
     if root["status"] == "exact":
@@ -71,3 +72,12 @@ def test_page_and_data_show_the_same_tree(
         assert root["uncertainty"]["low"] <= root["value"] <= root["uncertainty"]["high"]
         ground = root["uncertainty"]["ground"]
         assert ground[1:] in shown
+
+
+def test_a_path_is_said_by_its_layers() -> None:
+    spec = load("jamba-v0.1")
+    # Attention stands in one layer of eight, the fifth, and there are four times eight.
+    name = terms._name("layer_groups[0].layers[4].sequence_mixer", spec)
+    assert name == '<span title="layer_groups[0].layers[4].sequence_mixer">sequence mixer, layers 4, 12, 20, 28</span>'
+    assert "layers 0–31" in terms._name("layer_groups[0].layers[0]", load("llama-2-7b"))
+    assert terms._name("lm_head", spec) == "lm_head"
