@@ -6,6 +6,9 @@ const element = (tag, className, parent) => {
   return made;
 };
 
+// A page that is drawn anew may put a new strip in the place of one that has the focus: the new one takes it over.
+let focused = false;
+
 export default function ({ data, parentElement, setTriggerValue }) {
   let root = parentElement.querySelector(".strip");
   if (!root) {
@@ -20,6 +23,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     lanes.setAttribute("aria-multiselectable", "true");
     lanes.setAttribute("aria-label", "Layers: arrow keys move, shift extends, control A selects all");
     element("div", "scale", root);
+    root.takesFocus = focused;
   }
   const lanes = root.querySelector(".lanes");
   const scale = root.querySelector(".scale");
@@ -99,19 +103,25 @@ export default function ({ data, parentElement, setTriggerValue }) {
       hint.textContent = `${which}${whole ? "" : `, ${chosen.length} of them`} selected · paint with`;
     }
   };
-  frame(data.selected);
-  if (!state.dragging && data.selected.length) {
-    state.first = data.selected[0];
-    state.last = data.selected[data.selected.length - 1];
-  }
   const span = () => {
     const low = Math.min(state.first, state.last), high = Math.max(state.first, state.last);
     return Array.from({ length: high - low + 1 }, (_, index) => low + index);
   };
   const report = () => {
+    clearTimeout(state.timer);
+    state.timer = null;
     const chosen = span();
     setTriggerValue("select", [chosen[0], chosen[chosen.length - 1]]);
   };
+  // Keys that are not reported yet outlast a page that is drawn anew.
+  if (state.timer) frame(span());
+  else {
+    frame(data.selected);
+    if (!state.dragging && data.selected.length) {
+      state.first = data.selected[0];
+      state.last = data.selected[data.selected.length - 1];
+    }
+  }
   const at = (event) => {
     const box = lanes.getBoundingClientRect();
     return Math.max(0, Math.min(count - 1, Math.floor(((event.clientX - box.left) / box.width) * count)));
@@ -159,5 +169,16 @@ export default function ({ data, parentElement, setTriggerValue }) {
     state.timer = setTimeout(report, 180); // several key presses are one selection
   };
 
-  return () => clearTimeout(state.timer);
+  lanes.onfocus = () => (focused = true);
+  lanes.onblur = (event) => {
+    if (event.relatedTarget || lanes.isConnected) focused = false;
+  };
+  if (root.takesFocus) {
+    root.takesFocus = false;
+    lanes.focus({ preventScroll: true });
+  }
+
+  return () => {
+    if (state.timer) report();
+  };
 }

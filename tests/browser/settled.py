@@ -24,3 +24,10 @@ def box_of(locator: Any, seconds: float = 20) -> dict[str, float]:
         last = box
         locator.page.wait_for_timeout(50)
     raise TimeoutError(f"{locator} does not come to rest")
+
+
+def wait_for_nearest_runs(page: Any) -> None:
+    """Until the published runs are predicted, once a server, at which the page is drawn once more."""
+    page.get_by_text("predicting the published ones").wait_for(state="detached", timeout=60_000)
+    page.get_by_text("Nearest measured runs").first.wait_for(timeout=60_000)
+    page.wait_for_timeout(300)

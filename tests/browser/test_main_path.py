@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.settled import box_of, wait_for_count
+from tests.browser.settled import box_of, wait_for_count, wait_for_nearest_runs
 
 pytestmark = [
     pytest.mark.browser,
@@ -22,6 +22,7 @@ def wait_for_studio(page: Any) -> None:
     page.wait_for_selector(".st-key-panel-strip .cell")
     page.wait_for_selector(".st-key-panel-diagram .block")
     page.wait_for_selector(".js-plotly-plot")
+    wait_for_nearest_runs(page)
 
 
 def save_as_new_design(page: Any, number: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.settled import box_of, wait_for_count
+from tests.browser.settled import box_of, wait_for_count, wait_for_nearest_runs
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser"), pytest.mark.timeout(180)]
 
@@ -18,6 +18,7 @@ def opened(page: Any, server: str, query: str = "") -> Any:
     page.wait_for_selector(".st-key-panel-strip .cell")
     page.wait_for_selector(".st-key-panel-diagram .block")
     page.wait_for_selector(".js-plotly-plot")
+    wait_for_nearest_runs(page)
     return page
 
 
@@ -91,7 +92,7 @@ def test_a_click_on_a_group_opens_it_and_a_block_inside_is_edited(page: Any, ser
     inspector(page, "layers 0–31")
     page.locator(".frame .block", has_text="Attention").click()
     page.wait_for_function(
-        "document.querySelector('.st-key-panel-inspector .pl-heading').innerText.startsWith('Attention')"
+        "document.querySelector('.st-key-panel-inspector .pl-heading')?.innerText.startsWith('Attention')"
     )
     box = page.get_by_role("textbox", name="KV heads")
     box.fill("7")

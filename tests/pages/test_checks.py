@@ -121,10 +121,9 @@ def test_the_opened_number_shows_predicted_measured_and_error_with_where_it_was_
         from pages.widgets.starting import starting_spec
         from planner import TrainingPlan, explain
 
-        found = checks.of_design(starting_spec())
-        terms.show(
-            explain(starting_spec(), "flops_forward", TrainingPlan(sequence_length=4096)), found["flops_forward"]
-        )
+        spec = starting_spec()
+        found = checks.of_design(spec)
+        terms.show(explain(spec, "flops_forward", TrainingPlan(sequence_length=4096)), spec, found["flops_forward"])
 
     app = AppTest.from_function(opened, default_timeout=60).run()
     assert not app.exception

@@ -148,7 +148,7 @@ def test_after_kill_9_of_the_worker_the_job_goes_on_from_its_checkpoint(
     finally:
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
-    wait_until(lambda: not alive(child) and not alive(grandchild), 5.0)
+    wait_until(lambda: not alive(child) and not alive(grandchild))
     assert store.jobs.get(job.id).state is JobState.RUNNING
 
     second = start_worker_process()
