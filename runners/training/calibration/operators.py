@@ -34,6 +34,8 @@ class Shapes:
     """Larger multiplications take the rate of the next smaller size."""
     working_sets: tuple[int, ...]
     """Matrices that take turns are so many bytes together, and no more than ``MOST_MATRICES``."""
+    most_results: int
+    """Bytes of products that are kept at a time for their backward passes."""
     few_rows: int
     """Up to which the working set matters; of more rows the middle one is measured."""
     widths: tuple[int, ...]
@@ -56,6 +58,7 @@ CPU = Shapes(
     sizes=(32, 64, 128, 256, 512, 1024, 2048),
     most_flops=6e9,
     working_sets=(2**24, 2**25, 2**26),
+    most_results=2**28,
     few_rows=16,
     widths=(96, 256),
     many=((4, 64), (1, 256)),
@@ -70,6 +73,7 @@ GPU = Shapes(
     sizes=(64, 128, 256, 512, 1024, 2048, 4096, 8192),
     most_flops=1.2e12,
     working_sets=(2**28,),
+    most_results=2**32,
     few_rows=0,
     widths=(512, 2048),
     many=((4, 512), (1, 2048)),
@@ -144,8 +148,9 @@ def _linear_seconds(
                 return F.linear(x, next(turns))
 
         yield product
+        most = max(2, shapes_of(device).most_results // (4 * rows * size))
         with under(precision, device):
-            made = [(F.linear(x, weight), weight) for weight in weights]
+            made = [(F.linear(x, weight), weight) for weight in weights[:most]]
         results = itertools.cycle(made)
         gradient = torch.ones_like(made[0][0])
 
