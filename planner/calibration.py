@@ -297,8 +297,9 @@ def _layer(
         if mixer is None:
             continue
         yield "matrices", matrix_seconds(mixer, spec.hidden_size, tokens, rates, phase, working_set)
-        first = next(part for _, part in kinds_within(mixer))
-        for kind, part in kinds_within(mixer):
+        parts = list(kinds_within(mixer))
+        first_kind, first = parts[0]
+        for kind, part in parts:
             own = of_phase.kinds.get(kind)
             if own is None:
                 raise UnsupportedPlan.of(
@@ -319,10 +320,9 @@ def _layer(
                     seconds = own.seconds_per_flop * flops + own.seconds_per_pair * pairs
                 yield "between tokens", seconds
         if phase != "decode":
-            kind, part = next(kinds_within(mixer))
-            per_byte = of_phase.kinds[kind].seconds_per_byte
+            per_byte = of_phase.kinds[first_kind].seconds_per_byte
             per_byte += sum(
-                of_phase.options[name].seconds_per_byte for name in options_of(part) if name in of_phase.options
+                of_phase.options[name].seconds_per_byte for name in options_of(first) if name in of_phase.options
             )
             yield "elementwise", max(0.0, per_byte) * kept[stem]
 

@@ -18,6 +18,7 @@ from runners.training.calibration import operators
 from runners.training.calibration.clocks import Stopwatch, is_queued
 from runners.training.calibration.layers import (
     Example,
+    example_of,
     examples,
     expert_seconds,
     kind_rates,
@@ -63,7 +64,7 @@ def measure(
     every component there is."""
     watch = Stopwatch(default_device())
     known = {kind: example for kind, example in examples() if kinds is None or kind in kinds}
-    options = [name for name, option in OPTIONS.items() if option.component in {*known, "layer"}]
+    options = [name for name in OPTIONS if example_of(name) in known]
     each_round = 1 + len(precisions) * (1 + len(PHASES) * (len(known) + len(options) + 1 + len(models)))
     done = 0
     for number in range(1, ROUNDS + 1):

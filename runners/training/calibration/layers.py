@@ -83,10 +83,16 @@ def examples() -> Iterator[tuple[str, Example]]:
                     yield parts[0][0], (whole, layer.model_copy(update=alone))
 
 
+def example_of(option: str) -> str:
+    """The kind in whose layers an option is measured."""
+    component = OPTIONS[option].component
+    return PLAIN if component == "layer" else component
+
+
 def with_option(name: str, known: Mapping[str, Example]) -> tuple[Example, Example]:
     """An example with an option, and the one without it."""
     option = OPTIONS[name]
-    plain = known[PLAIN if option.component == "layer" else option.component]
+    plain = known[example_of(name)]
     spec, layer = plain
     if option.component == "layer":
         return (spec, layer.model_copy(update=option.fields)), plain
